@@ -1,0 +1,147 @@
+// kittygen check: reads specs, refuses what is wrong, and shows what they cost.
+#include "command.h"
+#include "fields.h"
+#include "kitty.h"
+#include "layout.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { CONTEXT = 8192 };
+
+// What a spec costs, in bytes.
+typedef struct {
+    kt_format format;
+    double token, token_fp16;          // per token and KV head, sealed
+    double ratio;
+    long long model, model_fp16;       // one sequence of CONTEXT tokens, all layers and heads, exact tokens too
+} costs;
+
+static const char *compute_costs(costs *c, const kg_spec *spec)
+{
+    const char *why = kg_layout(spec, &c->format);
+    if (why)
+        return why;
+    const kt_format *f = &c->format;
+    c->token = kg_bytes_per_token(f);
+    c->token_fp16 = 4.0 * f->head_dim;
+    c->ratio = c->token_fp16 / c->token;
+    const int keys = kt_sealed_pages(CONTEXT, f->sink, f->key_window, f->page);
+    const int values = kt_sealed_pages(CONTEXT, f->sink, f->value_window, f->page);
+    const long long heads = (long long)spec->model.layers * spec->model.kv_heads;
+    c->model = heads * ((long long)(keys > values ? keys : values) * f->block_bytes + f->slab_bytes);
+    c->model_fp16 = heads * CONTEXT * 4 * f->head_dim;
+    return 0;
+}
+
+static void add_text(kg_text *out, const kg_spec *spec, const costs *c)
+{
+    const kt_format *f = &c->format;
+    const double mib = 1 << 20;
+    kg_text_addf(out, "%s\n", spec->name);
+    kg_text_addf(out, "  model      %d layers, %d query heads, %d KV heads, head_dim %d, %s\n", spec->model.layers, spec->model.q_heads,
+                 spec->model.kv_heads, spec->model.head_dim, spec->model.dtype == KT_BF16 ? "bf16" : "fp16");
+    kg_text_addf(out, "  keys       %d bits", f->key_bits);
+    if (f->key_boosted)
+        kg_text_addf(out, ", %d of %d channels at %d", f->key_boosted, f->head_dim, f->key_boost_bits);
+    if (f->key_bits < 16)
+        kg_text_addf(out, ", groups of %d tokens", f->key_group);
+    kg_text_addf(out, ", window %d\n  values     %d bits", f->key_window, f->value_bits);
+    if (f->value_bits < 16)
+        kg_text_addf(out, ", groups of %d channels", f->value_group);
+    kg_text_addf(out, ", window %d\n", f->value_window);
+    kg_text_addf(out, "  page       %d tokens: %d bytes per KV head (header %d, keys %d, values %d); sink %d\n", f->page, f->block_bytes,
+                 KT_HEADER_BYTES, f->value_tiles - KT_HEADER_BYTES, f->block_bytes - f->value_tiles, f->sink);
+    kg_text_addf(out, "  per token  %.4g bytes per KV head; fp16 %.0f, %.2f times that\n", c->token, c->token_fp16, c->ratio);
+    kg_text_addf(out, "  exact      %d bytes per sequence and KV head\n", f->slab_bytes);
+    kg_text_addf(out, "  memory     %.1f MiB for one sequence of %d tokens; fp16 %.1f MiB\n", (double)c->model / mib, CONTEXT,
+                 (double)c->model_fp16 / mib);
+}
+
+static void add_json(kg_text *out, const kg_spec *spec, const costs *c)
+{
+    const kt_format *f = &c->format;
+    kg_text_add(out, "{\"spec\": ");
+    kg_spec_json(out, spec);
+    kg_text_addf(out, ",\n  \"page_bytes\": %d, \"key_bytes\": %d, \"value_bytes\": %d, \"boosted_channels\": %d, \"slab_bytes\": %d,\n",
+                 f->block_bytes, f->value_tiles - KT_HEADER_BYTES, f->block_bytes - f->value_tiles, f->key_boosted, f->slab_bytes);
+    kg_text_add(out, "  \"bytes_per_token\": ");
+    kg_text_number(out, c->token);
+    kg_text_add(out, ", \"fp16_bytes_per_token\": ");
+    kg_text_number(out, c->token_fp16);
+    kg_text_addf(out, ", \"ratio\": %.4f,\n  \"context\": %d, \"memory_bytes\": %lld, \"fp16_memory_bytes\": %lld}", c->ratio, CONTEXT, c->model,
+                 c->model_fp16);
+}
+
+static int print_text(kg_text *out)
+{
+    const int failed = out->failed;
+    if (failed)
+        fprintf(stderr, "kittygen check: out of memory\n");
+    else if (out->data)
+        fputs(out->data, stdout);
+    kg_text_free(out);
+    return failed ? KG_MACHINE : KG_OK;
+}
+
+int kg_command_check(int argc, char **argv)
+{
+    int json = 0, fields = 0, code;
+    kg_spec_options options = {0};
+    const kg_option list[] = {
+        {"--dtype", "fp16|bf16", "element type, instead of the model's", 0, &options.dtype},
+        {"--fields", 0, "print what a spec may say, and stop", &fields, 0},
+        {"--json", 0, "print JSON", &json, 0},
+        {0},
+    };
+    const kg_usage usage = {
+        "kittygen check SPEC... [options]",
+        "Checks specs and shows their page format and memory. A SPEC is a .lua file, MODEL/VARIANT,\n"
+        "MODEL/VARIANT,VARIANT or MODEL of the shipped ones.\n",
+        list, 0, -1};
+    const int count = kg_options(&usage, argc, argv, &code);
+    if (count < 0)
+        return code;
+    kg_text out = {0};
+    if (fields) {
+        kg_field_reference(&out, json);
+        return print_text(&out);
+    }
+    if (!count) {
+        fprintf(stderr, "kittygen check: too few arguments\nusage: %s\n", usage.usage);
+        return KG_USER;
+    }
+    code = KG_OK;
+    const char *separator = json ? "[" : "";
+    for (int i = 1; i <= count; i++) {
+        char error[KG_ERROR];
+        kg_spec *specs;
+        int found;
+        const int failed = kg_spec_load(argv[i], &options, &specs, &found, error, sizeof error);
+        if (failed) {
+            fprintf(stderr, "%s\n", error);
+            code = code > failed ? code : failed;
+            continue;
+        }
+        for (int s = 0; s < found; s++) {
+            costs c;
+            const char *why = compute_costs(&c, &specs[s]);
+            if (why) {
+                fprintf(stderr, "%s: %s: %s\n", argv[i], specs[s].name, why);
+                code = code > KG_USER ? code : KG_USER;
+                continue;
+            }
+            kg_text_add(&out, separator);
+            if (json)
+                add_json(&out, &specs[s], &c);
+            else
+                add_text(&out, &specs[s], &c);
+            separator = json ? ",\n " : "\n";
+        }
+        free(specs);
+    }
+    if (json)
+        kg_text_add(&out, out.size ? "]\n" : "[]\n");
+    const int printed = print_text(&out);
+    return printed ? printed : code;
+}

@@ -1,0 +1,358 @@
+#include "fields.h"
+
+#include "kitty.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define AT(member) offsetof(kg_spec, member)
+
+const kg_field kg_fields[] = {
+    {.path = "name", .kind = KG_FIELD_NAME, .offset = AT(name), .fallback = "",
+     .comment = "names the package; default: MODEL.VARIANT"},
+    {.path = "variant", .kind = KG_FIELD_NAME, .offset = AT(variant), .fallback = "custom",
+     .comment = "names the way of quantising"},
+    {.path = "page", .kind = KG_FIELD_INTEGER, .offset = AT(page), .choices = {64, 128, 256}, .fallback = "128",
+     .comment = "tokens of a page"},
+    {.path = "sink", .kind = KG_FIELD_INTEGER, .offset = AT(sink), .low = 0, .high = 1024, .step = 32, .fallback = "32",
+     .comment = "first tokens of a sequence, kept exact"},
+    {.path = "model.name", .kind = KG_FIELD_NAME, .offset = AT(model.name), .comment = "names the model"},
+    {.path = "model.layers", .kind = KG_FIELD_INTEGER, .offset = AT(model.layers), .low = 1, .high = 1024, .step = 1,
+     .comment = "layers with a KV cache"},
+    {.path = "model.q_heads", .kind = KG_FIELD_INTEGER, .offset = AT(model.q_heads), .low = 1, .high = 16384, .step = 1,
+     .comment = "query heads; a multiple of kv_heads, 1 to 16 times it"},
+    {.path = "model.kv_heads", .kind = KG_FIELD_INTEGER, .offset = AT(model.kv_heads), .low = 1, .high = 1024, .step = 1,
+     .comment = "KV heads"},
+    {.path = "model.head_dim", .kind = KG_FIELD_INTEGER, .offset = AT(model.head_dim), .choices = {64, 96, 128, 192, 256},
+     .comment = "channels of a head"},
+    {.path = "model.dtype", .kind = KG_FIELD_WORD, .offset = AT(model.dtype), .words = {"fp16", "bf16"},
+     .comment = "element type of q, k, v and the output"},
+    {.path = "model.scale", .kind = KG_FIELD_NUMBER, .offset = AT(model.scale), .low = 0, .high = 16, .fallback = "0",
+     .comment = "softmax scale; 0: 1 / sqrt(head_dim)"},
+    {.path = "key.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.bits), .choices = {2, 4, 8, 16}, .fallback = "2",
+     .comment = "bits of a key channel; 16: exact"},
+    {.path = "key.group", .kind = KG_FIELD_GROUP, .offset = AT(key.group), .choices = {32, 64, 128, 256}, .words = {"page"},
+     .fallback = "page", .comment = "tokens that share a key channel's scale and zero; divides page; not with 16 bits"},
+    {.path = "key.window", .kind = KG_FIELD_INTEGER, .offset = AT(key.window), .low = 0, .high = 4096, .step = 32, .fallback = "0",
+     .comment = "newest tokens whose keys stay exact, on top of the unfinished page; at most value.window"},
+    {.path = "key.boost.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.boost_bits), .choices = {4, 8}, .fallback = "4",
+     .comment = "bits of a boosted channel; more than key.bits"},
+    {.path = "key.boost.fraction", .kind = KG_FIELD_NUMBER, .offset = AT(key.boost_fraction), .low = 0, .high = 1,
+     .comment = "boosted share of a head's channels, rounded down to whole channels"},
+    {.path = "key.boost.score", .kind = KG_FIELD_WORD, .offset = AT(key.score),
+     .words = {"magnitude", "variance", "range", "random"}, .fallback = "magnitude",
+     .comment = "how the boosted channels of a page are chosen"},
+    {.path = "key.boost.seed", .kind = KG_FIELD_INTEGER, .offset = AT(key.seed), .low = 0, .high = 2147483647, .step = 1, .fallback = "0",
+     .comment = "seed of the random score"},
+    {.path = "value.bits", .kind = KG_FIELD_INTEGER, .offset = AT(value.bits), .choices = {2, 4, 8, 16}, .fallback = "2",
+     .comment = "bits of a value element; 16: exact"},
+    {.path = "value.group", .kind = KG_FIELD_GROUP, .offset = AT(value.group), .choices = {32, 64, 128}, .words = {"head"},
+     .fallback = "head", .comment = "channels that share a token's scale and zero; divides head_dim; not with 16 bits"},
+    {.path = "value.window", .kind = KG_FIELD_INTEGER, .offset = AT(value.window), .low = 0, .high = 4096, .step = 32,
+     .fallback = "128", .comment = "newest tokens whose values stay exact, on top of the unfinished page"},
+};
+const int kg_field_count = sizeof kg_fields / sizeof *kg_fields;
+
+// ---- paths -----------------------------------------------------------------------------------------------------------
+
+const kg_field *kg_field_find(const char *path)
+{
+    for (int i = 0; i < kg_field_count; i++)
+        if (!strcmp(kg_fields[i].path, path))
+            return &kg_fields[i];
+    return 0;
+}
+
+int kg_field_group(const char *path)
+{
+    const char *dot = strrchr(path, '.');
+    return dot ? (int)(dot - path) : 0;
+}
+
+int kg_field_is_group(const char *path)
+{
+    const size_t length = strlen(path);
+    for (int i = 0; i < kg_field_count; i++)
+        if (!strncmp(kg_fields[i].path, path, length) && kg_fields[i].path[length] == '.')
+            return 1;
+    return 0;
+}
+
+int kg_field_names(const char *group, char names[KG_FIELD_NAMES][32])
+{
+    const size_t length = *group ? strlen(group) + 1 : 0;
+    int count = 0;
+    for (int i = 0; i < kg_field_count && count < KG_FIELD_NAMES; i++) {
+        const char *path = kg_fields[i].path;
+        if (length && (strncmp(path, group, length - 1) || path[length - 1] != '.'))
+            continue;
+        char name[32];
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(path + length, "."), path + length);
+        if (!count || strcmp(names[count - 1], name))
+            memcpy(names[count++], name, sizeof name);
+    }
+    return count;
+}
+
+// ---- values ----------------------------------------------------------------------------------------------------------
+
+static int is_listed(const kg_field *field, double number)
+{
+    for (const int *c = field->choices; *c; c++)
+        if (number == *c)
+            return 1;
+    return 0;
+}
+
+static int word_index(const kg_field *field, const char *text)
+{
+    for (int i = 0; field->words[i]; i++)
+        if (!strcmp(field->words[i], text))
+            return i;
+    return -1;
+}
+
+void kg_field_allowed(kg_text *out, const kg_field *field)
+{
+    const char *separator = "";
+    switch (field->kind) {
+    case KG_FIELD_NAME:
+        kg_text_addf(out, "1 to %d letters, digits, '.', '_', '-', the first a letter or digit", KG_NAME - 1);
+        return;
+    case KG_FIELD_NUMBER:
+        kg_text_addf(out, "%d to %d", field->low, field->high);
+        return;
+    case KG_FIELD_INTEGER:
+        if (!field->choices[0]) {
+            kg_text_addf(out, "%d to %d", field->low, field->high);
+            if (field->step > 1)
+                kg_text_addf(out, " in steps of %d", field->step);
+        }
+        break;
+    case KG_FIELD_WORD:
+    case KG_FIELD_GROUP:
+        for (int i = 0; field->words[i]; i++, separator = ", ")
+            kg_text_addf(out, "%s\"%s\"", separator, field->words[i]);
+        break;
+    }
+    for (const int *c = field->choices; *c; c++, separator = ", ")
+        kg_text_addf(out, "%s%d", separator, *c);
+}
+
+void kg_value_show(kg_text *out, const kg_value *value)
+{
+    if (value->kind == KG_VALUE_NUMBER && isnan(value->number))
+        kg_text_add(out, "nan"); // its sign differs between machines
+    else if (value->kind == KG_VALUE_NUMBER)
+        kg_text_number(out, value->number);
+    else if (value->kind == KG_VALUE_TEXT && strlen(value->text) <= 200)
+        kg_text_json(out, value->text);
+    else
+        kg_text_add(out, value->kind == KG_VALUE_TEXT ? "a long text" : value->text);
+}
+
+static int valid_name(const char *text)
+{
+    const size_t length = strlen(text);
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    return length > 0 && length < KG_NAME && strspn(text, letters) == length && *text != '.' && *text != '_' && *text != '-';
+}
+
+static int store(kg_spec *spec, const kg_field *field, const kg_value *value)
+{
+    void *target = (char *)spec + field->offset;
+    int *integer = target;
+    const int text = value->kind == KG_VALUE_TEXT, number = value->kind == KG_VALUE_NUMBER;
+    switch (field->kind) {
+    case KG_FIELD_NAME:
+        if (!text || !valid_name(value->text))
+            return 0;
+        memcpy(target, value->text, strlen(value->text) + 1);
+        return 1;
+    case KG_FIELD_NUMBER:
+        if (!number || !(value->number >= field->low && value->number <= field->high))
+            return 0;
+        *(double *)target = value->number;
+        return 1;
+    case KG_FIELD_WORD:
+        if (!text || word_index(field, value->text) < 0)
+            return 0;
+        *integer = word_index(field, value->text);
+        return 1;
+    case KG_FIELD_GROUP:
+        if (text ? word_index(field, value->text) != 0 : !number || !is_listed(field, value->number))
+            return 0;
+        *integer = text ? KG_GROUP_HEAD : (int)value->number;
+        return 1;
+    case KG_FIELD_INTEGER:
+        if (!number)
+            return 0;
+        if (field->choices[0] ? !is_listed(field, value->number)
+                              : !(value->number >= field->low && value->number <= field->high &&
+                                  value->number == floor(value->number) && (int)value->number % field->step == 0))
+            return 0;
+        *integer = (int)value->number;
+        return 1;
+    }
+    return 0;
+}
+
+int kg_field_set(kg_spec *spec, const kg_field *field, const kg_value *value, kg_text *reason)
+{
+    if (store(spec, field, value))
+        return 1;
+    kg_value_show(reason, value);
+    kg_text_add(reason, " is not allowed; allowed: ");
+    kg_field_allowed(reason, field);
+    int words = 0;
+    while (field->words[words])
+        words++;
+    const char *nearest = value->kind == KG_VALUE_TEXT ? kg_nearest(value->text, field->words, words) : 0;
+    if (nearest)
+        kg_text_addf(reason, "; did you mean \"%s\"?", nearest);
+    return 0;
+}
+
+int kg_field_default(kg_spec *spec, const kg_field *field)
+{
+    if (!field->fallback)
+        return 0;
+    kg_value value = {KG_VALUE_TEXT, 0, field->fallback};
+    char *end;
+    value.number = strtod(field->fallback, &end);
+    if (*field->fallback && !*end)
+        value.kind = KG_VALUE_NUMBER;
+    return !*field->fallback || store(spec, field, &value);
+}
+
+// ---- several fields --------------------------------------------------------------------------------------------------
+
+void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *user, const char *path, const char *reason),
+                    void *user)
+{
+    char reason[256];
+#define REPORT(path, ...) (snprintf(reason, sizeof reason, __VA_ARGS__), report(user, path, reason))
+    const int q = spec->model.q_heads, kv = spec->model.kv_heads, d = spec->model.head_dim;
+    if (q % kv || q / kv > 16)
+        REPORT("model.q_heads", "%d with kv_heads %d is not allowed; allowed: 1 to 16 times kv_heads", q, kv);
+
+    if (spec->key.bits == 16 && given->key_group)
+        REPORT("key.group", "not allowed with key.bits 16, which is exact; leave it out");
+    else if (spec->key.group && spec->page % spec->key.group)
+        REPORT("key.group", "%d does not divide page %d; allowed: \"page\" or a divisor of it from 32 on", spec->key.group, spec->page);
+    if (spec->key.group == 0)
+        spec->key.group = spec->page;
+
+    if (spec->key.window > spec->value.window)
+        REPORT("key.window", "%d is larger than value.window %d, so that values would be sealed before their keys; allowed: at most "
+               "value.window", spec->key.window, spec->value.window);
+
+    if (spec->value.bits == 16 && given->value_group)
+        REPORT("value.group", "not allowed with value.bits 16, which is exact; leave it out");
+    else if (spec->value.group && d % spec->value.group)
+        REPORT("value.group", "%d does not divide head_dim %d; allowed: \"head\" or a divisor of it: 32, 64, 128", spec->value.group, d);
+
+    // Fewer than 256 boosted channels also keep a key page within 1024 rows at every head_dim.
+    const int boosted = given->boost ? (int)floor(spec->key.boost_fraction * d + 1e-9) : 0;
+    if (given->boost && spec->key.bits == 16)
+        REPORT("key.boost", "not allowed with key.bits 16, which is exact; leave it out or write boost = false");
+    else if (given->boost && spec->key.boost_bits <= spec->key.bits)
+        REPORT("key.boost.bits", "%d is not more than key.bits %d; allowed: %s", spec->key.boost_bits, spec->key.bits,
+               spec->key.bits == 2 ? "4, 8" : spec->key.bits == 4 ? "8" : "none: write boost = false");
+    else if (boosted > 255)
+        REPORT("key.boost.fraction", "%g boosts %d channels; allowed: at most 255", spec->key.boost_fraction, boosted);
+    else if (!boosted && given->boost && spec->key.boost_fraction > 0)
+        REPORT("key.boost.fraction", "%g boosts no channel of head_dim %d; allowed: 0, or %g to 1", spec->key.boost_fraction, d, 1.0 / d);
+    if (!boosted) {
+        spec->key.boost_bits = spec->key.bits;
+        spec->key.boost_fraction = 0;
+    }
+#undef REPORT
+    if (!*spec->name)
+        snprintf(spec->name, sizeof spec->name, "%s.%s", spec->model.name, spec->variant);
+}
+
+// ---- output ----------------------------------------------------------------------------------------------------------
+
+static void add_value(kg_text *out, const kg_spec *spec, const kg_field *field)
+{
+    const void *source = (const char *)spec + field->offset;
+    const int integer = field->kind == KG_FIELD_NAME || field->kind == KG_FIELD_NUMBER ? 0 : *(const int *)source;
+    if (field->kind == KG_FIELD_NAME)
+        kg_text_json(out, source);
+    else if (field->kind == KG_FIELD_NUMBER)
+        kg_text_number(out, *(const double *)source);
+    else if (field->kind == KG_FIELD_WORD || (field->kind == KG_FIELD_GROUP && integer == KG_GROUP_HEAD))
+        kg_text_json(out, field->words[integer]);
+    else
+        kg_text_addf(out, "%d", integer);
+}
+
+void kg_spec_json(kg_text *out, const kg_spec *spec)
+{
+    char open[64] = ""; // the group whose braces are open
+    const char *separator = "";
+    kg_text_add(out, "{");
+    for (int i = 0; i < kg_field_count; i++) {
+        const char *path = kg_fields[i].path;
+        char group[64];
+        snprintf(group, sizeof group, "%.*s", kg_field_group(path), path);
+        // What has no meaning in this spec is left out.
+        if (!strncmp(path, "key.boost.", 10) && spec->key.boost_bits == spec->key.bits)
+            continue;
+        if ((!strcmp(path, "key.group") && spec->key.bits == 16) || (!strcmp(path, "value.group") && spec->value.bits == 16))
+            continue;
+        while (*open && strcmp(open, group) && (strncmp(group, open, strlen(open)) || group[strlen(open)] != '.')) {
+            kg_text_add(out, "}");
+            open[kg_field_group(open)] = 0;
+            separator = ", ";
+        }
+        if (strcmp(open, group)) { // groups nest one by one
+            const int outer = kg_field_group(group);
+            kg_text_addf(out, "%s\"%s\": {", separator, group + (outer ? outer + 1 : 0));
+            memcpy(open, group, sizeof open);
+            separator = "";
+        }
+        const int outer = kg_field_group(path);
+        kg_text_addf(out, "%s\"%s\": ", separator, path + (outer ? outer + 1 : 0));
+        add_value(out, spec, &kg_fields[i]);
+        separator = ", ";
+    }
+    for (; *open; open[kg_field_group(open)] = 0)
+        kg_text_add(out, "}");
+    kg_text_add(out, "}");
+}
+
+void kg_field_reference(kg_text *out, int json)
+{
+    static const char *const kinds[] = {"integer", "number", "word", "group", "name"};
+    for (int i = 0; i < kg_field_count; i++) {
+        const kg_field *f = &kg_fields[i];
+        kg_text allowed = {0};
+        kg_field_allowed(&allowed, f);
+        if (json) {
+            kg_text_addf(out, "%s{\"field\": \"%s\", \"type\": \"%s\", \"allowed\": ", i ? ",\n " : "[", f->path, kinds[f->kind]);
+            kg_text_json(out, allowed.data ? allowed.data : "");
+            kg_text_add(out, ", \"default\": ");
+            if (f->fallback && *f->fallback)
+                kg_text_json(out, f->fallback);
+            else
+                kg_text_add(out, "null");
+            kg_text_addf(out, ", \"required\": %s, \"comment\": ", f->fallback ? "false" : "true");
+            kg_text_json(out, f->comment);
+            kg_text_add(out, "}");
+        } else {
+            kg_text_addf(out, "%s\n    %s\n    allowed: %s\n    ", f->path, f->comment, allowed.data ? allowed.data : "");
+            if (!f->fallback)
+                kg_text_addf(out, "must be given%s\n", strncmp(f->path, "key.boost.", 10) ? "" : " if there is a boost");
+            else
+                kg_text_addf(out, "default: %s\n", *f->fallback ? f->fallback : "see above");
+        }
+        out->failed |= allowed.failed;
+        kg_text_free(&allowed);
+    }
+    if (json)
+        kg_text_add(out, "]\n");
+}

@@ -1,0 +1,135 @@
+// What the command line names: a spec file, or shipped models and variants.
+#define _GNU_SOURCE
+#include "sandbox.h"
+#include "spec.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int is_lua(const struct dirent *entry)
+{
+    const size_t length = strlen(entry->d_name);
+    return length > 4 && !strcmp(entry->d_name + length - 4, ".lua") && *entry->d_name != '.';
+}
+
+typedef struct {
+    struct dirent **entries;
+    const char **names; // without ".lua", sorted
+    int count;
+} listing;
+
+static void listing_free(listing *l)
+{
+    for (int i = 0; i < l->count; i++)
+        free(l->entries[i]);
+    free(l->entries);
+    free(l->names);
+}
+
+static int list_folder(listing *l, const char *specs, const char *kind, char *error, size_t error_size)
+{
+    char path[KG_PATH + 16];
+    snprintf(path, sizeof path, "%s/%ss", specs, kind);
+    *l = (listing){0};
+    const int count = scandir(path, &l->entries, is_lua, alphasort);
+    if (count <= 0)
+        return kg_fail(KG_MACHINE, error, error_size, "%s: no shipped %ss", path, kind);
+    l->count = count;
+    l->names = calloc((size_t)count, sizeof *l->names);
+    if (!l->names)
+        return kg_fail(KG_MACHINE, error, error_size, "%s: out of memory", path);
+    for (int i = 0; i < count; i++) {
+        l->entries[i]->d_name[strlen(l->entries[i]->d_name) - 4] = 0;
+        l->names[i] = l->entries[i]->d_name;
+    }
+    return KG_OK;
+}
+
+// The listed name that a word stands for; null after a message.
+static const char *pick(const listing *l, const char *kind, const char *word, size_t length, const char *what, char *error, size_t error_size)
+{
+    char folded[64];
+    snprintf(folded, sizeof folded, "%.*s", (int)(length < 63 ? length : 63), word);
+    for (char *c = folded; *c; c++)
+        *c = *c == '-' || *c == '.' ? '_' : (char)tolower((unsigned char)*c);
+    kg_text list = {0};
+    for (int i = 0; i < l->count; i++) {
+        if (!strcmp(l->names[i], folded)) {
+            kg_text_free(&list);
+            return l->names[i];
+        }
+        kg_text_addf(&list, "%s%s", i ? ", " : "", l->names[i]);
+    }
+    const char *nearest = kg_nearest(folded, l->names, l->count);
+    kg_fail(KG_USER, error, error_size, "%s: no shipped %s \"%s\"; shipped: %s%s%s%s", what, kind, folded, list.data ? list.data : "",
+            nearest ? "; did you mean `" : "", nearest ? nearest : "", nearest ? "`?" : "");
+    kg_text_free(&list);
+    return 0;
+}
+
+// Writes the Lua that composes shipped models and variants.
+static int compose(kg_text *text, const char *what, char *error, size_t error_size)
+{
+    char specs[KG_PATH];
+    listing models = {0}, variants = {0};
+    const size_t model_length = strcspn(what, "/");
+    int code = kg_find_folder("specs", "KT_SPECS", specs, error, error_size);
+    if (code || (code = list_folder(&models, specs, "model", error, error_size)) ||
+        (code = list_folder(&variants, specs, "variant", error, error_size)))
+        goto fail;
+    const char *model = pick(&models, "model", what, model_length, what, error, error_size);
+    if (!model) {
+        code = KG_USER;
+        goto fail;
+    }
+    kg_text_addf(text, "local model = require \"models.%s\"\nreturn {\n", model);
+    const char *list = what + model_length;
+    for (int i = 0; !*list && i < variants.count; i++)
+        kg_text_addf(text, "    require \"variants.%s\" { model = model },\n", variants.names[i]);
+    while (*list) {
+        list++; // the slash or a comma
+        const size_t length = strcspn(list, ",");
+        const char *variant = pick(&variants, "variant", list, length, what, error, error_size);
+        if (!variant) {
+            code = KG_USER;
+            goto fail;
+        }
+        kg_text_addf(text, "    require \"variants.%s\" { model = model },\n", variant);
+        list += length;
+    }
+    kg_text_add(text, "}\n");
+    if (text->failed)
+        code = kg_fail(KG_MACHINE, error, error_size, "%s: out of memory", what);
+fail:
+    listing_free(&models);
+    listing_free(&variants);
+    return code;
+}
+
+int kg_spec_load(const char *what, const kg_spec_options *options, kg_spec **specs, int *count, char *error, size_t error_size)
+{
+    const size_t length = strlen(what);
+    *specs = 0;
+    *count = 0;
+    if (length < 4 || strcmp(what + length - 4, ".lua")) {
+        kg_text text = {0};
+        int code = compose(&text, what, error, error_size);
+        if (!code)
+            code = kg_spec_load_text(what, text.data, text.size, 0, options, specs, count, error, error_size);
+        kg_text_free(&text);
+        return code;
+    }
+    char *text, folder[KG_PATH];
+    size_t size;
+    int code = kg_file_read(what, KG_SANDBOX_FILE, &text, &size, error, error_size);
+    if (code)
+        return code;
+    const char *slash = strrchr(what, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - what) : 1, slash ? what : ".");
+    code = kg_spec_load_text(what, text, size, slash == what ? "/" : folder, options, specs, count, error, error_size);
+    free(text);
+    return code;
+}

@@ -1,0 +1,59 @@
+// A spec: the facts of a model and a quantisation variant, read from Lua (spec.c) and checked against one table of fields.
+#ifndef KG_SPEC_H
+#define KG_SPEC_H
+
+#include "text.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { KG_GROUP_HEAD = 0 };   // value.group = "head"
+enum { KG_NAME = 64 };
+
+typedef enum { KG_SCORE_MAGNITUDE, KG_SCORE_VARIANCE, KG_SCORE_RANGE, KG_SCORE_RANDOM } kg_score;
+
+typedef struct {
+    char name[2 * KG_NAME];   // "qwen3-8b.kitty-pro"
+    struct {
+        char name[KG_NAME];
+        int layers, q_heads, kv_heads, head_dim;
+        int dtype;            // kt_dtype
+        double scale;         // softmax scale; 0: 1 / sqrt(head_dim)
+    } model;
+    char variant[KG_NAME];
+    int page, sink;
+    struct {
+        int bits, group, window;
+        int boost_bits;       // bits where there is no boost
+        double boost_fraction;
+        kg_score score;
+        int seed;
+    } key;
+    struct {
+        int bits, group, window; // group in channels; KG_GROUP_HEAD: the whole head, 256 as two of 128
+    } value;
+} kg_spec;
+
+// What the command line may override.
+typedef struct {
+    const char *dtype; // "fp16", "bf16"; null: as the model says
+} kg_spec_options;
+
+// Loads the specs that `what` stands for: a .lua file, which returns one spec or a list; or shipped ones: "MODEL/VARIANT",
+// "MODEL/VARIANT,VARIANT", "MODEL" (every variant, by name); hyphens, dots and underscores are alike. `options` may be null.
+// *specs is an array of *count >= 1 checked specs with different names, the caller's to free. On failure it is null, and
+// `error` (KG_ERROR bytes hold them all) has up to ten messages, a line each: "FILE:LINE: FIELD: what; what is allowed".
+// Returns KG_OK, KG_USER (wrong input) or KG_MACHINE (memory, disk, no shipped specs).
+int kg_spec_load(const char *what, const kg_spec_options *options, kg_spec **specs, int *count, char *error, size_t error_size);
+
+// The same for a spec's text; `name` stands for the file in messages; modules come from `folder` (null: none) and the
+// shipped specs.
+int kg_spec_load_text(const char *name, const char *text, size_t size, const char *folder, const kg_spec_options *options,
+                      kg_spec **specs, int *count, char *error, size_t error_size);
+
+// ---- fields (fields.c) -----------------------------------------------------------------------------------------------
+
+// The spec as a JSON object, every field with its value, defaults included; no newline at its end.
+void kg_spec_json(kg_text *out, const kg_spec *spec);
+
+#endif

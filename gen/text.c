@@ -1,0 +1,145 @@
+#include "text.h"
+
+#include <ctype.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+void kg_text_free(kg_text *text)
+{
+    free(text->data);
+    *text = (kg_text){0};
+}
+
+static int reserve(kg_text *text, size_t more)
+{
+    if (text->failed)
+        return 0;
+    if (text->size + more + 1 <= text->capacity)
+        return 1;
+    size_t capacity = text->capacity ? text->capacity : 256;
+    while (capacity < text->size + more + 1)
+        capacity *= 2;
+    char *data = realloc(text->data, capacity);
+    if (!data) {
+        text->failed = 1;
+        return 0;
+    }
+    text->data = data;
+    text->capacity = capacity;
+    return 1;
+}
+
+void kg_text_bytes(kg_text *text, const char *data, size_t size)
+{
+    if (!reserve(text, size))
+        return;
+    if (size)
+        memcpy(text->data + text->size, data, size);
+    text->size += size;
+    text->data[text->size] = 0;
+}
+
+void kg_text_add(kg_text *text, const char *string) { kg_text_bytes(text, string, strlen(string)); }
+
+void kg_text_addf(kg_text *text, const char *format, ...)
+{
+    va_list list, again;
+    va_start(list, format);
+    va_copy(again, list);
+    const int size = vsnprintf(0, 0, format, list);
+    va_end(list);
+    if (size < 0)
+        text->failed = 1;
+    else if (reserve(text, (size_t)size)) {
+        vsnprintf(text->data + text->size, (size_t)size + 1, format, again);
+        text->size += (size_t)size;
+    }
+    va_end(again);
+}
+
+void kg_text_json(kg_text *text, const char *string)
+{
+    kg_text_add(text, "\"");
+    for (const char *s = string; *s; s++) {
+        const unsigned char c = (unsigned char)*s;
+        if (c == '"' || c == '\\')
+            kg_text_addf(text, "\\%c", c);
+        else if (c == '\n')
+            kg_text_add(text, "\\n");
+        else if (c < 32 || c == 127)
+            kg_text_addf(text, "\\u%04x", c);
+        else
+            kg_text_bytes(text, s, 1);
+    }
+    kg_text_add(text, "\"");
+}
+
+void kg_text_number(kg_text *text, double number)
+{
+    char digits[40];
+    for (int precision = 6; precision <= 17; precision++) {
+        snprintf(digits, sizeof digits, "%.*g", precision, number);
+        if (strtod(digits, 0) == number)
+            break;
+    }
+    kg_text_add(text, digits);
+}
+
+// ---- did you mean ----------------------------------------------------------------------------------------------------
+
+enum { LONGEST = 64 };
+
+static int folded(char c) { return c == '-' || c == '.' ? '_' : tolower((unsigned char)c); }
+
+// Insertions, deletions, substitutions and swaps of neighbours.
+static int distance(const char *a, const char *b)
+{
+    const int m = (int)strlen(a), n = (int)strlen(b);
+    if (m > LONGEST || n > LONGEST)
+        return LONGEST;
+    int rows[3][LONGEST + 1];
+    for (int j = 0; j <= n; j++)
+        rows[0][j] = j;
+    for (int i = 1; i <= m; i++) {
+        int *row = rows[i % 3], *last = rows[(i + 2) % 3], *before = rows[(i + 1) % 3];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            const int ca = folded(a[i - 1]), cb = folded(b[j - 1]);
+            int best = last[j - 1] + (ca != cb);
+            best = last[j] + 1 < best ? last[j] + 1 : best;
+            best = row[j - 1] + 1 < best ? row[j - 1] + 1 : best;
+            if (i > 1 && j > 1 && ca == folded(b[j - 2]) && folded(a[i - 2]) == cb && before[j - 2] + 1 < best)
+                best = before[j - 2] + 1;
+            row[j] = best;
+        }
+    }
+    return rows[m % 3][n];
+}
+
+const char *kg_nearest(const char *word, const char *const *candidates, int count)
+{
+    const char *nearest = 0;
+    const int letters = (int)strlen(word);
+    int least = letters < 6 ? 2 : letters / 3 + 1; // fewer than this wrong: a third of the letters, one in a short word
+    for (int i = 0; i < count; i++) {
+        const int d = distance(word, candidates[i]);
+        if (d < least && d < (int)strlen(candidates[i])) {
+            least = d;
+            nearest = candidates[i];
+        }
+    }
+    return nearest;
+}
+
+int kg_fail(int code, char *error, size_t error_size, const char *format, ...)
+{
+    if (error && error_size) {
+        va_list list;
+        va_start(list, format);
+        vsnprintf(error, error_size, format, list);
+        va_end(list);
+    }
+    return code;
+}

@@ -1,0 +1,1 @@
+return kitty { model = require "lib.bad_model" }

@@ -1,0 +1,2 @@
+page = 128
+return kitty { page = page }

@@ -1,0 +1,3 @@
+return kitty {
+    model = { name = "m", layers = 2, q_heads = 8, kv_heads = 2, head_dim = 80, dtype = "fp16" },
+}

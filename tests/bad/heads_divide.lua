@@ -1,0 +1,3 @@
+return kitty {
+    model = { name = "m", layers = 2, q_heads = 7, kv_heads = 2, head_dim = 128, dtype = "fp16" },
+}

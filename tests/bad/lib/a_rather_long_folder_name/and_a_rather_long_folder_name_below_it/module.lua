@@ -1,0 +1,2 @@
+local spec = {}
+return spec.key.bits

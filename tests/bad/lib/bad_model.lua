@@ -1,0 +1,8 @@
+return {
+    name = "m",
+    layers = 2,
+    q_heads = 8,
+    kv_heads = 2,
+    head_dim = 127,
+    dtype = "fp16",
+}

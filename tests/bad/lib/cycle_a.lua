@@ -1,0 +1,1 @@
+return { other = require "lib.cycle_b" }

@@ -1,0 +1,3 @@
+local model = { name = "m", layers = 2, q_heads = 8, kv_heads = 2, head_dim = 128, dtype = "fp16" }
+
+return { kitty { model = model, page = 64 }, kitty { model = model, page = 128 } }

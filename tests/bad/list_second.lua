@@ -1,0 +1,6 @@
+local model = { name = "m", layers = 2, q_heads = 8, kv_heads = 2, head_dim = 128, dtype = "fp16" }
+
+return {
+    kitty { model = model, variant = "a", page = 64 },
+    kitty { model = model, variant = "b", page = 96 },
+}

@@ -1,0 +1,3 @@
+return kitty {
+    model = "qwen3_8b",
+}

@@ -1,0 +1,1 @@
+local seed = math.random(1, 9)

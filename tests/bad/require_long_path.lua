@@ -1,0 +1,1 @@
+return require "lib.a_rather_long_folder_name.and_a_rather_long_folder_name_below_it.module"

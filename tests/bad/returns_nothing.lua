@@ -1,0 +1,1 @@
+local spec = kitty { page = 128 }

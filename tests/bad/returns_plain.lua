@@ -1,0 +1,1 @@
+return require "models.qwen3_8b"

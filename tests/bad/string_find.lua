@@ -1,0 +1,1 @@
+return ("aaaa"):find("a*a*a*a*b")

@@ -1,0 +1,2 @@
+local s = string.rep("x", 60000)
+return string.format("%s%s", s, s)

@@ -1,0 +1,2 @@
+local a
+return string.format("%d", "x")

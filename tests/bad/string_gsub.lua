@@ -1,0 +1,1 @@
+return string.gsub("a", "a", "b")

@@ -1,0 +1,3 @@
+return kitty {
+    page = = 128,
+}

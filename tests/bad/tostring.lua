@@ -1,0 +1,1 @@
+error(tostring({}) .. " " .. tostring(kitty) .. " " .. tostring(1) .. " " .. tostring(nil))

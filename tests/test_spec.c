@@ -1,0 +1,794 @@
+// Specs: the shipped ones, the fields, the sandbox, and every rejection in tests/bad with its exact message.
+#define _GNU_SOURCE
+#include "fields.h"
+#include "kitty.h"
+#include "layout.h"
+#include "locate.h"
+#include "sandbox.h"
+#include "spec.h"
+
+#include <check.h>
+#include <cjson/cJSON.h>
+#include <dirent.h>
+#include <lauxlib.h>
+#include <lua.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef KT_TEST_DATA
+#define KT_TEST_DATA "tests"
+#endif
+
+static char data[KG_PATH], kittygen[KG_PATH], folder[64];
+
+static void enter_folder(void)
+{
+    snprintf(folder, sizeof folder, "/tmp/kittygen-spec-XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(folder));
+    ck_assert_int_eq(chdir(folder), 0);
+}
+
+static void leave_folder(void)
+{
+    char command[128];
+    ck_assert_int_eq(chdir("/"), 0);
+    snprintf(command, sizeof command, "rm -r '%s'", folder);
+    ck_assert_int_eq(system(command), 0);
+}
+
+static void write_file(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "w");
+    ck_assert_ptr_nonnull(file);
+    fputs(text, file);
+    fclose(file);
+}
+
+static char *read_file(const char *path)
+{
+    char *text, error[KG_ERROR];
+    size_t size;
+    ck_assert_msg(!kg_file_read(path, 1 << 20, &text, &size, error, sizeof error), "%s", error);
+    return text;
+}
+
+static kg_spec load_one(const char *what)
+{
+    kg_spec *specs, spec;
+    int count;
+    char error[KG_ERROR] = "";
+    ck_assert_msg(!kg_spec_load(what, 0, &specs, &count, error, sizeof error), "%s", error);
+    ck_assert_int_eq(count, 1);
+    spec = *specs;
+    free(specs);
+    return spec;
+}
+
+static kg_spec load_text(const char *text)
+{
+    kg_spec *specs, spec;
+    int count;
+    char error[KG_ERROR] = "";
+    ck_assert_msg(!kg_spec_load_text("text.lua", text, strlen(text), 0, 0, &specs, &count, error, sizeof error), "%s", error);
+    ck_assert_int_eq(count, 1);
+    spec = *specs;
+    free(specs);
+    return spec;
+}
+
+// ---- the shipped specs -----------------------------------------------------------------------------------------------
+
+static const struct {
+    const char *file, *name;
+    int q_heads, kv_heads, head_dim, layers, dtype;
+} models[] = {
+    {"qwen3_0_6b", "qwen3-0.6b", 16, 8, 128, 28, KT_BF16},   {"qwen3_8b", "qwen3-8b", 32, 8, 128, 36, KT_BF16},
+    {"qwen3_14b", "qwen3-14b", 40, 8, 128, 40, KT_BF16},     {"qwen3_32b", "qwen3-32b", 64, 8, 128, 64, KT_BF16},
+    {"llama3_1_8b", "llama3.1-8b", 32, 8, 128, 32, KT_BF16}, {"llama3_3_70b", "llama3.3-70b", 64, 8, 128, 80, KT_BF16},
+    {"phi3_mini", "phi3-mini", 32, 32, 96, 32, KT_BF16},     {"smollm2_135m", "smollm2-135m", 9, 3, 64, 30, KT_F16},
+    {"gemma3_270m", "gemma3-270m", 4, 1, 256, 18, KT_BF16},
+};
+enum { MODELS = sizeof models / sizeof *models, VARIANTS = 6 };
+
+static const struct {
+    const char *name;
+    int key_bits, boost_bits;
+    double fraction;
+    int value_bits, sink, window;
+} variants[VARIANTS] = {
+    {"fp16", 16, 16, 0, 16, 0, 0},       {"int4", 4, 4, 0, 4, 32, 128},    {"kitty", 2, 4, 0.125, 2, 32, 128},
+    {"kitty-pro", 2, 4, 0.25, 2, 32, 128}, {"kivi-2", 2, 2, 0, 2, 0, 128}, {"kivi-2-sink", 2, 2, 0, 2, 32, 128},
+};
+
+START_TEST(shipped_models)
+{
+    kg_spec *specs;
+    int count;
+    char error[KG_ERROR] = "", name[2 * KG_NAME];
+    ck_assert_msg(!kg_spec_load(models[_i].file, 0, &specs, &count, error, sizeof error), "%s", error);
+    ck_assert_int_eq(count, VARIANTS);
+    for (int v = 0; v < VARIANTS; v++) {
+        const kg_spec *s = &specs[v];
+        snprintf(name, sizeof name, "%s.%s", models[_i].name, variants[v].name);
+        ck_assert_str_eq(s->name, name);
+        ck_assert_str_eq(s->model.name, models[_i].name);
+        ck_assert_str_eq(s->variant, variants[v].name);
+        ck_assert_int_eq(s->model.q_heads, models[_i].q_heads);
+        ck_assert_int_eq(s->model.kv_heads, models[_i].kv_heads);
+        ck_assert_int_eq(s->model.head_dim, models[_i].head_dim);
+        ck_assert_int_eq(s->model.layers, models[_i].layers);
+        ck_assert_int_eq(s->model.dtype, models[_i].dtype);
+        ck_assert_double_eq(s->model.scale, models[_i].head_dim == 256 ? 0.0625 : 0);
+        ck_assert_int_eq(s->page, 128);
+        ck_assert_int_eq(s->sink, variants[v].sink);
+        ck_assert_int_eq(s->key.bits, variants[v].key_bits);
+        ck_assert_int_eq(s->key.boost_bits, variants[v].boost_bits);
+        ck_assert_double_eq(s->key.boost_fraction, variants[v].fraction);
+        ck_assert_int_eq(s->key.score, KG_SCORE_MAGNITUDE);
+        ck_assert_int_eq(s->key.group, 128);
+        ck_assert_int_eq(s->key.window, 0);
+        ck_assert_int_eq(s->value.bits, variants[v].value_bits);
+        ck_assert_int_eq(s->value.group, KG_GROUP_HEAD);
+        ck_assert_int_eq(s->value.window, variants[v].window);
+        kt_format format;
+        ck_assert_ptr_null(kg_layout(s, &format));
+        ck_assert_int_eq(format.key_boosted, (int)(variants[v].fraction * models[_i].head_dim));
+    }
+    free(specs);
+}
+END_TEST
+
+START_TEST(command_line_names)
+{
+    static const char *const same[] = {"qwen3_8b/kitty_pro", "qwen3-8b/kitty-pro", "Qwen3-8B/Kitty-Pro"};
+    for (int i = 0; i < 3; i++)
+        ck_assert_str_eq(load_one(same[i]).name, "qwen3-8b.kitty-pro");
+    ck_assert_str_eq(load_one("llama3.1-8b/fp16").name, "llama3.1-8b.fp16");
+    kg_spec *specs;
+    int count;
+    char error[KG_ERROR];
+    ck_assert_int_eq(kg_spec_load("phi3-mini/kitty,fp16", 0, &specs, &count, error, sizeof error), KG_OK);
+    ck_assert_int_eq(count, 2);
+    ck_assert_str_eq(specs[0].name, "phi3-mini.kitty");
+    ck_assert_str_eq(specs[1].name, "phi3-mini.fp16");
+    free(specs);
+
+    kg_spec_options options = {"fp16"};
+    ck_assert_int_eq(kg_spec_load("qwen3-8b/kitty", &options, &specs, &count, error, sizeof error), KG_OK);
+    ck_assert_int_eq(specs->model.dtype, KT_F16);
+    free(specs);
+    options.dtype = "fp8";
+    ck_assert_int_eq(kg_spec_load("qwen3-8b/kitty", &options, &specs, &count, error, sizeof error), KG_USER);
+    ck_assert_str_eq(error, "--dtype: \"fp8\" is not allowed; allowed: \"fp16\", \"bf16\"");
+    ck_assert_ptr_null(specs);
+}
+END_TEST
+
+static const struct {
+    const char *what, *message;
+} wrong_names[] = {
+    {"qwen3_8b/kity", "qwen3_8b/kity: no shipped variant \"kity\"; shipped: fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink; "
+                      "did you mean `kitty`?"},
+    {"qwen3_8b/", "qwen3_8b/: no shipped variant \"\"; shipped: fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink"},
+    {"qwen3_8b/kitty,", "qwen3_8b/kitty,: no shipped variant \"\"; shipped: fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink"},
+    {"../models/x", "../models/x: no shipped model \"__\"; shipped: gemma3_270m, llama3_1_8b, llama3_3_70b, phi3_mini, qwen3_0_6b, "
+                    "qwen3_14b, qwen3_32b, qwen3_8b, smollm2_135m"},
+    {"quen3-8b", "quen3-8b: no shipped model \"quen3_8b\"; shipped: gemma3_270m, llama3_1_8b, llama3_3_70b, phi3_mini, qwen3_0_6b, "
+                 "qwen3_14b, qwen3_32b, qwen3_8b, smollm2_135m; did you mean `qwen3_8b`?"},
+    {"no/such.lua", "no/such.lua: No such file or directory"},
+    {"/.lua", "/.lua: No such file or directory"},
+    {"qwen3_8b/kitty,kitty", "qwen3_8b/kitty,kitty: name: \"qwen3-8b.kitty\" is the name of spec 1 too; give each a `name` or "
+                             "`variant` of its own [spec 2 of 2]"},
+};
+
+START_TEST(wrong_command_line_names)
+{
+    kg_spec *specs;
+    int count;
+    char error[KG_ERROR];
+    ck_assert_int_eq(kg_spec_load(wrong_names[_i].what, 0, &specs, &count, error, sizeof error), KG_USER);
+    ck_assert_str_eq(error, wrong_names[_i].message);
+    ck_assert_ptr_null(specs);
+}
+END_TEST
+
+START_TEST(no_shipped_specs)
+{
+    kg_spec *specs;
+    int count;
+    char error[KG_ERROR];
+    setenv("KT_SPECS", "/no/such/folder", 1);
+    ck_assert_int_eq(kg_spec_load("qwen3_8b", 0, &specs, &count, error, sizeof error), KG_MACHINE);
+    ck_assert_str_eq(error, "KT_SPECS=/no/such/folder: not a folder");
+}
+END_TEST
+
+START_TEST(tutorial_and_sweep)
+{
+    char path[2 * KG_PATH], error[KG_ERROR];
+    snprintf(path, sizeof path, "%s/example.lua", getenv("KT_SPECS"));
+    kg_spec example = load_one(path), pro = load_one("qwen3_8b/kitty_pro");
+    ck_assert_str_eq(example.name, "qwen3-8b.example");
+    kt_format a, b;
+    kg_layout(&example, &a);
+    kg_layout(&pro, &b);
+    ck_assert_mem_eq(&a, &b, sizeof a);
+
+    kg_spec *specs;
+    int count;
+    snprintf(path, sizeof path, "%s/sweep.lua", getenv("KT_SPECS"));
+    ck_assert_msg(!kg_spec_load(path, 0, &specs, &count, error, sizeof error), "%s", error);
+    ck_assert_int_eq(count, 8);
+    ck_assert_str_eq(specs[3].name, "qwen3-8b.boost-12.5-variance");
+    ck_assert_int_eq(specs[3].key.score, KG_SCORE_VARIANCE);
+    ck_assert_double_eq(specs[3].key.boost_fraction, 0.125);
+    ck_assert_int_eq(specs[0].key.boost_bits, 2);
+    free(specs);
+}
+END_TEST
+
+// ---- fields ----------------------------------------------------------------------------------------------------------
+
+#define MODEL "model = { name = 'm', layers = 2, q_heads = 6, kv_heads = 2, head_dim = 128, dtype = 'bf16' }"
+
+START_TEST(defaults)
+{
+    const kg_spec s = load_text("return kitty { " MODEL " }");
+    ck_assert_str_eq(s.name, "m.custom");
+    ck_assert_int_eq(s.page, 128);
+    ck_assert_int_eq(s.sink, 32);
+    ck_assert_int_eq(s.key.bits, 2);
+    ck_assert_int_eq(s.key.boost_bits, 2);
+    ck_assert_int_eq(s.key.group, 128);
+    ck_assert_int_eq(s.value.bits, 2);
+    ck_assert_int_eq(s.value.window, 128);
+    ck_assert_int_eq(load_text("return kitty { page = 256, " MODEL " }").key.group, 256);
+}
+END_TEST
+
+START_TEST(composition)
+{
+    // A variant's fields one by one under the overrides; the model is not shared with the specs made from it.
+    kg_spec s = load_text("local m = require 'models.qwen3_8b'\n"
+                          "local s = require 'variants.kitty_pro' { model = m, key = { boost = { score = 'range' } }, sink = 0 }\n"
+                          "m.layers = 7\n"
+                          "s.value.window = 64\n"
+                          "return s");
+    ck_assert_int_eq(s.key.score, KG_SCORE_RANGE);
+    ck_assert_double_eq(s.key.boost_fraction, 0.25);
+    ck_assert_int_eq(s.sink, 0);
+    ck_assert_int_eq(s.model.layers, 36);
+    ck_assert_int_eq(s.value.window, 64);
+    s = load_text("return require 'variants.kitty' { model = require 'models.qwen3_8b', key = { boost = false } }");
+    ck_assert_int_eq(s.key.boost_bits, 2);
+    s = load_text("return kitty { name = 'n', sink = 64.0, " MODEL ", value = { group = 32 } }");
+    ck_assert_str_eq(s.name, "n");
+    ck_assert_int_eq(s.sink, 64);
+    ck_assert_int_eq(s.value.group, 32);
+}
+END_TEST
+
+// Every value the reference lists is accepted at least in one spec.
+START_TEST(whole_range)
+{
+    static const char *const texts[] = {
+        "page = 64, key = { group = 32, window = 4096 }, value = { window = 4096 }", "page = 128, key = { group = 64, bits = 4, boost = { bits = 8, fraction = 0.5 } }",
+        "page = 256, key = { group = 128 }", "page = 256, key = { group = 256, bits = 8 }", "sink = 1024, value = { window = 4096 }",
+        "sink = 0, value = { bits = 8, group = 64 }", "value = { bits = 4, group = 128 }", "value = { bits = 16 }, key = { bits = 16 }",
+        "key = { boost = { bits = 8, fraction = 1, score = 'random', seed = 2147483647 } }", "key = { boost = { fraction = 0 } }",
+        "key = { bits = 2, boost = { bits = 4, fraction = 1 / 128 } }", "key = { bits = 16 }, value = { bits = 2 }",
+    };
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        char text[512];
+        snprintf(text, sizeof text, "return kitty { " MODEL ", %s }", texts[i]);
+        const kg_spec s = load_text(text);
+        kt_format format;
+        const char *why = kg_layout(&s, &format);
+        ck_assert_msg(!why, "%s: %s", texts[i], why);
+        ck_assert_int_le(format.key_rows, s.key.bits == 16 ? s.model.head_dim : 1024);
+    }
+    const int dims[] = {64, 96, 128, 192, 256};
+    for (int d = 0; d < 5; d++)
+        for (int group = 1; group <= 16; group++) {
+            char text[256];
+            snprintf(text, sizeof text, "return kitty { model = { name = 'm', layers = 1024, q_heads = %d, kv_heads = 3, head_dim = %d, "
+                                        "dtype = 'fp16' } }", 3 * group, dims[d]);
+            ck_assert_int_eq(load_text(text).model.q_heads, 3 * group);
+        }
+}
+END_TEST
+
+START_TEST(json)
+{
+    kg_text out = {0};
+    const kg_spec pro = load_one("gemma3_270m/kitty_pro"), exact = load_one("gemma3_270m/fp16");
+    kg_spec_json(&out, &pro);
+    ck_assert_str_eq(out.data, "{\"name\": \"gemma3-270m.kitty-pro\", \"variant\": \"kitty-pro\", \"page\": 128, \"sink\": 32, \"model\": {\"name\": "
+                               "\"gemma3-270m\", \"layers\": 18, \"q_heads\": 4, \"kv_heads\": 1, \"head_dim\": 256, \"dtype\": \"bf16\", \"scale\": "
+                               "0.0625}, \"key\": {\"bits\": 2, \"group\": 128, \"window\": 0, \"boost\": {\"bits\": 4, \"fraction\": 0.25, \"score\": "
+                               "\"magnitude\", \"seed\": 0}}, \"value\": {\"bits\": 2, \"group\": \"head\", \"window\": 128}}");
+    out.size = 0;
+    kg_spec_json(&out, &exact);
+    cJSON *root = cJSON_Parse(out.data);
+    ck_assert_ptr_nonnull(root);
+    const cJSON *key = cJSON_GetObjectItem(root, "key");
+    ck_assert_int_eq(cJSON_GetArraySize(key), 2); // bits and window; an exact key has no group and no boost
+    cJSON_Delete(root);
+
+    out.size = 0;
+    kg_field_reference(&out, 1);
+    root = cJSON_Parse(out.data);
+    ck_assert_int_eq(cJSON_GetArraySize(root), kg_field_count);
+    ck_assert_str_eq(cJSON_GetObjectItem(cJSON_GetArrayItem(root, 11), "allowed")->valuestring, "2, 4, 8, 16");
+    cJSON_Delete(root);
+    kg_text_free(&out);
+}
+END_TEST
+
+START_TEST(lines)
+{
+    static const char text[] = "-- key = { bits = 2 }\n"
+                               "local s = 'key = { bits = 2 }' --[[ key = { bits = 2 }\n"
+                               "]] local t = [==[ key = { bits = 2 }\n"
+                               "]==]\n"
+                               "return kitty { value = { bits = 2 },\n"
+                               "  key = { -- }\n"
+                               "    ok = a == 2, bits =\n"
+                               "      2 } }\n"
+                               "spec.key.bits = 4\n";
+    const kg_value two = {KG_VALUE_NUMBER, 2, 0}, four = {KG_VALUE_NUMBER, 4, 0};
+    int line = 0;
+    ck_assert_int_gt(kg_locate(text, "key.bits", &two, &line), 0);
+    ck_assert_int_eq(line, 7);
+    ck_assert_int_gt(kg_locate(text, "key.bits", &four, &line), 0);
+    ck_assert_int_eq(line, 9);
+    ck_assert_int_gt(kg_locate(text, "value.bits", &two, &line), 0);
+    ck_assert_int_eq(line, 5);
+    ck_assert_int_eq(kg_locate(text, "key.ok.more", 0, &line), 0);
+    // Texts that end anywhere are read to their end and no further.
+    for (size_t i = 0; i < sizeof text; i++) {
+        char *part = strndup(text, i);
+        kg_locate(part, "key.bits", &two, &line);
+        free(part);
+    }
+}
+END_TEST
+
+START_TEST(nearest)
+{
+    static const char *const words[] = {"bits", "group", "window", "boost"};
+    ck_assert_str_eq(kg_nearest("boots", words, 4), "boost");
+    ck_assert_str_eq(kg_nearest("bit", words, 4), "bits");
+    ck_assert_str_eq(kg_nearest("Windows", words, 4), "window");
+    ck_assert_ptr_null(kg_nearest("page", words, 4));
+    ck_assert_ptr_null(kg_nearest("", words, 4));
+    ck_assert_ptr_null(kg_nearest("x", words, 4));
+}
+END_TEST
+
+START_TEST(texts)
+{
+    kg_text t = {0};
+    kg_text_json(&t, "a\"\\\n\t\x7f" "é");
+    ck_assert_str_eq(t.data, "\"a\\\"\\\\\\n\\u0009\\u007f" "é\"");
+    const double numbers[] = {0, 0.1, 1.0 / 3, 0.0625, 1e300, -2.5};
+    for (int i = 0; i < 6; i++) {
+        t.size = 0;
+        kg_text_number(&t, numbers[i]);
+        ck_assert_double_eq(strtod(t.data, 0), numbers[i]);
+    }
+    t.size = 0;
+    kg_text_number(&t, 0.1);
+    ck_assert_str_eq(t.data, "0.1");
+    kg_text_free(&t);
+}
+END_TEST
+
+// ---- rejections ------------------------------------------------------------------------------------------------------
+
+static int is_lua(const struct dirent *entry)
+{
+    const char *dot = strrchr(entry->d_name, '.');
+    return dot && !strcmp(dot, ".lua");
+}
+
+static struct dirent **bad;
+static int bad_count;
+
+START_TEST(rejections)
+{
+    char path[2 * KG_PATH], error[KG_ERROR] = "";
+    const char *name = bad[_i]->d_name;
+    snprintf(path, sizeof path, "%s/bad", data);
+    ck_assert_int_eq(chdir(path), 0);
+    kg_spec *specs;
+    int count;
+    const int code = kg_spec_load(name, 0, &specs, &count, error, sizeof error - 1);
+    ck_assert_msg(code == KG_USER, "%s: returned %d: %s", name, code, error);
+    ck_assert_ptr_null(specs);
+    snprintf(path, sizeof path, "%.*s.txt", (int)strlen(name) - 4, name);
+    char *expected = read_file(path);
+    strcat(error, "\n");
+    ck_assert_str_eq(error, expected);
+    free(expected);
+}
+END_TEST
+
+// ---- the sandbox -----------------------------------------------------------------------------------------------------
+
+static int run(kg_sandbox *s, const char *text, char *error)
+{
+    return kg_sandbox_run(s, "text.lua", text, strlen(text), error, KG_ERROR);
+}
+
+// What specs do not get.
+static int catch_all(lua_State *L)
+{
+    lua_pushboolean(L, !lua_pcall(L, lua_gettop(L) - 1, 0, 0));
+    return 1;
+}
+
+// Even if something caught errors, the end of the budget could not be caught, and the sandbox stays dead.
+START_TEST(dead_for_good)
+{
+    static const luaL_Reg more[] = {{"catch", catch_all}, {0, 0}};
+    static const char *const texts[] = {
+        "while true do\n catch(function() while true do end end)\nend",
+        "local function f() catch(f) return f() end f()",
+        "while true do catch(string.rep, 'x', 60000) end",
+        "while true do catch(function() local t = {} while true do t[#t + 1] = {} end end) end",
+    };
+    for (int i = 0; i < 4; i++) {
+        char error[KG_ERROR] = "", again[KG_ERROR] = "";
+        kg_sandbox *s = kg_sandbox_open(0, 0, more);
+        ck_assert_int_eq(run(s, texts[i], error), KG_USER);
+        ck_assert_msg(strstr(error, "stopped: it took more than 20000000 steps"), "%d: %s", i, error);
+        ck_assert_int_eq(run(s, "return 1", again), KG_USER);
+        ck_assert_str_eq(error, again);
+        kg_sandbox_close(s);
+    }
+}
+END_TEST
+
+START_TEST(only_what_is_listed)
+{
+    static const char *const words[] = {
+        "pcall", "xpcall", "io", "os", "load", "loadstring", "loadfile", "dofile", "debug", "package", "coroutine", "print", "next",
+        "setmetatable", "getmetatable", "rawget", "rawset", "rawequal", "rawlen", "collectgarbage", "warn", "utf8", "_G",
+        "string.find", "string.match", "string.gmatch", "string.gsub", "string.dump", "string.pack", "string.unpack", "math.random",
+        "math.randomseed", "table.move", "table.sort", "table.remove",
+    };
+    char error[KG_ERROR], text[64], expected[128];
+    kg_sandbox *s = kg_sandbox_open(0, 0, 0);
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        snprintf(text, sizeof text, "return %s", words[i]);
+        snprintf(expected, sizeof expected, "text.lua:1: `%s` is not available in a spec", words[i]);
+        ck_assert_int_eq(run(s, text, error), KG_USER);
+        ck_assert_str_eq(error, expected);
+    }
+    kg_sandbox_close(s);
+}
+END_TEST
+
+START_TEST(library)
+{
+    static const char text[] =
+        "assert(table.concat({1, 'b', 2.5}, ' ') == '1 b 2.5')\n"
+        "local t = {1, 3} table.insert(t, 2, 2) table.insert(t, 4)\n"
+        "assert(table.concat(t, ',') == '1,2,3,4')\n"
+        "local a, b = table.unpack({5, 6}) assert(a == 5 and b == 6)\n"
+        "assert(('ab'):rep(3, '-') == 'ab-ab-ab' and ('x'):rep(-1) == '')\n"
+        "assert(string.format('%d %5.2f %s %x %%', 3, 1.5, 'x', 255) == '3  1.50 x ff %')\n"
+        "assert(string.format('%s %s %s', 1, true, nil) == '1 true nil')\n"
+        "assert(('Abc'):upper():lower():sub(2, -1):len() == 2)\n"
+        "assert(tostring(1.5) == '1.5' and tostring({}) == 'table' and tostring(nil) == 'nil' and tostring(false) == 'false')\n"
+        "assert(math.floor(2.5) == 2 and math.sqrt(16) == 4 and math.type(1) == 'integer')\n"
+        "local seen = {} for k, v in pairs { c = 3, a = 1, b = 2, 7, 8 } do seen[#seen + 1] = k .. '=' .. v end\n"
+        "assert(table.concat(seen, ' ') == '1=7 2=8 a=1 b=2 c=3')\n"
+        "local u = { a = 1, b = 2, c = 3 } local n = 0\n"
+        "for k in pairs(u) do u.b = nil n = n + 1 end\n"
+        "assert(n == 2)\n"
+        "for _ in pairs {} do error('empty') end\n"
+        "return 1";
+    char error[KG_ERROR] = "";
+    kg_sandbox *s = kg_sandbox_open(0, 0, 0);
+    ck_assert_msg(!run(s, text, error), "%s", error);
+    ck_assert_int_eq(lua_tointeger(kg_sandbox_lua(s), -1), 1);
+    kg_sandbox_close(s);
+}
+END_TEST
+
+START_TEST(modules_stay_inside)
+{
+    char error[KG_ERROR];
+    enter_folder();
+    write_file("secret.lua", "return { secret = true }");
+    ck_assert_int_eq(mkdir("inside", 0777), 0);
+    ck_assert_int_eq(mkdir("inside-too", 0777), 0);
+    ck_assert_int_eq(mkdir("shipped", 0777), 0);
+    write_file("inside-too/a.lua", "return 1");
+    write_file("inside/own.lua", "return 'own'");
+    write_file("shipped/own.lua", "return 'shipped'");
+    write_file("shipped/other.lua", "return 'other'");
+    ck_assert_int_eq(symlink("../secret.lua", "inside/link.lua"), 0);
+    ck_assert_int_eq(symlink("..", "inside/up"), 0);
+    ck_assert_int_eq(symlink("../inside-too", "inside/beside"), 0);
+    ck_assert_int_eq(symlink("own.lua", "inside/alias.lua"), 0);
+    ck_assert_int_eq(mkfifo("inside/fifo.lua", 0666), 0);
+    kg_sandbox *s = kg_sandbox_open("inside", "shipped", 0);
+    static const struct { const char *text, *message; } cases[] = {
+        {"return require 'link'", "text.lua:1: require \"link\": inside/link.lua leads out of its folder"},
+        {"return require 'up.secret'", "text.lua:1: require \"up.secret\": inside/up/secret.lua leads out of its folder"},
+        {"return require 'beside.a'", "text.lua:1: require \"beside.a\": inside/beside/a.lua leads out of its folder"},
+        {"return require 'fifo'", "text.lua:1: require \"fifo\": inside/fifo.lua: not a regular file"},
+        {"return require ''", "text.lua:1: require \"\": not a module name; allowed: words joined by dots, as in \"models.qwen3_8b\""},
+        {"return require 'a..b'", "text.lua:1: require \"a..b\": not a module name; allowed: words joined by dots, as in \"models.qwen3_8b\""},
+        {"return require '.own'", "text.lua:1: require \".own\": not a module name; allowed: words joined by dots, as in \"models.qwen3_8b\""},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ck_assert_int_eq(run(s, cases[i].text, error), KG_USER);
+        ck_assert_str_eq(error, cases[i].message);
+    }
+    ck_assert_int_eq(run(s, "return require 'own' .. require 'other' .. require 'alias'", error), KG_OK);
+    ck_assert_str_eq(lua_tostring(kg_sandbox_lua(s), -1), "ownotherown");
+    kg_sandbox_close(s);
+    leave_folder();
+}
+END_TEST
+
+// ---- the command -----------------------------------------------------------------------------------------------------
+
+// Runs kittygen with shell-quoted arguments; returns its exit code, its output and errors in `output`.
+static int command(const char *arguments, char output[16384])
+{
+    char line[2 * KG_PATH];
+    snprintf(line, sizeof line, "'%s' 2>&1 %s", kittygen, arguments);
+    FILE *pipe = popen(line, "r");
+    ck_assert_ptr_nonnull(pipe);
+    const size_t size = fread(output, 1, 16383, pipe);
+    output[size] = 0;
+    const int status = pclose(pipe);
+    ck_assert_msg(WIFEXITED(status), "%s: ended by a signal", arguments);
+    return WEXITSTATUS(status);
+}
+
+static const struct {
+    const char *arguments;
+    int code;
+    const char *begins;
+} commands[] = {
+    {"--version", 0, "kittygen " KT_VERSION "\n"},
+    {"--help", 0, "usage: kittygen COMMAND"},
+    {"check --help", 0, "usage: kittygen check SPEC..."},
+    {"new --help", 0, "usage: kittygen new --from-config FILE"},
+    {"", 2, "kittygen: no command; see kittygen --help\n"},
+    {"chekc", 2, "kittygen: unknown command 'chekc'; see kittygen --help; did you mean `check`?\n"},
+    {"check", 2, "kittygen check: too few arguments\n"},
+    {"check --jsno x", 2, "kittygen check: unknown option '--jsno'; see kittygen check --help; did you mean `--json`?\n"},
+    {"check --json=1 x", 2, "kittygen check: --json takes no value\n"},
+    {"check x --dtype", 2, "kittygen check: --dtype needs a value: fp16|bf16\n"},
+    {"check --dtype=fp32 qwen3_8b", 2, "--dtype: \"fp32\" is not allowed; allowed: \"fp16\", \"bf16\"\n"},
+    {"check --fields", 0, "name\n"},
+    {"check --fields --json", 0, "[{\"field\": \"name\""},
+    {"check qwen3-8b/kitty-pro", 0,
+     "qwen3-8b.kitty-pro\n"
+     "  model      36 layers, 32 query heads, 8 KV heads, head_dim 128, bf16\n"
+     "  keys       2 bits, 32 of 128 channels at 4, groups of 128 tokens, window 0\n"
+     "  values     2 bits, groups of 128 channels, window 128\n"
+     "  page       128 tokens: 10288 bytes per KV head (header 16, keys 5664, values 4608); sink 32\n"
+     "  per token  80.38 bytes per KV head; fp16 512, 6.37 times that\n"
+     "  exact      114688 bytes per sequence and KV head\n"
+     "  memory     209.5 MiB for one sequence of 8192 tokens; fp16 1152.0 MiB\n"},
+    {"check -- --json", 2, "--json: no shipped model"},
+    {"check no.lua qwen3_8b/int4", 2, "no.lua: No such file or directory\nqwen3-8b.int4\n"},
+    {"check qwen3_8b/int4 > /dev/full", 3, "kittygen: cannot write to the standard output\n"},
+    {"new", 2, "kittygen new: --from-config FILE is missing\n"},
+    {"new x", 2, "kittygen new: too many arguments\n"},
+};
+
+START_TEST(command_line)
+{
+    char output[16384];
+    const int code = command(commands[_i].arguments, output);
+    ck_assert_msg(code == commands[_i].code, "%s: exit code %d\n%s", commands[_i].arguments, code, output);
+    ck_assert_msg(!strncmp(output, commands[_i].begins, strlen(commands[_i].begins)), "%s:\n%s", commands[_i].arguments, output);
+}
+END_TEST
+
+START_TEST(check_json)
+{
+    char output[16384];
+    ck_assert_int_eq(command("check qwen3-8b --json", output), 0);
+    cJSON *root = cJSON_Parse(output);
+    ck_assert_int_eq(cJSON_GetArraySize(root), 6);
+    const cJSON *fp16 = cJSON_GetArrayItem(root, 0), *kitty = cJSON_GetArrayItem(root, 2);
+    ck_assert_double_eq(cJSON_GetObjectItem(kitty, "bytes_per_token")->valuedouble, 76.25);
+    ck_assert_double_eq(cJSON_GetObjectItem(kitty, "boosted_channels")->valuedouble, 16);
+    ck_assert_double_eq(cJSON_GetObjectItem(fp16, "fp16_memory_bytes")->valuedouble, 36.0 * 8 * 8192 * 512);
+    cJSON_Delete(root);
+    ck_assert_int_eq(command("check no.lua --json 2> /dev/null", output), 2);
+    ck_assert_str_eq(output, "[]\n");
+}
+END_TEST
+
+START_TEST(new_spec)
+{
+    char output[16384];
+    enter_folder();
+    write_file("config.json", "{\"model_type\": \"qwen3\", \"num_attention_heads\": 32, \"num_key_value_heads\": 8, \"head_dim\": 128,\n"
+                              " \"num_hidden_layers\": 36, \"torch_dtype\": \"bfloat16\", \"hidden_size\": 4096}");
+    ck_assert_int_eq(command("new --from-config config.json", output), 0);
+    ck_assert_str_eq(output, "qwen3.lua: written; next: kittygen check qwen3.lua\n");
+    char *text = read_file("qwen3.lua");
+    ck_assert_str_eq(text, "-- qwen3, from its config.json.\nreturn require \"variants.kitty_pro\" {\n    model = {\n        name = \"qwen3\",\n"
+                           "        layers = 36,\n        q_heads = 32,\n        kv_heads = 8,\n        head_dim = 128,\n        dtype = \"bf16\",\n"
+                           "    },\n}\n");
+    free(text);
+    kg_spec made = load_one("qwen3.lua");
+    ck_assert_str_eq(made.name, "qwen3.kitty-pro");
+    ck_assert_int_eq(made.model.q_heads, 32);
+
+    // Kept, unless forced; nothing else is left behind.
+    write_file("qwen3.lua", "mine");
+    ck_assert_int_eq(command("new --from-config config.json", output), 2);
+    ck_assert_str_eq(output, "qwen3.lua: exists; --force overwrites it\n");
+    text = read_file("qwen3.lua");
+    ck_assert_str_eq(text, "mine");
+    free(text);
+    ck_assert_int_eq(command("new --from-config config.json --force --name other --variant int4 -o qwen3.lua --json", output), 0);
+    ck_assert_str_eq(output, "{\"file\": \"qwen3.lua\", \"model\": \"other\"}\n");
+    ck_assert_str_eq(load_one("qwen3.lua").name, "other.int4");
+    ck_assert_int_eq(command("new --from-config config.json -o no/such/folder.lua", output), 2);
+    ck_assert_str_eq(output, "no/such/folder.lua: No such file or directory\n");
+    ck_assert_int_eq(command("new --from-config config.json --variant kitti", output), 2);
+    ck_assert_str_eq(output, "(new spec):2: require \"variants.kitti\": no variants/kitti.lua in the spec's folder or the shipped specs\n");
+
+    // The language model of a multimodal one; heads = KV heads; head_dim from hidden_size; a scale of its own.
+    write_file("nested.json", "{\"architectures\": [\"X\"], \"dtype\": \"float16\", \"text_config\": {\"_name_or_path\": \"org/My Model\", "
+                              "\"num_attention_heads\": 4, \"hidden_size\": 384, \"num_hidden_layers\": 2, \"query_pre_attn_scalar\": 64}}");
+    ck_assert_int_eq(command("new --from-config nested.json -o nested.lua", output), 0);
+    made = load_one("nested.lua");
+    ck_assert_str_eq(made.model.name, "my-model");
+    ck_assert_int_eq(made.model.kv_heads, 4);
+    ck_assert_int_eq(made.model.head_dim, 96);
+    ck_assert_int_eq(made.model.dtype, KT_F16);
+    ck_assert_double_eq(made.model.scale, 0.125);
+
+    struct dirent **names;
+    int count = scandir(".", &names, 0, alphasort); // ., .., config.json, nested.json, nested.lua, qwen3.lua
+    ck_assert_int_eq(count, 6);
+    while (count)
+        free(names[--count]);
+    free(names);
+    leave_folder();
+}
+END_TEST
+
+#define SHAPE "\"model_type\": \"m\", \"num_attention_heads\": 8, \"num_hidden_layers\": 2, \"head_dim\": 128"
+static const struct {
+    const char *config, *options, *message;
+} bad_configs[] = {
+    {0, "", "config.json: No such file or directory\n"},
+    {"", "", "config.json:1:1: malformed JSON\n"},
+    {"{\"a\": 1,\n \"b\" 2}", "", "config.json:2:6: malformed JSON\n"},
+    {"{} x", "", "config.json:1:4: malformed JSON\n"},
+    {"[1]", "", "config.json: not a JSON object; a config.json is one\n"},
+    {"{}", "", "config.json: num_hidden_layers: missing\n"},
+    {"{\"num_hidden_layers\": 2}", "", "config.json: num_attention_heads: missing\n"},
+    {"{\"num_hidden_layers\": \"2\"}", "", "config.json: num_hidden_layers: a text is not allowed; allowed: 1 to 1024\n"},
+    {"{\"num_hidden_layers\": [2]}", "", "config.json: num_hidden_layers: a value that is no number is not allowed; allowed: 1 to 1024\n"},
+    {"{\"num_hidden_layers\": 2.5}", "", "config.json: num_hidden_layers: 2.5 is not allowed; allowed: 1 to 1024\n"},
+    {"{\"num_attention_heads\": 8, \"num_hidden_layers\": 2}", "",
+     "config.json: head_dim: missing, and so is hidden_size, from which it would follow\n"},
+    {"{\"num_attention_heads\": 8, \"num_hidden_layers\": 2, \"hidden_size\": 640}", "",
+     "config.json: head_dim: 80 is not allowed; allowed: 64, 96, 128, 192, 256\n"},
+    {"{" SHAPE "}", "", "config.json: torch_dtype: missing; give --dtype fp16 or --dtype bf16\n"},
+    {"{" SHAPE ", \"torch_dtype\": \"float32\"}", "",
+     "config.json: torch_dtype: \"float32\" is not allowed; allowed: \"float16\", \"bfloat16\"; or give --dtype fp16 or --dtype bf16\n"},
+    {"{" SHAPE "}", "--dtype half", "--dtype: \"half\" is not allowed; allowed: \"fp16\", \"bf16\"\n"},
+    {"{" SHAPE "}", "--dtype fp16 --name 'a b'",
+     "--name: \"a b\" is not allowed; allowed: 1 to 63 letters, digits, '.', '_', '-', the first a letter or digit\n"},
+    {"{" SHAPE "}", "--dtype fp16 --variant 'x\" }'", "--variant: 'x\" }' is not the name of a variant\n"},
+    {"{" SHAPE ", \"num_key_value_heads\": 3}", "--dtype fp16",
+     "(new spec):6: model.q_heads: 8 with kv_heads 3 is not allowed; allowed: 1 to 16 times kv_heads\n"},
+    {"{" SHAPE ", \"query_pre_attn_scalar\": 0}", "--dtype fp16", "config.json: query_pre_attn_scalar: not allowed; allowed: a number above 0\n"},
+    {"{" SHAPE ", \"attn_logit_softcapping\": 50.0}", "--dtype fp16",
+     "config.json: attn_logit_softcapping: a soft cap on logits is not supported\n"},
+    {"{" SHAPE ", \"kv_lora_rank\": 512}", "--dtype fp16",
+     "config.json: kv_lora_rank: multi-head latent attention has no keys and values per head; not supported\n"},
+    {"{\"num_attention_heads\": 8, \"num_hidden_layers\": 2, \"head_dim\": 64}", "--dtype fp16",
+     "config.json: model_type: missing; give --name NAME\n"},
+};
+
+START_TEST(bad_config)
+{
+    char output[16384], arguments[256];
+    enter_folder();
+    if (bad_configs[_i].config)
+        write_file("config.json", bad_configs[_i].config);
+    snprintf(arguments, sizeof arguments, "new --from-config config.json -o out.lua %s", bad_configs[_i].options);
+    ck_assert_int_eq(command(arguments, output), 2);
+    ck_assert_str_eq(output, bad_configs[_i].message);
+    ck_assert_int_ne(access("out.lua", F_OK), 0);
+    leave_folder();
+}
+END_TEST
+
+// ----------------------------------------------------------------------------------------------------------------------
+
+static int set_paths(void)
+{
+    const char *given = getenv("KT_TEST_DATA"), *binary = getenv("KT_KITTYGEN");
+    char path[2 * KG_PATH], executable[KG_PATH];
+    if (!realpath(given ? given : KT_TEST_DATA, data))
+        return 0;
+    snprintf(path, sizeof path, "%s/../specs", data);
+    if (!getenv("KT_SPECS"))
+        setenv("KT_SPECS", path, 1);
+    if (!realpath(getenv("KT_SPECS"), executable))
+        return 0;
+    setenv("KT_SPECS", executable, 1);
+    const ssize_t length = readlink("/proc/self/exe", executable, sizeof executable - 1);
+    executable[length < 0 ? 0 : length] = 0;
+    char *slash = strrchr(executable, '/');
+    static const char *const places[] = {"", "/.."};
+    for (int i = 0; i < 2 && slash && !binary; i++) {
+        *slash = 0;
+        snprintf(path, sizeof path, "%s%s/kittygen", executable, places[i]);
+        if (!access(path, X_OK))
+            binary = path;
+    }
+    if (!realpath(binary ? binary : "kittygen", kittygen))
+        return 0;
+    snprintf(path, sizeof path, "%s/bad", data);
+    bad_count = scandir(path, &bad, is_lua, alphasort);
+    return bad_count > 0;
+}
+
+int main(void)
+{
+    if (!set_paths()) {
+        fprintf(stderr, "test_spec: set KT_TEST_DATA, KT_SPECS and KT_KITTYGEN\n");
+        return 1;
+    }
+    Suite *suite = suite_create("spec");
+    TCase *specs = tcase_create("specs"), *limits = tcase_create("rejections"), *shell = tcase_create("command");
+    tcase_set_timeout(limits, 60);
+    tcase_set_timeout(shell, 60);
+    tcase_add_loop_test(specs, shipped_models, 0, MODELS);
+    tcase_add_test(specs, command_line_names);
+    tcase_add_loop_test(specs, wrong_command_line_names, 0, sizeof wrong_names / sizeof *wrong_names);
+    tcase_add_test(specs, no_shipped_specs);
+    tcase_add_test(specs, tutorial_and_sweep);
+    tcase_add_test(specs, defaults);
+    tcase_add_test(specs, composition);
+    tcase_add_test(specs, whole_range);
+    tcase_add_test(specs, json);
+    tcase_add_test(specs, lines);
+    tcase_add_test(specs, nearest);
+    tcase_add_test(specs, texts);
+    tcase_add_loop_test(limits, rejections, 0, bad_count);
+    tcase_add_test(limits, dead_for_good);
+    tcase_add_test(limits, only_what_is_listed);
+    tcase_add_test(limits, library);
+    tcase_add_test(limits, modules_stay_inside);
+    tcase_add_loop_test(shell, command_line, 0, sizeof commands / sizeof *commands);
+    tcase_add_test(shell, check_json);
+    tcase_add_test(shell, new_spec);
+    tcase_add_loop_test(shell, bad_config, 0, sizeof bad_configs / sizeof *bad_configs);
+    suite_add_tcase(suite, specs);
+    suite_add_tcase(suite, limits);
+    suite_add_tcase(suite, shell);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    const int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    for (int i = 0; i < bad_count; i++)
+        free(bad[i]);
+    free(bad);
+    return failed ? 1 : 0;
+}

@@ -1,0 +1,122 @@
+#include "layout.h"
+
+#include <math.h>
+
+enum { TILE = 32, WORDS = 128 }; // tokens of a tile; bytes of one word per lane
+
+static int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+const char *kg_layout(const kg_spec *spec, kt_format *f)
+{
+    *f = (kt_format){0};
+    const int d = spec->model.head_dim;
+    f->dtype = spec->model.dtype;
+    f->head_dim = d;
+    f->group_heads = spec->model.q_heads / spec->model.kv_heads;
+    f->page = spec->page;
+    f->sink = spec->sink;
+    const int tiles = f->page / TILE;
+
+    f->key_bits = spec->key.bits;
+    f->key_window = spec->key.window;
+    f->key_meta = KT_HEADER_BYTES;
+    if (f->key_bits == 16) {
+        f->key_boost_bits = 16;
+        f->key_group = f->page;
+        f->key_rows = d;
+        f->key_index = f->key_tiles = KT_HEADER_BYTES;
+        f->key_tile_bytes = TILE * d * 2;
+    } else {
+        // The epsilon forgives a decimal fraction that falls just short of a whole channel.
+        const int boosted = (int)floor(spec->key.boost_fraction * d + 1e-9);
+        f->key_boosted = spec->key.boost_bits > f->key_bits ? boosted : 0;
+        f->key_boost_bits = f->key_boosted ? spec->key.boost_bits : f->key_bits;
+        f->key_score = (int)spec->key.score;
+        f->key_seed = spec->key.seed;
+        f->key_group = spec->key.group;
+        f->key_rows = round_up(f->key_bits / 2 * d + (f->key_boost_bits - f->key_bits) / 2 * f->key_boosted, 16);
+        f->key_index = f->key_meta + f->page / f->key_group * d * 4;
+        f->key_tiles = f->key_index + round_up(f->key_boosted, 16);
+        f->key_tile_bytes = f->key_rows / 16 * WORDS;
+    }
+    f->value_tiles = f->key_tiles + tiles * f->key_tile_bytes;
+
+    f->value_bits = spec->value.bits;
+    f->value_window = spec->value.window;
+    if (f->value_bits == 16) {
+        f->value_group = d;
+        f->value_tile_bytes = TILE * d * 2;
+    } else {
+        f->value_group = spec->value.group != KG_GROUP_HEAD ? spec->value.group : d == 256 ? 128 : d;
+        f->value_meta_bytes = d / f->value_group * TILE * 4;
+        f->value_tile_bytes = f->value_meta_bytes + d / 16 * (f->value_bits / 2) * WORDS;
+    }
+    f->block_bytes = f->value_tiles + tiles * f->value_tile_bytes;
+
+    if (f->key_window > f->value_window)
+        return "key.window: larger than value.window, so that values would be sealed before their keys; allowed: at most value.window";
+
+    f->key_ring = f->page + f->key_window;
+    f->value_ring = f->page + f->value_window;
+    const int token = d * 2;
+    f->slab_sink_value = f->sink * token;
+    f->slab_key = 2 * f->sink * token;
+    f->slab_value = f->slab_key + f->key_ring * token;
+    f->slab_bytes = f->slab_value + f->value_ring * token;
+    return 0;
+}
+
+static kg_attend_config attend_config(const kt_format *f, int warps, int stages, int tiles)
+{
+    kg_attend_config c = {.warps = warps, .stages = stages, .tiles = tiles};
+    c.passes = (f->group_heads + 7) / 8;
+    c.columns = (f->group_heads + c.passes - 1) / c.passes;
+    // Per stage: header, key meta and index, then whole key and value tiles.
+    const int stage = f->key_tiles + tiles * (f->key_tile_bytes + f->value_tile_bytes);
+    // After the last page the stages are reused for each warp's partial result: head_dim outputs, maximum and sum.
+    const int partial = warps * c.columns * (f->head_dim + 2) * 4;
+    const int query = f->head_dim * c.columns * 4;
+    const int buffers = warps * stages * stage;
+    const int barriers = 128;
+    c.shared = round_up(query + barriers + (buffers > partial ? buffers : partial), 128);
+    return c;
+}
+
+int kg_attend_configs(const kt_format *f, kg_attend_config configs[KG_ATTEND_CONFIGS])
+{
+    static const struct { int warps, stages, tiles; } menu[] = {
+        {8, 2, 4}, {8, 1, 4}, {8, 2, 2}, {8, 1, 2}, {8, 2, 1}, {8, 1, 1}, {4, 2, 1}, {4, 1, 1},
+    };
+    static const int limits[] = {227 * 1024, 99 * 1024}; // sm_90 and 100; sm_86, 89 and 120
+    int count = 0;
+    for (unsigned l = 0; l < sizeof limits / sizeof *limits; l++) {
+        for (unsigned m = 0; m < sizeof menu / sizeof *menu; m++) {
+            if (menu[m].tiles > f->page / TILE)
+                continue;
+            kg_attend_config c = attend_config(f, menu[m].warps, menu[m].stages, menu[m].tiles);
+            if (c.shared > limits[l])
+                continue;
+            if (!count || configs[count - 1].shared != c.shared)
+                configs[count++] = c;
+            break;
+        }
+    }
+    return count;
+}
+
+int kg_append_shared(const kt_format *f)
+{
+    // The page as 16-bit elements, a score and a (scale, zero) pair per group and channel, boosted flags, and 64 bytes of
+    // block-wide results. Values reuse it with a pair per token and group.
+    const int key_groups = f->page / f->key_group, value_groups = f->head_dim / f->value_group;
+    const int pairs = key_groups * f->head_dim > value_groups * f->page ? key_groups * f->head_dim : value_groups * f->page;
+    return round_up(f->page * f->head_dim * 2 + f->head_dim * 4 + pairs * 4 + f->head_dim * 2 + 64, 128);
+}
+
+int kg_reference_shared(const kt_format *f, int threads)
+{
+    // Logits of a run of tokens and the query in float64, and a place per channel.
+    return round_up(threads * 8 + f->head_dim * 9, 128);
+}
+
+double kg_bytes_per_token(const kt_format *f) { return (double)f->block_bytes / f->page; }

@@ -1,0 +1,64 @@
+// The format of a cache: every number that the generator, the kernels, the runtime and the CPU backend must agree on.
+// gen/layout.c computes it, the manifest carries it, emitted kernels name it as constants, runtime/package.c reads it.
+// Nothing else derives an offset. All sizes are bytes unless the comment says otherwise.
+#ifndef KT_FORMAT_H
+#define KT_FORMAT_H
+
+#define KT_FORMAT_VERSION 1
+
+// X(field, constant in emitted kernels, meaning)
+#define KT_FORMAT_FIELDS(X)                                                                                  \
+    X(dtype, DTYPE, "element type of q, k, v and out: 0 fp16, 1 bf16")                                       \
+    X(head_dim, HEAD_DIM, "channels of a head")                                                              \
+    X(group_heads, GROUP_HEADS, "query heads per KV head (GQA)")                                             \
+    X(page, PAGE, "tokens of a page")                                                                        \
+    X(sink, SINK, "first tokens of a sequence, kept exact")                                                  \
+    X(key_bits, KEY_BITS, "bits of a key channel; 16: exact")                                                \
+    X(key_boost_bits, KEY_BOOST_BITS, "bits of a boosted key channel; key_bits where none is boosted")       \
+    X(key_boosted, KEY_BOOSTED, "boosted channels per page and head")                                        \
+    X(key_score, KEY_SCORE, "0 magnitude, 1 variance, 2 range, 3 random")                                    \
+    X(key_seed, KEY_SEED, "seed of the random score")                                                        \
+    X(key_group, KEY_GROUP, "tokens that share a key channel's scale and zero")                              \
+    X(key_window, KEY_WINDOW, "newest tokens whose keys stay exact, on top of the unfinished page")          \
+    X(key_rows, KEY_ROWS, "rows of a key page matrix: 2-bit planes, padded to 16")                           \
+    X(value_bits, VALUE_BITS, "bits of a value element; 16: exact")                                          \
+    X(value_group, VALUE_GROUP, "channels that share a token's value scale and zero")                        \
+    X(value_window, VALUE_WINDOW, "newest tokens whose values stay exact, on top of the unfinished page")    \
+    X(block_bytes, BLOCK_BYTES, "a block: header, key part, value part of one page and head")                \
+    X(key_meta, KEY_META, "offset of [groups, head_dim] (scale, zero) fp16 pairs")                           \
+    X(key_index, KEY_INDEX, "offset of the ascending list of boosted channels, one byte each")               \
+    X(key_tiles, KEY_TILES, "offset of the key tiles of 32 tokens")                                          \
+    X(key_tile_bytes, KEY_TILE_BYTES, "a key tile")                                                          \
+    X(value_tiles, VALUE_TILES, "offset of the value tiles of 32 tokens; also the end of the key part")      \
+    X(value_meta_bytes, VALUE_META_BYTES, "(scale, zero) pairs at the head of a value tile")                 \
+    X(value_tile_bytes, VALUE_TILE_BYTES, "a value tile, its pairs included")                                \
+    X(slab_bytes, SLAB_BYTES, "a slab: the exact tokens of one sequence and head")                           \
+    X(slab_sink_value, SLAB_SINK_VALUE, "offset of the sinks' values; their keys are at 0")                  \
+    X(slab_key, SLAB_KEY, "offset of the key ring")                                                          \
+    X(slab_value, SLAB_VALUE, "offset of the value ring")                                                    \
+    X(key_ring, KEY_RING, "tokens of the key ring; token t (>= sink) is at (t - sink) mod key_ring")         \
+    X(value_ring, VALUE_RING, "tokens of the value ring, likewise")
+
+typedef struct {
+#define X(field, constant, meaning) int field;
+    KT_FORMAT_FIELDS(X)
+#undef X
+} kt_format;
+
+// Header of a block, 16 bytes; the rest is zero.
+enum {
+    KT_HEADER_KEY_FLAGS = 0,   // bit 0: a key element was not finite or a group overflowed, and counts as 0
+    KT_HEADER_KEY_EXPONENT,    // int8: smallest e with every key scale <= 2^e; -24 where all are 0
+    KT_HEADER_VALUE_FLAGS,     // as for keys
+    KT_HEADER_VALUE_EXPONENT,  // int8, likewise
+    KT_HEADER_BYTES = 16
+};
+
+// Sealed pages of a sequence of `tokens` tokens, for keys or for values by their window.
+static inline int kt_sealed_pages(int tokens, int sink, int window, int page)
+{
+    int rest = tokens - sink - window;
+    return rest < 0 ? 0 : rest / page;
+}
+
+#endif

@@ -1,0 +1,407 @@
+// The definition of a sealed block, in plain loops: scores, codes, and their order (templates/lib/page.cuh). Every kernel
+// must produce the same bytes. Compiled without contraction: each fp32 operation rounds.
+#include "cpu.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "../../templates/lib/hash.h"
+
+enum { WORD = 128 }; // bytes of one word per lane
+
+// ---- order ----
+
+static int channel_of(int tile, int x)
+{
+    return (tile >> 1) * 32 + ((x & 7) >> 1) * 8 + ((tile & 1) * 2 + (x >> 3)) * 2 + (x & 1);
+}
+
+// Index of word `w` of `words` per lane: full groups of four words, then a pair, then a single one.
+static int lane_word(int w, int words, int lane)
+{
+    const int first = w & ~3, left = words - first;
+    if (left >= 4)
+        return first * 32 + lane * 4 + (w - first);
+    if (left >= 2 && w - first < 2)
+        return first * 32 + lane * 2 + (w - first);
+    return w * 32 + lane;
+}
+
+// Position of the pair of a tile's token among the 32 of a value group.
+static int pair_position(int token) { return (token & 7) * 4 + (token >> 3); }
+
+static void store16(unsigned char *to, unsigned value)
+{
+    to[0] = (unsigned char)value;
+    to[1] = (unsigned char)(value >> 8);
+}
+
+static unsigned load16(const unsigned char *from) { return from[0] | (unsigned)from[1] << 8; }
+
+static void store32(unsigned char *to, uint32_t value)
+{
+    store16(to, value & 0xffff);
+    store16(to + 2, value >> 16);
+}
+
+static uint32_t load32(const unsigned char *from) { return load16(from) | (uint32_t)load16(from + 2) << 16; }
+
+// Where each row of a key page matrix comes from.
+typedef struct {
+    short channel[KT__MAX_DIM * 4 + 16]; // -1: padding
+    unsigned char shift[KT__MAX_DIM * 4 + 16];
+} key_rows;
+
+// `list`: the boosted channels, ascending.
+static void map_key_rows(const kt_format *f, const unsigned char *list, key_rows *rows)
+{
+    const int planes = f->key_bits / 2, full = planes * f->head_dim;
+    for (int row = 0; row < f->key_rows; row++) {
+        const int plane = row / f->head_dim, further = row - full;
+        rows->channel[row] = -1;
+        rows->shift[row] = 0;
+        if (row < full) {
+            rows->channel[row] = (short)channel_of(row % f->head_dim / 16, row % 16);
+            rows->shift[row] = (unsigned char)(2 * plane);
+        } else if (further < (f->key_boost_bits / 2 - planes) * f->key_boosted) {
+            rows->channel[row] = list[further % f->key_boosted];
+            rows->shift[row] = (unsigned char)(2 * (planes + further / f->key_boosted));
+        }
+    }
+}
+
+// ---- groups ----
+
+typedef struct {
+    unsigned scale, zero; // fp16
+    bool overflow;
+} group_meta;
+
+static group_meta measure(const float *x, int count, int bits)
+{
+    float low = x[0], high = x[0];
+    for (int i = 1; i < count; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+    }
+    group_meta g = {0};
+    g.zero = kt__float_to_half(low);
+    g.scale = kt__float_to_half((high - low) / (float)((1 << bits) - 1));
+    if (!kt__element_finite(KT_F16, (unsigned short)g.zero) || !kt__element_finite(KT_F16, (unsigned short)g.scale))
+        g = (group_meta){.overflow = true};
+    return g;
+}
+
+static void encode(const float *x, int count, int bits, group_meta g, unsigned char *codes)
+{
+    const float scale = kt__half_to_float((unsigned short)g.scale), zero = kt__half_to_float((unsigned short)g.zero);
+    const float most = (float)((1 << bits) - 1);
+    for (int i = 0; i < count; i++) {
+        float code = 0;
+        if (scale > 0) {
+            code = rintf((x[i] - zero) / scale);
+            code = code < 0 ? 0 : code > most ? most : code;
+        }
+        codes[i] = (unsigned char)code;
+    }
+}
+
+// Smallest e with scale <= 2^e; -24 for 0.
+static int exponent_of(unsigned scale)
+{
+    int exponent;
+    if (!scale)
+        return -24;
+    return frexpf(kt__half_to_float((unsigned short)scale), &exponent) == 0.5f ? exponent - 1 : exponent;
+}
+
+// ---- scores ----
+
+// Sum by the fixed tree; overwrites s. count is a power of two.
+static float tree_sum(float *s, int count)
+{
+    for (int w = count / 2; w >= 1; w /= 2)
+        for (int i = 0; i < w; i++)
+            s[i] += s[i + w];
+    return s[0];
+}
+
+// Score of one channel by its elements x[page]. A score that is no number (bf16 sums can reach infinity minus infinity)
+// counts as infinity.
+static float score(const kt_format *f, const float *x)
+{
+    float s[KT__MAX_PAGE], low = x[0], high = x[0], result;
+    const float page = (float)f->page;
+    switch (f->key_score) {
+    case 0:
+        for (int t = 0; t < f->page; t++)
+            s[t] = fabsf(x[t]);
+        result = tree_sum(s, f->page) / page;
+        break;
+    case 1:
+        memcpy(s, x, (size_t)f->page * sizeof *s);
+        const float mean = tree_sum(s, f->page) / page;
+        for (int t = 0; t < f->page; t++)
+            s[t] = (x[t] - mean) * (x[t] - mean);
+        result = tree_sum(s, f->page) / page;
+        break;
+    default:
+        for (int t = 1; t < f->page; t++) {
+            low = x[t] < low ? x[t] : low;
+            high = x[t] > high ? x[t] : high;
+        }
+        result = high - low;
+    }
+    return isnan(result) ? INFINITY : result;
+}
+
+// Highest scores first, ties to the lower channel; the list ascends.
+static void select_boosted(const kt_format *f, const float *scores, unsigned char *list, bool *boosted)
+{
+    int count = 0;
+    for (int c = 0; c < f->head_dim; c++) {
+        int better = 0;
+        for (int o = 0; o < f->head_dim; o++)
+            better += scores[o] > scores[c] || (scores[o] == scores[c] && o < c);
+        boosted[c] = better < f->key_boosted;
+        if (boosted[c])
+            list[count++] = (unsigned char)c;
+    }
+}
+
+// ---- 16-bit parts ----
+
+static unsigned exact(int dtype, unsigned short element)
+{
+    return kt__element_finite(dtype, element) ? element : 0;
+}
+
+// Byte offset of (token, channel) in a 16-bit key or value tile; see page.cuh.
+static int exact_offset(const kt_format *f, kt_part part, int token, int channel)
+{
+    // Inverse of channel_of: bits of the channel within 32 are (x >> 1 & 3, tile & 1, x >> 3, x & 1).
+    const int tile = channel / 32 * 2 + (channel >> 2 & 1);
+    const int x = (channel >> 1 & 1) * 8 + (channel >> 3 & 3) * 2 + (channel & 1);
+    const int m = token >> 4, u = token & 15;
+    if (part == KT_KEY) {
+        const int lane = (u & 7) * 4 + (x & 7) / 2, word = (u >> 3) + 2 * (x >> 3);
+        return (((m * (f->head_dim / 16) + tile) * 32 + lane) * 4 + word) * 4 + (x & 1) * 2;
+    }
+    const int lane = (x & 7) * 4 + (u & 7) / 2, word = (x >> 3) + 2 * (u >> 3);
+    return (((tile * 2 + m) * 32 + lane) * 4 + word) * 4 + (u & 1) * 2;
+}
+
+static void seal_exact(const kt_format *f, kt_part part, const unsigned short *const *rows, unsigned char *tiles, int tile_bytes)
+{
+    for (int t = 0; t < f->page; t++)
+        for (int c = 0; c < f->head_dim; c++)
+            store16(tiles + t / KT__TILE * tile_bytes + exact_offset(f, part, t % KT__TILE, c), exact(f->dtype, rows[t][c]));
+}
+
+static void decode_exact(const kt_format *f, kt_part part, const unsigned char *tile, float *out)
+{
+    for (int t = 0; t < KT__TILE; t++)
+        for (int c = 0; c < f->head_dim; c++)
+            out[t * f->head_dim + c] = kt__to_float(f->dtype, (unsigned short)load16(tile + exact_offset(f, part, t, c)));
+}
+
+static bool any_nonfinite(const kt_format *f, const unsigned short *const *rows)
+{
+    for (int t = 0; t < f->page; t++)
+        for (int c = 0; c < f->head_dim; c++)
+            if (!kt__element_finite(f->dtype, rows[t][c]))
+                return true;
+    return false;
+}
+
+// ---- keys ----
+
+// codes: [page, head_dim]
+static void pack_key(const kt_format *f, const unsigned char *codes, const key_rows *rows, unsigned char *tiles)
+{
+    const int words = f->key_rows / 16;
+    for (int tile = 0; tile < f->page / KT__TILE; tile++)
+        for (int k = 0; k < words; k++)
+            for (int lane = 0; lane < 32; lane++) {
+                uint32_t word = 0;
+                for (int i = 0; i < 16; i++) {
+                    const int e = i >> 3, m = i >> 2 & 1, j = i >> 1 & 1, half = i & 1;
+                    const int token = tile * KT__TILE + 16 * m + 8 * half + lane / 4;
+                    const int row = 16 * k + 2 * (lane & 3) + 8 * j + e, channel = rows->channel[row];
+                    if (channel >= 0)
+                        word |= (uint32_t)(codes[token * f->head_dim + channel] >> rows->shift[row] & 3) << 2 * i;
+                }
+                store32(tiles + tile * f->key_tile_bytes + 4 * lane_word(k, words, lane), word);
+            }
+}
+
+int kt__cpu_seal_key(const kt_format *f, const unsigned short *const *rows, int layer, int head, int page_index,
+                     unsigned char *block)
+{
+    memset(block + KT_HEADER_BYTES, 0, (size_t)(f->value_tiles - KT_HEADER_BYTES));
+    const bool nonfinite = any_nonfinite(f, rows);
+    if (f->key_bits == 16) {
+        block[KT_HEADER_KEY_FLAGS] = nonfinite;
+        block[KT_HEADER_KEY_EXPONENT] = 0;
+        seal_exact(f, KT_KEY, rows, block + f->key_tiles, f->key_tile_bytes);
+        return 0;
+    }
+
+    float column[KT__MAX_PAGE], scores[KT__MAX_DIM] = {0};
+    bool boosted[KT__MAX_DIM] = {false};
+    if (f->key_boosted) {
+        for (int c = 0; c < f->head_dim; c++) {
+            for (int t = 0; t < f->page; t++)
+                column[t] = kt__element(f->dtype, rows[t][c]);
+            scores[c] = f->key_score == 3 ? kt_random_score(f->key_seed, layer, head, page_index, c) : score(f, column);
+        }
+        select_boosted(f, scores, block + f->key_index, boosted);
+    }
+
+    unsigned char codes[KT__MAX_PAGE * KT__MAX_DIM], group_codes[KT__MAX_PAGE];
+    int overflows = 0, exponent = -24;
+    for (int c = 0; c < f->head_dim; c++) {
+        const int bits = boosted[c] ? f->key_boost_bits : f->key_bits;
+        for (int t = 0; t < f->page; t++)
+            column[t] = kt__element(f->dtype, rows[t][c]);
+        for (int first = 0; first < f->page; first += f->key_group) {
+            const group_meta g = measure(column + first, f->key_group, bits);
+            unsigned char *pair = block + f->key_meta + (first / f->key_group * f->head_dim + c) * 4;
+            store16(pair, g.scale);
+            store16(pair + 2, g.zero);
+            overflows += g.overflow;
+            exponent = exponent_of(g.scale) > exponent ? exponent_of(g.scale) : exponent;
+            encode(column + first, f->key_group, bits, g, group_codes);
+            for (int i = 0; i < f->key_group; i++)
+                codes[(first + i) * f->head_dim + c] = group_codes[i];
+        }
+    }
+    key_rows map;
+    map_key_rows(f, block + f->key_index, &map);
+    pack_key(f, codes, &map, block + f->key_tiles);
+    block[KT_HEADER_KEY_FLAGS] = nonfinite || overflows;
+    block[KT_HEADER_KEY_EXPONENT] = (unsigned char)exponent;
+    return overflows;
+}
+
+void kt__cpu_decode_key_tile(const kt_format *f, const unsigned char *block, int tile, float *out)
+{
+    const unsigned char *tiles = block + f->key_tiles + tile * f->key_tile_bytes;
+    if (f->key_bits == 16) {
+        decode_exact(f, KT_KEY, tiles, out);
+        return;
+    }
+    const int d = f->head_dim, words = f->key_rows / 16;
+    unsigned char codes[KT__TILE * KT__MAX_DIM] = {0};
+    key_rows map;
+    map_key_rows(f, block + f->key_index, &map);
+    for (int k = 0; k < words; k++)
+        for (int lane = 0; lane < 32; lane++) {
+            const uint32_t word = load32(tiles + 4 * lane_word(k, words, lane));
+            for (int i = 0; i < 16; i++) {
+                const int e = i >> 3, m = i >> 2 & 1, j = i >> 1 & 1, half = i & 1;
+                const int row = 16 * k + 2 * (lane & 3) + 8 * j + e, channel = map.channel[row];
+                if (channel >= 0)
+                    codes[(16 * m + 8 * half + lane / 4) * d + channel] |=
+                        (unsigned char)((word >> 2 * i & 3) << map.shift[row]);
+            }
+        }
+    // A group is at least a tile long or divides one.
+    for (int t = 0; t < KT__TILE; t++) {
+        const unsigned char *pairs = block + f->key_meta + (tile * KT__TILE + t) / f->key_group * d * 4;
+        for (int c = 0; c < d; c++) {
+            const float scale = kt__half_to_float((unsigned short)load16(pairs + 4 * c));
+            const float zero = kt__half_to_float((unsigned short)load16(pairs + 4 * c + 2));
+            out[t * d + c] = (float)codes[t * d + c] * scale + zero;
+        }
+    }
+}
+
+// ---- values ----
+
+int kt__cpu_seal_value(const kt_format *f, const unsigned short *const *rows, unsigned char *block)
+{
+    unsigned char *tiles = block + f->value_tiles;
+    memset(tiles, 0, (size_t)(f->block_bytes - f->value_tiles));
+    const bool nonfinite = any_nonfinite(f, rows);
+    if (f->value_bits == 16) {
+        block[KT_HEADER_VALUE_FLAGS] = nonfinite;
+        block[KT_HEADER_VALUE_EXPONENT] = 0;
+        seal_exact(f, KT_VALUE, rows, tiles, f->value_tile_bytes);
+        return 0;
+    }
+
+    const int d = f->head_dim, groups = d / f->value_group, words = d / 16 * (f->value_bits / 2);
+    unsigned char codes[KT__TILE * KT__MAX_DIM];
+    float x[KT__MAX_DIM];
+    int overflows = 0, exponent = -24;
+    for (int tile = 0; tile < f->page / KT__TILE; tile++, tiles += f->value_tile_bytes) {
+        for (int t = 0; t < KT__TILE; t++) {
+            for (int c = 0; c < d; c++)
+                x[c] = kt__element(f->dtype, rows[tile * KT__TILE + t][c]);
+            for (int i = 0; i < groups; i++) {
+                const int first = i * f->value_group;
+                const group_meta g = measure(x + first, f->value_group, f->value_bits);
+                unsigned char *pair = tiles + (i * KT__TILE + pair_position(t)) * 4;
+                store16(pair, g.scale);
+                store16(pair + 2, g.zero);
+                overflows += g.overflow;
+                exponent = exponent_of(g.scale) > exponent ? exponent_of(g.scale) : exponent;
+                encode(x + first, f->value_group, f->value_bits, g, codes + t * d + first);
+            }
+        }
+        for (int w = 0; w < words; w++)
+            for (int lane = 0; lane < 32; lane++) {
+                uint32_t word = 0;
+                for (int i = 0; i < 16; i++) {
+                    const int e = i >> 3, m = i >> 2 & 1, j = i >> 1 & 1, half = i & 1;
+                    const int channel = channel_of(w % (d / 16), 8 * half + lane / 4);
+                    const int token = 16 * m + 2 * (lane & 3) + 8 * j + e;
+                    word |= (uint32_t)(codes[token * d + channel] >> 2 * (w / (d / 16)) & 3) << 2 * i;
+                }
+                store32(tiles + f->value_meta_bytes + 4 * lane_word(w, words, lane), word);
+            }
+    }
+    block[KT_HEADER_VALUE_FLAGS] = nonfinite || overflows;
+    block[KT_HEADER_VALUE_EXPONENT] = (unsigned char)exponent;
+    return overflows;
+}
+
+void kt__cpu_decode_value_tile(const kt_format *f, const unsigned char *block, int tile, float *out)
+{
+    const unsigned char *at = block + f->value_tiles + tile * f->value_tile_bytes;
+    if (f->value_bits == 16) {
+        decode_exact(f, KT_VALUE, at, out);
+        return;
+    }
+    const int d = f->head_dim, words = d / 16 * (f->value_bits / 2);
+    unsigned char codes[KT__TILE * KT__MAX_DIM] = {0};
+    for (int w = 0; w < words; w++)
+        for (int lane = 0; lane < 32; lane++) {
+            const uint32_t word = load32(at + f->value_meta_bytes + 4 * lane_word(w, words, lane));
+            for (int i = 0; i < 16; i++) {
+                const int e = i >> 3, m = i >> 2 & 1, j = i >> 1 & 1, half = i & 1;
+                const int channel = channel_of(w % (d / 16), 8 * half + lane / 4);
+                codes[(16 * m + 2 * (lane & 3) + 8 * j + e) * d + channel] |=
+                    (unsigned char)((word >> 2 * i & 3) << 2 * (w / (d / 16)));
+            }
+        }
+    for (int t = 0; t < KT__TILE; t++)
+        for (int c = 0; c < d; c++) {
+            const unsigned char *pair = at + (c / f->value_group * KT__TILE + pair_position(t)) * 4;
+            out[t * d + c] = (float)codes[t * d + c] * kt__half_to_float((unsigned short)load16(pair)) +
+                             kt__half_to_float((unsigned short)load16(pair + 2));
+        }
+}
+
+void kt__cpu_decode_key(const kt_format *f, const unsigned char *block, float *out)
+{
+    for (int tile = 0; tile < f->page / KT__TILE; tile++)
+        kt__cpu_decode_key_tile(f, block, tile, out + tile * KT__TILE * f->head_dim);
+}
+
+void kt__cpu_decode_value(const kt_format *f, const unsigned char *block, float *out)
+{
+    for (int tile = 0; tile < f->page / KT__TILE; tile++)
+        kt__cpu_decode_value_tile(f, block, tile, out + tile * KT__TILE * f->head_dim);
+}

@@ -1,0 +1,704 @@
+//@ include "lib/kernel.cuh"
+// Attention of a step's queries over sinks, pages and residual: out = softmax(scale q k^T) v.
+//
+//   grid   (splits, kv_heads * PASSES, slots * max_fresh), block WARPS * 32
+//   a block serves one query token, KV head and pass of up to COLUMNS query heads, and its split of the work items
+//   items  1. chunks of TILES * 32 tokens whose keys and values are sealed: copied to shared memory, STAGES ahead per warp
+//          2. units of 32 tokens with exact values (sinks; pages with sealed keys only; residual; the step's own tokens)
+//   item i belongs to warp (i / splits) % WARPS of split i % splits: a fixed order, so equal launches give equal bits
+//
+// Each warp keeps its own running maximum, sum and output; warps meet once in shared memory, splits once in `partial`, where
+// the last block to arrive merges all of them in split order.
+//
+// Matrix products have tokens (for q k^T) or channels (for the output) as rows and query heads as columns. Lane = 4 g + c.
+// Where a pass has at most 4 heads, columns 4..7 carry the low halves of columns 0..3: q' and the probabilities are then
+// pairs of 16-bit numbers and rounding them costs nothing measurable. Otherwise q' low takes a second product.
+constexpr int D = HEAD_DIM;
+constexpr int KD = D / 16;                 // groups of 16 channels
+constexpr bool PAIR = COLUMNS <= 4;
+constexpr int HEAD_MASK = PAIR ? 3 : 7;
+constexpr int PAGE_TILES = PAGE / 32;
+constexpr int PAGE_CHUNKS = PAGE_TILES / TILES;
+constexpr int KEY_PLANES = KEY_BITS / 2;   // 2-bit planes of every channel
+constexpr int KEY_EXTRA = (KEY_BOOST_BITS - KEY_BITS) / 2; // further planes of a boosted channel
+constexpr int BOOST_LIST = KEY_BOOSTED > 0 ? KEY_BOOSTED : 1;
+constexpr int KEY_WORDS = KEY_TILE_BYTES / 128;
+constexpr int BOOST_TILES = KEY_BITS == 16 ? 0 : KEY_ROWS / 16 - KEY_PLANES * KD;
+constexpr int VALUE_PLANES = VALUE_BITS / 2;
+constexpr int VALUE_GROUPS = D / VALUE_GROUP;
+constexpr int VALUE_WORDS = VALUE_BITS == 16 ? 0 : KD * VALUE_PLANES;
+constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES);
+constexpr int QUERY_BYTES = D * COLUMNS * 4;
+constexpr int BARRIER_BYTES = 128;
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr float NONE = -__builtin_huge_valf();
+// q' is scaled to at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products
+// with codes, which are subnormal halves, are off by 2^-24. Probabilities likewise.
+constexpr int Q_EXPONENT = 9;
+constexpr int P_EXPONENT = VALUE_BITS == 16 ? 0 : 17 - VALUE_BITS;
+static_assert(PAGE_TILES % TILES == 0, "chunks divide a page");
+static_assert(WARPS * STAGES * 8 <= BARRIER_BYTES, "barriers fit");
+static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * STAGES * STAGE_BYTES <= SHARED_BYTES, "stages fit");
+static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * COLUMNS * (D + 2) * 4 <= SHARED_BYTES, "partial results fit");
+
+// What a lane knows of the query: the column g, channels as channel_of orders them.
+struct Query {
+    u32 pair[2 * KD];   // element pairs in DTYPE: [2 k + j] channels channel_of(k, 2 c + 8 j) and the next
+    float normal;       // 2^(Q_EXPONENT - e) with every |q| of the column's head <= 2^e
+    float back0, back1; // scale * log2(e) * 2^(e - Q_EXPONENT + 24) of the heads of columns 2 c and 2 c + 1
+    float scale;        // scale * log2(e)
+    const float *all;   // shared [D, COLUMNS]
+};
+
+// Running softmax of a warp. Heads of columns 2 c (0) and 2 c + 1 (1); rows of `out` are channels channel_of(i, g + 8 half).
+struct State {
+    float out[KD][4];
+    float max0, max1;   // of logits in units of log2
+    float sum0, sum1;   // this lane's tokens only
+};
+
+__device__ __forceinline__ float low_element(u32 pair) { return element_to_float((u16)pair); }
+__device__ __forceinline__ float high_element(u32 pair) { return element_to_float((u16)(pair >> 16)); }
+
+// Halves nearest to x and y; in the lanes that carry low parts, what these leave over.
+__device__ __forceinline__ u32 pack_half_part(float x, float y, bool low_part) {
+    u32 high = pack_half(x, y);
+    if (!PAIR) return high;
+    u32 low = pack_half(x - half_to_float((u16)high), y - half_to_float((u16)(high >> 16)));
+    return low_part ? low : high;
+}
+__device__ __forceinline__ u32 pack_element_part(float x, float y, bool low_part) {
+    u32 high = pack_element(x, y);
+    if (!PAIR) return high;
+    u32 low = pack_element(x - low_element(high), y - high_element(high));
+    return low_part ? low : high;
+}
+
+// Words `first`, ... of a lane out of a tile of `words` per lane, read as vectors of four; w must be a constant after unrolling.
+template <int words> struct Words {
+    const u32 *base;
+    int lane;
+    uint4 four;
+    __device__ __forceinline__ Words(const u8 *tile, int lane) : base((const u32 *)tile), lane(lane) {}
+    __device__ __forceinline__ u32 get(int w) {
+        const int first = w & ~3, left = words - first, r = w & 3;
+        if (left >= 4) {
+            if (r == 0) four = *(const uint4 *)(base + first * 32 + lane * 4);
+        } else if (left >= 2 && r < 2) {
+            if (r == 0) {
+                uint2 two = *(const uint2 *)(base + first * 32 + lane * 2);
+                four.x = two.x, four.y = two.y;
+            }
+        } else {
+            u32 one = base[(first + (left == 3 ? 2 : 0)) * 32 + lane];
+            if (r == 0) four.x = one;
+            else four.z = one;
+        }
+        return r == 0 ? four.x : r == 1 ? four.y : r == 2 ? four.z : four.w;
+    }
+};
+
+// One word's codes as subnormal halves, times the weights 1, 4, 16, 64 of their bit positions; `shift` 8 for the second product.
+__device__ __forceinline__ void mma_codes(float (&c)[4], u32 word, u32 b0, u32 b1) {
+    mma_half(c, word & 0x00030003u, word & 0x000c000cu, word & 0x00300030u, word & 0x00c000c0u, b0, b1);
+}
+
+// ---- keys ----
+
+// q' = q * scale for one group of a sealed key page, as the B operand, and the zeros' share of the logits.
+struct KeyOperand {
+    u32 high[2 * (KD + BOOST_TILES)];
+    u32 low[PAIR ? 1 : 2 * (KD + BOOST_TILES)];
+    float zero0, zero1; // q . zero in units of log2, for the heads of columns 2 c and 2 c + 1
+
+    __device__ __forceinline__ void put(int at, float x, float y, bool low_part) {
+        high[at] = pack_half_part(x, y, low_part);
+        if (!PAIR)
+            low[at] = pack_half(x - half_to_float((u16)high[at]), y - half_to_float((u16)(high[at] >> 16)));
+    }
+
+    __device__ __forceinline__ void build(const Query &query, const u8 *block, int group, float unit, int lane) {
+        const int g = lane >> 2, c = lane & 3;
+        const bool low_part = g >= 4;
+        const u32 *meta = (const u32 *)(block + KEY_META) + group * D;
+        const float even = query.normal * unit, odd = even * 0.0625f; // columns 8..15 of a product meet codes times 16
+        float zero = 0;
+#pragma unroll
+        for (int k = 0; k < KD; k++) {
+            const uint4 m = *(const uint4 *)(meta + (k >> 1) * 32 + c * 8 + (k & 1) * 4);
+            const float q0 = low_element(query.pair[2 * k]), q1 = high_element(query.pair[2 * k]);
+            const float q2 = low_element(query.pair[2 * k + 1]), q3 = high_element(query.pair[2 * k + 1]);
+            zero += q0 * half_to_float((u16)(m.x >> 16)) + q1 * half_to_float((u16)(m.y >> 16)) +
+                    q2 * half_to_float((u16)(m.z >> 16)) + q3 * half_to_float((u16)(m.w >> 16));
+            put(2 * k, q0 * (half_to_float((u16)m.x) * even), q1 * (half_to_float((u16)m.y) * even), low_part);
+            put(2 * k + 1, q2 * (half_to_float((u16)m.z) * odd), q3 * (half_to_float((u16)m.w) * odd), low_part);
+        }
+        zero += __shfl_xor_sync(~0u, zero, 1);
+        zero += __shfl_xor_sync(~0u, zero, 2);
+        zero *= query.scale;
+        zero0 = __shfl_sync(~0u, zero, (2 * c) * 4);
+        zero1 = __shfl_sync(~0u, zero, (2 * c + 1) * 4);
+        if constexpr (BOOST_TILES > 0) {
+            const int head = g & HEAD_MASK;
+#pragma unroll
+            for (int k = 0; k < BOOST_TILES; k++)
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    float x[2];
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        const int row = k * 16 + 2 * c + 8 * j + e, plane = row / BOOST_LIST;
+                        x[e] = 0;
+                        if (row < KEY_EXTRA * KEY_BOOSTED && head < COLUMNS) {
+                            const int channel = block[KEY_INDEX + row - plane * BOOST_LIST];
+                            const float weight = (float)(1 << (KEY_BITS + 2 * plane)) * (j ? odd : even);
+                            x[e] = query.all[channel * COLUMNS + head] * (half_to_float((u16)meta[channel]) * weight);
+                        }
+                    }
+                    put(2 * (KD + k) + j, x[0], x[1], low_part);
+                }
+        }
+    }
+};
+
+// Raw products of one key tile: s[m] rows are tokens 16 m + g (elements 0, 1) and 16 m + g + 8 (2, 3).
+__device__ __forceinline__ void score_codes(float (&s)[2][4], const KeyOperand &operand, const u8 *tile, int lane) {
+    Words<KEY_WORDS> words(tile, lane);
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[m][i] = 0;
+    float plane[2][4];
+#pragma unroll
+    for (int k = 0; k < KEY_WORDS; k++) {
+        const int p = k / KD; // planes 1.. of all channels reuse the operand and are weighted afterwards
+        const bool weighted = p >= 1 && p < KEY_PLANES;
+        const int at = p < KEY_PLANES ? k % KD : KD + k - KEY_PLANES * KD;
+        float(&to)[2][4] = weighted ? plane : s;
+        if (weighted && k % KD == 0)
+            for (int m = 0; m < 2; m++)
+                for (int i = 0; i < 4; i++) plane[m][i] = 0;
+        const u32 x = words.get(k);
+        mma_codes(to[0], x, operand.high[2 * at], operand.high[2 * at + 1]);
+        mma_codes(to[1], x >> 8, operand.high[2 * at], operand.high[2 * at + 1]);
+        if (!PAIR) {
+            mma_codes(to[0], x, operand.low[2 * at], operand.low[2 * at + 1]);
+            mma_codes(to[1], x >> 8, operand.low[2 * at], operand.low[2 * at + 1]);
+        }
+        if (weighted && k % KD == KD - 1)
+            for (int m = 0; m < 2; m++)
+                for (int i = 0; i < 4; i++) s[m][i] += plane[m][i] * (float)(1 << (2 * p));
+    }
+    if (PAIR)
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[m][i] += __shfl_xor_sync(~0u, s[m][i], 2);
+}
+
+// Logits in units of log2 of one sealed key tile.
+__device__ __forceinline__ void score_sealed(float (&s)[2][4], const Query &query, const KeyOperand &operand, float exponent,
+                                             const u8 *tile, int lane) {
+    if constexpr (KEY_BITS == 16) {
+        const uint4 *a = (const uint4 *)tile + lane;
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[m][i] = 0;
+#pragma unroll
+            for (int k = 0; k < KD; k++) {
+                const uint4 w = a[(m * KD + k) * 32];
+                mma_element(s[m], w.x, w.y, w.z, w.w, query.pair[2 * k], query.pair[2 * k + 1]);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[m][i] *= query.scale;
+        }
+    } else {
+        score_codes(s, operand, tile, lane);
+        const float f0 = query.back0 * exponent, f1 = query.back1 * exponent;
+#pragma unroll
+        for (int m = 0; m < 2; m++) { // rows g + 8 meet codes times 4
+            s[m][0] = s[m][0] * f0 + operand.zero0, s[m][1] = s[m][1] * f1 + operand.zero1;
+            s[m][2] = s[m][2] * (f0 * 0.25f) + operand.zero0, s[m][3] = s[m][3] * (f1 * 0.25f) + operand.zero1;
+        }
+    }
+}
+
+// ---- softmax ----
+
+// Raises the running maximum to cover `units` tiles of logits, scales what was summed before (the output by `also` too), and
+// turns the logits into probabilities relative to the new maximum.
+template <int units>
+__device__ __forceinline__ void softmax_update(State &state, float (&s)[units][2][4], float also, float &zero_scale0,
+                                               float &zero_scale1) {
+    float max0 = state.max0, max1 = state.max1;
+#pragma unroll
+    for (int t = 0; t < units; t++)
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+            max0 = fmaxf(max0, fmaxf(s[t][m][0], s[t][m][2]));
+            max1 = fmaxf(max1, fmaxf(s[t][m][1], s[t][m][3]));
+        }
+#pragma unroll
+    for (int x = 4; x < 32; x <<= 1) {
+        max0 = fmaxf(max0, __shfl_xor_sync(~0u, max0, x));
+        max1 = fmaxf(max1, __shfl_xor_sync(~0u, max1, x));
+    }
+    const float r0 = exp2_fast(state.max0 - max0), r1 = exp2_fast(state.max1 - max1);
+    if (__any_sync(~0u, max0 > state.max0 || max1 > state.max1 || also != 1.0f)) {
+        state.sum0 *= r0, state.sum1 *= r1;
+#pragma unroll
+        for (int i = 0; i < KD; i++) {
+            state.out[i][0] *= r0 * also, state.out[i][1] *= r1 * also;
+            state.out[i][2] *= r0 * also, state.out[i][3] *= r1 * also;
+        }
+    }
+    zero_scale0 = r0, zero_scale1 = r1;
+    state.max0 = max0, state.max1 = max1;
+#pragma unroll
+    for (int t = 0; t < units; t++)
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+            s[t][m][0] = exp2_fast(s[t][m][0] - max0), s[t][m][1] = exp2_fast(s[t][m][1] - max1);
+            s[t][m][2] = exp2_fast(s[t][m][2] - max0), s[t][m][3] = exp2_fast(s[t][m][3] - max1);
+            state.sum0 += s[t][m][0] + s[t][m][2], state.sum1 += s[t][m][1] + s[t][m][3];
+        }
+}
+
+// ---- sealed values ----
+
+// Output of the sealed chunks so far: state.out holds it divided by 2^exponent; zeros are summed apart.
+struct SealedOutput {
+    int exponent;
+    float zero0[VALUE_GROUPS], zero1[VALUE_GROUPS]; // this lane's tokens only
+};
+
+__device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &sealed, const float (&p)[2][4], const u8 *tile,
+                                                  int lane) {
+    const int g = lane >> 2, c = lane & 3;
+    const bool low_part = c >= 2;
+    if constexpr (VALUE_BITS == 16) {
+        u32 b[4];
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+                b[2 * m + j] = transpose8(pack_element_part(p[m][2 * j], p[m][2 * j + 1], low_part));
+        const uint4 *a = (const uint4 *)tile + lane;
+#pragma unroll
+        for (int i = 0; i < KD; i++)
+#pragma unroll
+            for (int m = 0; m < 2; m++) {
+                const uint4 w = a[(i * 2 + m) * 32];
+                mma_element(state.out[i], w.x, w.y, w.z, w.w, b[2 * m], b[2 * m + 1]);
+            }
+    } else {
+        const float unit = power_of_two(P_EXPONENT - sealed.exponent);
+        Words<VALUE_WORDS> words(tile + VALUE_META_BYTES, lane);
+        u32 b[VALUE_GROUPS][4];
+#pragma unroll
+        for (int v = 0; v < VALUE_GROUPS; v++) {
+            const uint4 pairs = *(const uint4 *)(tile + v * 128 + g * 16); // tokens g, g + 8, g + 16, g + 24
+            const u32 pair[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+#pragma unroll
+            for (int r = 0; r < 4; r++) {
+                const int m = r >> 1, j = r & 1;
+                const float zero = half_to_float((u16)(pair[r] >> 16));
+                const float scale = half_to_float((u16)pair[r]) * (j ? unit * 0.0625f : unit);
+                sealed.zero0[v] += p[m][2 * j] * zero, sealed.zero1[v] += p[m][2 * j + 1] * zero;
+                b[v][r] = transpose8(pack_half_part(p[m][2 * j] * scale, p[m][2 * j + 1] * scale, low_part));
+            }
+        }
+#pragma unroll
+        for (int plane = 0; plane < VALUE_PLANES; plane++) {
+#pragma unroll
+            for (int i = 0; i < KD; i++) {
+                const int v = i * 16 / VALUE_GROUP;
+                const u32 x = words.get(plane * KD + i);
+                mma_codes(state.out[i], x, b[v][0], b[v][1]);
+                mma_codes(state.out[i], x >> 8, b[v][2], b[v][3]);
+            }
+            if (plane + 1 < VALUE_PLANES)
+#pragma unroll
+                for (int v = 0; v < VALUE_GROUPS; v++)
+#pragma unroll
+                    for (int r = 0; r < 4; r++) b[v][r] = half2_multiply(b[v][r], 0x44004400u); // times 4
+        }
+    }
+}
+
+// state.out in true units, zeros added (once: by the lanes that carry high parts).
+__device__ __forceinline__ void finish_sealed(State &state, SealedOutput &sealed, int lane) {
+    if constexpr (VALUE_BITS != 16) {
+        const bool low_part = PAIR && (lane & 3) >= 2;
+        const float f = power_of_two(sealed.exponent + 24 - P_EXPONENT);
+#pragma unroll
+        for (int v = 0; v < VALUE_GROUPS; v++) {
+            float z0 = low_part ? 0 : sealed.zero0[v], z1 = low_part ? 0 : sealed.zero1[v];
+#pragma unroll
+            for (int x = 4; x < 32; x <<= 1) {
+                z0 += __shfl_xor_sync(~0u, z0, x);
+                z1 += __shfl_xor_sync(~0u, z1, x);
+            }
+#pragma unroll
+            for (int i = v * VALUE_GROUP / 16; i < (v + 1) * VALUE_GROUP / 16; i++) {
+                state.out[i][0] = state.out[i][0] * f + z0, state.out[i][1] = state.out[i][1] * f + z1;
+                state.out[i][2] = state.out[i][2] * (f * 0.25f) + z0, state.out[i][3] = state.out[i][3] * (f * 0.25f) + z1;
+            }
+        }
+    }
+}
+
+// ---- exact tokens ----
+
+// Where a token's exact rows are.
+struct Exact {
+    const kt_view *view;
+    const u8 *slab;
+    int before, row, head; // tokens before the step; row of the first fresh token
+
+    __device__ __forceinline__ const u16 *key(int token) const {
+        if (token >= before)
+            return view->key + (long long)(row + token - before) * view->key_row + head * view->key_head;
+        if (token < SINK) return (const u16 *)slab + token * D;
+        return (const u16 *)(slab + SLAB_KEY) + (token - SINK) % KEY_RING * D;
+    }
+    __device__ __forceinline__ const u16 *value(int token) const {
+        if (token >= before)
+            return view->value + (long long)(row + token - before) * view->value_row + head * view->value_head;
+        if (token < SINK) return (const u16 *)(slab + SLAB_SINK_VALUE) + token * D;
+        return (const u16 *)(slab + SLAB_VALUE) + (token - SINK) % VALUE_RING * D;
+    }
+};
+
+// Two rows of 16-bit elements, 16 bytes per lane and 32 channels; elements that are not finite count as 0.
+__device__ __forceinline__ void load_rows(uint4 (&x)[D / 32], uint4 (&y)[D / 32], const u16 *row_x, const u16 *row_y, int c) {
+    u32 bad = 0;
+#pragma unroll
+    for (int k = 0; k < D / 32; k++) {
+        x[k] = *(const uint4 *)(row_x + k * 32 + c * 8);
+        y[k] = *(const uint4 *)(row_y + k * 32 + c * 8);
+    }
+#pragma unroll
+    for (int k = 0; k < D / 32; k++)
+        bad |= nonfinite_bits(x[k].x) | nonfinite_bits(x[k].y) | nonfinite_bits(x[k].z) | nonfinite_bits(x[k].w) |
+               nonfinite_bits(y[k].x) | nonfinite_bits(y[k].y) | nonfinite_bits(y[k].z) | nonfinite_bits(y[k].w);
+    if (bad)
+#pragma unroll
+        for (int k = 0; k < D / 32; k++) {
+            x[k].x = finite_pair(x[k].x), x[k].y = finite_pair(x[k].y), x[k].z = finite_pair(x[k].z), x[k].w = finite_pair(x[k].w);
+            y[k].x = finite_pair(y[k].x), y[k].y = finite_pair(y[k].y), y[k].z = finite_pair(y[k].z), y[k].w = finite_pair(y[k].w);
+        }
+}
+
+// Logits of 32 exact keys from `first` on; tokens from `end` on do not exist.
+__device__ __forceinline__ void score_exact(float (&s)[2][4], const Query &query, const Exact &exact, int first, int end,
+                                            int lane) {
+    const int g = lane >> 2, c = lane & 3;
+#pragma unroll
+    for (int m = 0; m < 2; m++) {
+        uint4 x[D / 32], y[D / 32];
+        const int token = first + 16 * m + g;
+        load_rows(x, y, exact.key(min(token, end - 1)), exact.key(min(token + 8, end - 1)), c);
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[m][i] = 0;
+#pragma unroll
+        for (int k = 0; k < D / 32; k++) {
+            mma_element(s[m], x[k].x, y[k].x, x[k].y, y[k].y, query.pair[4 * k], query.pair[4 * k + 1]);
+            mma_element(s[m], x[k].z, y[k].z, x[k].w, y[k].w, query.pair[4 * k + 2], query.pair[4 * k + 3]);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[m][i] = token + (i >= 2 ? 8 : 0) < end ? s[m][i] * query.scale : NONE;
+    }
+}
+
+__device__ __forceinline__ void add_exact_values(State &state, const float (&p)[2][4], const Exact &exact, int first, int end,
+                                                 int lane) {
+    const int g = lane >> 2, c = lane & 3;
+    const bool low_part = c >= 2;
+#pragma unroll
+    for (int m = 0; m < 2; m++) {
+        uint4 x[D / 32], y[D / 32];
+        const int token = first + 16 * m + g;
+        load_rows(x, y, exact.value(min(token, end - 1)), exact.value(min(token + 8, end - 1)), c);
+        const u32 b0 = transpose8(pack_element_part(p[m][0], p[m][1], low_part));
+        const u32 b1 = transpose8(pack_element_part(p[m][2], p[m][3], low_part));
+#pragma unroll
+        for (int k = 0; k < D / 32; k++) {
+            mma_element(state.out[2 * k], transpose8(x[k].x), transpose8(x[k].y), transpose8(y[k].x), transpose8(y[k].y), b0, b1);
+            mma_element(state.out[2 * k + 1], transpose8(x[k].z), transpose8(x[k].w), transpose8(y[k].z), transpose8(y[k].w), b0, b1);
+        }
+    }
+}
+
+// ---- copies of sealed chunks ----
+
+__device__ __forceinline__ void start_copy(u8 *stage, const u8 *block, int tile, u64 *barrier, int lane) {
+    const u8 *keys = block + KEY_TILES + tile * KEY_TILE_BYTES, *values = block + VALUE_TILES + tile * VALUE_TILE_BYTES;
+    u8 *stage_values = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
+#if KITTY_BULK
+    if (lane == 0) {
+        barrier_expect(barrier, STAGE_BYTES);
+        if constexpr (TILES == PAGE_TILES) {
+            bulk_copy(stage, block, STAGE_BYTES, barrier);
+        } else {
+            bulk_copy(stage, block, KEY_TILES, barrier);
+            bulk_copy(stage + KEY_TILES, keys, TILES * KEY_TILE_BYTES, barrier);
+            bulk_copy(stage_values, values, TILES * VALUE_TILE_BYTES, barrier);
+        }
+    }
+#else
+    for (int i = lane * 16; i < KEY_TILES; i += 512) async_copy16(stage + i, block + i);
+    for (int i = lane * 16; i < TILES * KEY_TILE_BYTES; i += 512) async_copy16(stage + KEY_TILES + i, keys + i);
+    for (int i = lane * 16; i < TILES * VALUE_TILE_BYTES; i += 512) async_copy16(stage_values + i, values + i);
+#endif
+}
+
+// ---- merging ----
+
+// Weight of a partial result with maximum `max` in one with maximum `all`.
+__device__ __forceinline__ float merge_weight(float max, float all) { return max == NONE ? 0.0f : exp2_fast(max - all); }
+
+__device__ __forceinline__ void store_result(const kt_attend_params &p, int row, int head, int channel, float out, float max, float sum) {
+    p.out[row * p.out_row + head * p.out_head + channel] = float_to_element(out / sum);
+    if (p.lse && channel == 0) p.lse[(long long)row * (p.view.kv_heads * GROUP_HEADS) + head] = (max + log2f(sum)) / LOG2E;
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) $entry(const __grid_constant__ kt_attend_params p) {
+    if (!p.view.control->ready) return;
+    const kt_slot slot = p.view.slots[blockIdx.z / p.max_fresh];
+    const int query_token = blockIdx.z % p.max_fresh;
+    if (query_token >= slot.fresh) return;
+
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
+    const int kv_head = blockIdx.y / PASSES, pass = blockIdx.y % PASSES;
+    const int columns = min(COLUMNS, GROUP_HEADS - pass * COLUMNS);
+    const int first_head = kv_head * GROUP_HEADS + pass * COLUMNS;
+    const int row = slot.row + query_token;
+    const int end = slot.tokens + query_token + 1; // tokens that the query sees
+
+    float *shared_query = (float *)shared_memory();
+    u64 *barriers = (u64 *)(shared_memory() + QUERY_BYTES) + warp * STAGES;
+    u8 *stages = shared_memory() + QUERY_BYTES + BARRIER_BYTES + warp * STAGES * STAGE_BYTES;
+
+    const int key_pages = sealed_pages(slot.tokens, KEY_WINDOW), value_pages = sealed_pages(slot.tokens, VALUE_WINDOW);
+    const int full_pages = min(key_pages, value_pages);
+    const int chunks = full_pages * PAGE_CHUNKS;
+    const int sink_units = (min(end, SINK) + 31) / 32;
+    const int half_units = (key_pages - full_pages) * PAGE_TILES;
+    const int rest = SINK + key_pages * PAGE;      // first token whose key is exact
+    const int items = chunks + sink_units + half_units + (max(end - rest, 0) + 31) / 32;
+    const int first_item = warp * (int)gridDim.x + (int)blockIdx.x, stride = WARPS * (int)gridDim.x;
+
+    const int *table = p.view.table + (long long)(blockIdx.z / p.max_fresh) * p.view.table_stride;
+    auto block_of = [&](int page) {
+        return p.view.pages + ((long long)table[page] * p.view.kv_heads + kv_head) * BLOCK_BYTES;
+    };
+
+#if KITTY_BULK
+    if (lane < STAGES) barrier_init(barriers + lane, 1);
+    barrier_init_fence();
+    __syncwarp();
+#endif
+    // Fill the pipeline before anything else: the copies are the longest wait.
+#pragma unroll
+    for (int s = 0; s < STAGES; s++) {
+        const int item = first_item + s * stride;
+        if (item < chunks)
+            start_copy(stages + s * STAGE_BYTES, block_of(item / PAGE_CHUNKS), item % PAGE_CHUNKS * TILES, barriers + s, lane);
+#if !KITTY_BULK
+        async_commit();
+#endif
+    }
+
+    Query query;
+    {
+        const int column = g & HEAD_MASK;
+        const u16 *q = p.query + row * p.query_row + (first_head + column) * p.query_head;
+        float largest = 0;
+#pragma unroll
+        for (int k = 0; k < D / 32; k++) {
+            uint4 w = make_uint4(0, 0, 0, 0);
+            if (column < columns) w = *(const uint4 *)(q + k * 32 + c * 8);
+            query.pair[4 * k] = w.x, query.pair[4 * k + 1] = w.y, query.pair[4 * k + 2] = w.z, query.pair[4 * k + 3] = w.w;
+        }
+#pragma unroll
+        for (int k = 0; k < 2 * KD; k++)
+            largest = fmaxf(largest, fmaxf(fabsf(low_element(query.pair[k])), fabsf(high_element(query.pair[k]))));
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
+        const int exponent = max(ceil_exponent(largest), -90);
+        query.scale = p.scale * LOG2E;
+        query.normal = power_of_two(Q_EXPONENT - exponent);
+        const float back = query.scale * power_of_two(exponent - Q_EXPONENT + 24);
+        query.back0 = __shfl_sync(~0u, back, ((2 * c) & HEAD_MASK) * 4);
+        query.back1 = __shfl_sync(~0u, back, ((2 * c + 1) & HEAD_MASK) * 4);
+        query.all = shared_query;
+    }
+    if constexpr (KEY_BOOSTED > 0) {
+        for (int i = threadIdx.x; i < D * COLUMNS; i += WARPS * 32) {
+            const int channel = i / COLUMNS, column = i % COLUMNS;
+            float x = 0;
+            if (column < columns) x = element_to_float(p.query[row * p.query_row + (first_head + column) * p.query_head + channel]);
+            shared_query[i] = x;
+        }
+        __syncthreads();
+    }
+
+    State state;
+    SealedOutput sealed;
+#pragma unroll
+    for (int i = 0; i < KD; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) state.out[i][e] = 0;
+    state.max0 = state.max1 = NONE, state.sum0 = state.sum1 = 0;
+    sealed.exponent = -24;
+#pragma unroll
+    for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] = sealed.zero1[v] = 0;
+
+    int item = first_item, at = 0, parity = 0;
+    KeyOperand operand;
+    for (; item < chunks; item += stride) {
+        u8 *stage = stages + at * STAGE_BYTES;
+#if KITTY_BULK
+        barrier_wait(barriers + at, parity);
+#else
+        async_wait<STAGES - 1>();
+        __syncwarp();
+#endif
+        const int tile = item % PAGE_CHUNKS * TILES;
+        const int key_exponent = (signed char)stage[KT_HEADER_KEY_EXPONENT];
+        const int value_exponent = (signed char)stage[KT_HEADER_VALUE_EXPONENT];
+        float s[TILES][2][4];
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            if (KEY_BITS != 16 && (t == 0 || t * 32 % KEY_GROUP == 0))
+                operand.build(query, stage, (tile + t) * 32 / KEY_GROUP, power_of_two(-key_exponent), lane);
+            score_sealed(s[t], query, operand, power_of_two(key_exponent), stage + KEY_TILES + t * KEY_TILE_BYTES, lane);
+        }
+        float also = 1;
+        if (VALUE_BITS != 16 && value_exponent > sealed.exponent) {
+            also = power_of_two(sealed.exponent - value_exponent);
+            sealed.exponent = value_exponent;
+        }
+        float r0, r1;
+        softmax_update<TILES>(state, s, also, r0, r1);
+#pragma unroll
+        for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] *= r0, sealed.zero1[v] *= r1;
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+            add_sealed_values(state, sealed, s[t], stage + KEY_TILES + TILES * KEY_TILE_BYTES + t * VALUE_TILE_BYTES, lane);
+        __syncwarp(); // every lane is done with the stage
+        const int next = item + STAGES * stride;
+        if (next < chunks) start_copy(stage, block_of(next / PAGE_CHUNKS), next % PAGE_CHUNKS * TILES, barriers + at, lane);
+#if !KITTY_BULK
+        async_commit();
+#endif
+        if (++at == STAGES) at = 0, parity ^= 1;
+    }
+    finish_sealed(state, sealed, lane);
+
+    Exact exact;
+    exact.view = &p.view;
+    exact.slab = p.view.slabs + ((long long)slot.slab * p.view.kv_heads + kv_head) * SLAB_BYTES;
+    exact.before = slot.tokens, exact.row = slot.row, exact.head = kv_head;
+    for (; item < items; item += stride) {
+        const int unit = item - chunks;
+        float s[1][2][4];
+        int first, limit = end;
+        if (unit >= sink_units && unit < sink_units + half_units) {
+            const int tile = unit - sink_units;
+            first = SINK + full_pages * PAGE + tile * 32;
+            const u8 *block = block_of(full_pages + tile / PAGE_TILES);
+            const int key_exponent = (signed char)block[KT_HEADER_KEY_EXPONENT];
+            if (KEY_BITS != 16)
+                operand.build(query, block, tile % PAGE_TILES * 32 / KEY_GROUP, power_of_two(-key_exponent), lane);
+            score_sealed(s[0], query, operand, power_of_two(key_exponent), block + KEY_TILES + tile % PAGE_TILES * KEY_TILE_BYTES,
+                         lane);
+        } else {
+            first = unit < sink_units ? unit * 32 : rest + (unit - sink_units - half_units) * 32;
+            limit = unit < sink_units ? min(end, SINK) : end;
+            score_exact(s[0], query, exact, first, limit, lane);
+        }
+        float r0, r1;
+        softmax_update<1>(state, s, 1.0f, r0, r1);
+        add_exact_values(state, s[0], exact, first, limit, lane);
+    }
+
+    // One result per warp: this lane's sums over all tokens, low parts onto high parts.
+#pragma unroll
+    for (int x = 4; x < 32; x <<= 1) {
+        state.sum0 += __shfl_xor_sync(~0u, state.sum0, x);
+        state.sum1 += __shfl_xor_sync(~0u, state.sum1, x);
+    }
+    if (PAIR)
+#pragma unroll
+        for (int i = 0; i < KD; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) state.out[i][e] += __shfl_xor_sync(~0u, state.out[i][e], 2);
+    __syncthreads(); // the stages are free
+    float *results = (float *)(shared_memory() + QUERY_BYTES + BARRIER_BYTES); // [WARPS, COLUMNS, D + 2]
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        const int column = 2 * c + e;
+        if (column < columns) {
+            float *result = results + (warp * COLUMNS + column) * (D + 2);
+#pragma unroll
+            for (int i = 0; i < KD; i++) {
+                result[channel_of(i, g)] = state.out[i][e];
+                result[channel_of(i, g + 8)] = state.out[i][2 + e];
+            }
+            if (g == 0) {
+                result[D] = e ? state.max1 : state.max0;
+                result[D + 1] = e ? state.sum1 : state.sum0;
+            }
+        }
+    }
+    __syncthreads();
+    const int splits = gridDim.x;
+    const long long heads = (long long)p.view.kv_heads * GROUP_HEADS;
+    for (int i = threadIdx.x; i < columns * D; i += WARPS * 32) {
+        const int column = i / D, channel = i % D;
+        float max = NONE, sum = 0, out = 0;
+        for (int w = 0; w < WARPS; w++) max = fmaxf(max, results[(w * COLUMNS + column) * (D + 2) + D]);
+        for (int w = 0; w < WARPS; w++) {
+            const float *result = results + (w * COLUMNS + column) * (D + 2);
+            const float weight = merge_weight(result[D], max);
+            out += weight * result[channel], sum += weight * result[D + 1];
+        }
+        if (splits == 1) {
+            store_result(p, row, first_head + column, channel, out, max, sum);
+        } else {
+            float *partial = p.partial + ((row * heads + first_head + column) * splits + blockIdx.x) * (D + 2);
+            partial[channel] = out;
+            if (channel == 0) partial[D] = max, partial[D + 1] = sum;
+        }
+    }
+    if (splits == 1) return;
+
+    // The last block to arrive merges all splits. The barriers and thread 0's fences order every thread's writes before the
+    // count, and the count before every thread's reads.
+    __syncthreads();
+    int *last = (int *)shared_memory();
+    if (threadIdx.x == 0) {
+        int *arrivals = p.arrivals + (long long)blockIdx.z * gridDim.y + blockIdx.y;
+        __threadfence();
+        *last = atomicAdd(arrivals, 1) == splits - 1;
+        if (*last) atomicExch(arrivals, 0);
+        __threadfence();
+    }
+    __syncthreads();
+    if (!*last) return;
+    for (int i = threadIdx.x; i < columns * D; i += WARPS * 32) {
+        const int column = i / D, channel = i % D;
+        // volatile: other blocks wrote these, past this multiprocessor's L1
+        const volatile float *partial = p.partial + (row * heads + first_head + column) * splits * (D + 2);
+        float max = NONE, sum = 0, out = 0;
+        for (int s = 0; s < splits; s++) max = fmaxf(max, partial[s * (D + 2) + D]);
+        for (int s = 0; s < splits; s++) {
+            const float weight = merge_weight(partial[s * (D + 2) + D], max);
+            out += weight * partial[s * (D + 2) + channel], sum += weight * partial[s * (D + 2) + D + 1];
+        }
+        store_result(p, row, first_head + column, channel, out, max, sum);
+    }
+}

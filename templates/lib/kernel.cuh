@@ -1,0 +1,8 @@
+//@ include "lib/params.h"
+
+//@ include "lib/primitives.cuh"
+
+//@ include "lib/elements.cuh"
+
+//@ include "lib/page.cuh"
+

@@ -1,0 +1,141 @@
+//@ include "lib/kernel.cuh"
+// Attention in float64 over the decoded cache, with plain loops: what attend is checked against.
+//   grid (q_heads, slots * max_fresh), block THREADS; a block serves one query token and head, thread d channel d of the output
+// It follows the definition, not the layout's purpose: one element at a time, no tensor cores.
+constexpr int D = HEAD_DIM;
+constexpr int KD = D / 16;
+constexpr int KEY_PLANES = KEY_BITS / 2;
+constexpr int KEY_EXTRA = (KEY_BOOST_BITS - KEY_BITS) / 2;
+constexpr int KEY_WORDS = KEY_TILE_BYTES / 128;
+constexpr int VALUE_PLANES = VALUE_BITS / 2;
+constexpr int VALUE_WORDS = (VALUE_TILE_BYTES - VALUE_META_BYTES) / 128;
+static_assert(THREADS >= D, "a thread per channel");
+
+struct Work {
+    double logit[THREADS], query[D];
+    u8 place[D]; // 1 + place in the page's list of boosted channels, 0: not boosted
+};
+static_assert(sizeof(Work) <= SHARED_BYTES, "work fits");
+
+// The inverse of channel_of.
+__device__ void find_channel(int channel, int &tile, int &x) {
+    const int within = channel % 32, word = within % 8 / 2;
+    tile = channel / 32 * 2 + word / 2;
+    x = word % 2 * 8 + within / 8 * 2 + within % 2;
+}
+
+__device__ double pair_value(u32 code, u32 pair) {
+    return (double)__fadd_rn(__fmul_rn((float)code, half_to_float((u16)pair)), half_to_float((u16)(pair >> 16)));
+}
+
+__device__ u32 key_plane(const u8 *tile_base, int token, int row) {
+    const int k = row / 16, x = row % 16, j = x / 8, c = x % 8 / 2, e = x % 2, m = token / 16, half = token % 16 / 8, g = token % 8;
+    const u32 word = ((const u32 *)tile_base)[lane_word(k, KEY_WORDS, 4 * g + c)];
+    return word >> (16 * e + 8 * m + 4 * j + 2 * half) & 3;
+}
+
+__device__ double key_element(const u8 *block, const u8 *place, int token, int channel) {
+    const u8 *tile_base = block + KEY_TILES + token / 32 * KEY_TILE_BYTES;
+    const int t = token % 32;
+    int tile, x;
+    find_channel(channel, tile, x);
+    if constexpr (KEY_BITS == 16) {
+        const int m = t / 16, half = t % 16 / 8, g = t % 8, j = x / 8, c = x % 8 / 2, e = x % 2;
+        return element_to_float(((const u16 *)tile_base)[(((m * KD + tile) * 32 + 4 * g + c) * 4 + half + 2 * j) * 2 + e]);
+    } else {
+        u32 code = 0;
+        for (int p = 0; p < KEY_PLANES; p++) code |= key_plane(tile_base, t, p * D + tile * 16 + x) << (2 * p);
+        if (KEY_BOOSTED > 0 && place[channel])
+            for (int p = 0; p < KEY_EXTRA; p++)
+                code |= key_plane(tile_base, t, KEY_PLANES * D + p * KEY_BOOSTED + place[channel] - 1) << (2 * (KEY_PLANES + p));
+        return pair_value(code, ((const u32 *)(block + KEY_META))[token / KEY_GROUP * D + channel]);
+    }
+}
+
+__device__ double value_element(const u8 *block, int token, int channel) {
+    const u8 *tile_base = block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES;
+    const int t = token % 32, m = t / 16, j = t % 16 / 8, c = t % 8 / 2, e = t % 2;
+    int tile, x;
+    find_channel(channel, tile, x);
+    const int half = x / 8, g = x % 8;
+    if constexpr (VALUE_BITS == 16) {
+        return element_to_float(((const u16 *)tile_base)[(((tile * 2 + m) * 32 + 4 * g + c) * 4 + half + 2 * j) * 2 + e]);
+    } else {
+        u32 code = 0;
+        for (int p = 0; p < VALUE_PLANES; p++) {
+            const u32 word = ((const u32 *)(tile_base + VALUE_META_BYTES))[lane_word(p * KD + tile, VALUE_WORDS, 4 * g + c)];
+            code |= (word >> (16 * e + 8 * m + 4 * j + 2 * half) & 3) << (2 * p);
+        }
+        return pair_value(code, ((const u32 *)tile_base)[channel / VALUE_GROUP * 32 + t % 8 * 4 + t / 8]);
+    }
+}
+
+__device__ double exact_element(const u16 *row, int channel) {
+    const u16 e = row[channel];
+    return nonfinite_bits(e) & 0x8000u ? 0 : element_to_float(e);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) $entry(const __grid_constant__ kt_attend_params p) {
+    if (!p.view.control->ready) return;
+    const int slot_index = blockIdx.y / p.max_fresh, query_token = blockIdx.y % p.max_fresh, head = blockIdx.x;
+    const kt_slot slot = p.view.slots[slot_index];
+    if (query_token >= slot.fresh) return;
+    Work *work = (Work *)shared_memory();
+    const int kv_head = head / GROUP_HEADS, row = slot.row + query_token, end = slot.tokens + query_token + 1, d = threadIdx.x;
+    const int key_pages = sealed_pages(slot.tokens, KEY_WINDOW), value_pages = sealed_pages(slot.tokens, VALUE_WINDOW);
+    const u8 *slab = p.view.slabs + ((long long)slot.slab * p.view.kv_heads + kv_head) * SLAB_BYTES;
+    const int *table = p.view.table + (long long)slot_index * p.view.table_stride;
+    auto block_of = [&](int page) { return p.view.pages + ((long long)table[page] * p.view.kv_heads + kv_head) * BLOCK_BYTES; };
+    auto fresh_row = [&](const u16 *base, long long stride, long long head_stride, int token) {
+        return base + (row - query_token + token - slot.tokens) * stride + kv_head * head_stride;
+    };
+    if (d < D) work->query[d] = element_to_float(p.query[row * p.query_row + head * p.query_head + d]);
+
+    double max = -__builtin_huge_val(), sum = 0, out = 0;
+    // Runs of at most THREADS tokens that do not cross the end of the sinks or of a page.
+    for (int first = 0, last; first < end; first = last) {
+        const int in_page = (first - SINK) % PAGE, page = first < SINK ? -1 : (first - SINK) / PAGE;
+        last = min(min(end, first + THREADS), first < SINK ? SINK : first - in_page + PAGE);
+        const bool key_sealed = page >= 0 && page < key_pages, value_sealed = page >= 0 && page < value_pages;
+        __syncthreads();
+        if (KEY_BOOSTED > 0 && key_sealed) {
+            if (d < D) work->place[d] = 0;
+            __syncthreads();
+            if (d < KEY_BOOSTED) work->place[block_of(page)[KEY_INDEX + d]] = (u8)(d + 1);
+        }
+        __syncthreads();
+        if (first + d < last) {
+            const int token = first + d;
+            const u16 *key = 0;
+            if (!key_sealed)
+                key = token >= slot.tokens ? fresh_row(p.view.key, p.view.key_row, p.view.key_head, token)
+                      : token < SINK       ? (const u16 *)slab + token * D
+                                           : (const u16 *)(slab + SLAB_KEY) + (token - SINK) % KEY_RING * D;
+            double logit = 0;
+            for (int i = 0; i < D; i++)
+                logit += work->query[i] * (key_sealed ? key_element(block_of(page), work->place, in_page + d, i) : exact_element(key, i));
+            work->logit[d] = logit * p.scale;
+        }
+        __syncthreads();
+        double new_max = max;
+        for (int i = 0; i < last - first; i++) new_max = fmax(new_max, work->logit[i]);
+        sum *= exp(max - new_max), out *= exp(max - new_max);
+        max = new_max;
+        for (int i = 0; i < last - first; i++) {
+            const double weight = exp(work->logit[i] - max);
+            sum += weight;
+            if (d >= D) continue;
+            const int token = first + i;
+            double value;
+            if (value_sealed)
+                value = value_element(block_of(page), in_page + i, d);
+            else
+                value = exact_element(token >= slot.tokens ? fresh_row(p.view.value, p.view.value_row, p.view.value_head, token)
+                                      : token < SINK       ? (const u16 *)(slab + SLAB_SINK_VALUE) + token * D
+                                                           : (const u16 *)(slab + SLAB_VALUE) + (token - SINK) % VALUE_RING * D, d);
+            out += weight * value;
+        }
+    }
+    if (d < D) p.out[row * p.out_row + head * p.out_head + d] = float_to_element((float)(out / sum));
+    if (d == 0 && p.lse) p.lse[(long long)row * (p.view.kv_heads * GROUP_HEADS) + head] = (float)(max + log(sum));
+}

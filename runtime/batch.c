@@ -1,0 +1,337 @@
+// Batches: slots at fixed device addresses, and what of them the device has to be told.
+#include "core.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { MOST_SLOTS = 65535, MOST_ROWS = 1 << 24, MOST_TOKENS = 1 << 30 };
+
+static kt_status check_args(const kt_batch_args *args)
+{
+    const struct {
+        const char *name;
+        int value, most;
+    } fields[] = {{"slots", args->slots, MOST_SLOTS}, {"max_tokens", args->max_tokens, MOST_TOKENS}, {"max_rows", args->max_rows, MOST_ROWS}};
+    for (int i = 0; i < 3; i++)
+        if (fields[i].value < 1 || fields[i].value > fields[i].most)
+            return kt__fail(KT_INVALID, "kt_batch_open: %s is %d; 1 to %d are allowed", fields[i].name, fields[i].value,
+                            fields[i].most);
+    return KT_OK;
+}
+
+// Splits are chosen so that blocks_per_sm blocks run per multiprocessor, so a launch with splits has at most that many
+// (sequence, row, pass, KV head) and as many partial results times the heads of a group.
+static kt_status size_workspace(kt_batch *b)
+{
+    const kt_engine *engine = b->cache->engine;
+    int most = 1, kernel;
+    for (int op = 0; op < KT__OP_COUNT; op++) {
+        const kt_status status = kt__pick(engine, (kt__op)op, b->slots, b->table_stride, &kernel, NULL);
+        if (status && op != KT__REFERENCE)
+            return kt__within(status, "kt_batch_open");
+    }
+    for (int i = 0; i < engine->package.choice_count; i++)
+        if (engine->package.choices[i].op == KT__ATTEND && engine->package.choices[i].blocks_per_sm > most)
+            most = engine->package.choices[i].blocks_per_sm;
+    b->arrival_count = (size_t)most * (size_t)engine->backend->multiprocessors;
+    b->partial_floats = b->arrival_count * (size_t)engine->package.format.group_heads *
+                        (size_t)(engine->package.format.head_dim + 2);
+    return KT_OK;
+}
+
+static kt_status allocate_host(kt_batch *b)
+{
+    const size_t slots = (size_t)b->slots, layers = (size_t)b->cache->layers;
+    b->entries = calloc(slots, sizeof *b->entries);
+    b->planned = calloc(slots, sizeof *b->planned);
+    b->uploaded = calloc(slots, sizeof *b->uploaded);
+    b->table = calloc(slots * (size_t)b->table_stride, sizeof *b->table);
+    b->stamps = calloc(slots, sizeof *b->stamps);
+    b->pages_before = calloc(slots, sizeof *b->pages_before);
+    b->views = calloc(layers, sizeof *b->views);
+    b->appended = calloc(layers, sizeof *b->appended);
+    b->row_owner = calloc((size_t)b->max_rows, sizeof *b->row_owner);
+    if (!b->entries || !b->planned || !b->uploaded || !b->table || !b->stamps || !b->pages_before || !b->views ||
+        !b->appended || !b->row_owner)
+        return kt__fail(KT_MEMORY, "kt_batch_open: no host memory for %d slots of %d pages", b->slots, b->table_stride);
+    return KT_OK;
+}
+
+static kt_status allocate_device(kt_batch *b)
+{
+    kt__backend *backend = b->cache->engine->backend;
+    const size_t slots = (size_t)b->slots;
+    const struct {
+        size_t bytes;
+        void **to;
+    } parts[] = {
+        {slots * sizeof(kt_slot), (void **)&b->slots_device},
+        {slots * (size_t)b->table_stride * sizeof(int), (void **)&b->table_device},
+        {sizeof(kt_control), (void **)&b->control_device},
+        {b->partial_floats * sizeof(float), (void **)&b->partial},
+        {b->arrival_count * sizeof(int), (void **)&b->arrivals},
+    };
+    kt_status status;
+    for (unsigned i = 0; i < sizeof parts / sizeof *parts; i++)
+        if ((status = backend->calls->alloc(backend, parts[i].bytes, parts[i].to)))
+            return kt__within(status, "kt_batch_open");
+    if ((status = backend->calls->mirror_alloc(backend, sizeof(kt_control), (void **)&b->mirror)))
+        return kt__within(status, "kt_batch_open");
+    return KT_OK;
+}
+
+static void destroy(kt_batch *b)
+{
+    kt__backend *backend = b->cache->engine->backend;
+    void *const device[] = {b->slots_device, b->table_device, b->control_device, b->partial, b->arrivals};
+    for (unsigned i = 0; i < sizeof device / sizeof *device; i++)
+        if (device[i])
+            backend->calls->free(backend, device[i]);
+    if (b->mirror)
+        backend->calls->mirror_free(backend, b->mirror);
+    free(b->entries);
+    free(b->planned);
+    free(b->uploaded);
+    free(b->table);
+    free(b->stamps);
+    free(b->pages_before);
+    free(b->views);
+    free(b->appended);
+    free(b->row_owner);
+    free(b);
+}
+
+kt_status kt_batch_open(kt_cache *cache, const kt_batch_args *args, kt_batch **batch)
+{
+    kt_status status;
+    if (!cache || !args || !batch)
+        return kt__fail(KT_INVALID, "kt_batch_open: %s is null", !cache ? "cache" : !args ? "args" : "batch");
+    if ((status = kt__check_size(args->size, sizeof *args, "kt_batch_open", "kt_batch_args")) || (status = check_args(args)))
+        return status;
+    kt_batch *b = calloc(1, sizeof *b);
+    if (!b)
+        return kt__fail(KT_MEMORY, "kt_batch_open: no memory for a batch");
+    b->cache = cache;
+    b->slots = args->slots;
+    b->max_tokens = args->max_tokens;
+    b->max_rows = args->max_rows;
+    b->table_stride = kt__pages_for(&cache->engine->package.format, args->max_tokens);
+    b->table_stride = b->table_stride ? b->table_stride : 1;
+    b->uploaded_valid = true; // both sides are zero
+    if ((status = size_workspace(b)) || (status = allocate_host(b)) || (status = allocate_device(b)))
+        goto fail;
+    for (int slot = 0; slot < b->slots; slot++)
+        b->entries[slot].row = -1;
+    for (int layer = 0; layer < cache->layers; layer++)
+        b->views[layer] = (kt_view){
+            .pages = kt__layer_pages(cache, layer), .slabs = kt__layer_slabs(cache, layer), .slots = b->slots_device,
+            .table = b->table_device, .control = b->control_device, .table_stride = b->table_stride,
+            .slot_count = b->slots, .kv_heads = cache->kv_heads, .layer = layer,
+        };
+    b->next = cache->batches;
+    cache->batches = b;
+    *batch = b;
+    return KT_OK;
+
+fail:
+    destroy(b);
+    return status;
+}
+
+void kt_batch_close(kt_batch *batch)
+{
+    if (!batch)
+        return;
+    if (batch->open)
+        kt_step_abort(batch);
+    kt_batch **link = &batch->cache->batches;
+    while (*link != batch)
+        link = &(*link)->next;
+    *link = batch->next;
+    destroy(batch);
+}
+
+kt_status kt_batch_set(kt_batch *b, int slot, kt_sequence sequence, int fresh, int row)
+{
+    if (!b)
+        return kt__fail(KT_INVALID, "kt_batch_set: batch is null");
+    if (b->open)
+        return kt__fail(KT_ORDER, "kt_batch_set: the batch has an open step; commit or abort it first");
+    if (slot < 0 || slot >= b->slots)
+        return kt__fail(KT_INVALID, "kt_batch_set: slot is %d; the batch has slots 0 to %d", slot, b->slots - 1);
+    if (!sequence) {
+        b->entries[slot] = (kt__entry){.row = -1};
+        return KT_OK;
+    }
+    kt__sequence *s = kt__sequence_find(b->cache, sequence, "kt_batch_set");
+    if (!s)
+        return KT_STALE;
+    if (fresh < 0 || fresh > b->max_rows)
+        return kt__fail(KT_INVALID, "kt_batch_set: fresh is %d in slot %d; 0 to %d (max_rows) are allowed", fresh, slot, b->max_rows);
+    if (row >= 0 && row > b->max_rows - fresh)
+        return kt__fail(KT_INVALID, "kt_batch_set: slot %d has rows %d to %lld; the batch has rows 0 to %d (max_rows)", slot, row,
+                        (long long)row + fresh - 1, b->max_rows - 1);
+    for (int other = 0; other < b->slots; other++)
+        if (other != slot && b->entries[other].sequence == sequence)
+            return kt__fail(KT_INVALID, "kt_batch_set: sequence %#llx is in slot %d already; empty that slot first",
+                            (unsigned long long)sequence, other);
+    // Steps do not allocate: the list of pages gets its room here.
+    const kt_status status = kt__sequence_room(s, b->table_stride);
+    if (status)
+        return kt__within(status, "kt_batch_set");
+    b->entries[slot] = (kt__entry){sequence, fresh, row < 0 ? -1 : row};
+    return KT_OK;
+}
+
+kt__sequence *kt__batch_sequence(const kt_batch *b, int slot)
+{
+    return &b->cache->sequences[(b->entries[slot].sequence & 0xffffffff) - 1];
+}
+
+// Takes rows for a slot; two slots cannot share any.
+static kt_status claim_rows(kt_batch *b, int slot, const char *call)
+{
+    const kt_slot *p = &b->planned[slot];
+    for (int row = p->row; row < p->row + p->fresh; row++) {
+        if (b->row_owner[row] > b->row_stamp)
+            return kt__fail(KT_INVALID, "%s: row %d belongs to slots %d and %d; give them rows of their own", call, row,
+                            (int)(b->row_owner[row] - b->row_stamp - 1), slot);
+        b->row_owner[row] = b->row_stamp + 1 + (unsigned)slot;
+    }
+    return KT_OK;
+}
+
+static kt_status plan_slot(kt_batch *b, int slot, long long row, const char *call)
+{
+    const kt_format *f = &b->cache->engine->package.format;
+    const kt__entry *entry = &b->entries[slot];
+    const kt__sequence *s = kt__batch_sequence(b, slot);
+    const long long after = (long long)s->tokens + entry->fresh;
+    if (s->step)
+        return kt__fail(KT_ORDER, "%s: the sequence in slot %d is part of an open step of another batch", call, slot);
+    if (row + entry->fresh > b->max_rows)
+        return kt__fail(KT_INVALID, "%s: slot %d has rows %lld to %lld; the batch has rows 0 to %d (max_rows)", call, slot, row,
+                        row + entry->fresh - 1, b->max_rows - 1);
+    if (after > b->max_tokens)
+        return kt__fail(KT_INVALID, "%s: the sequence in slot %d has %d tokens and %d new ones; the batch was opened for %d "
+                        "(max_tokens)", call, slot, s->tokens, entry->fresh, b->max_tokens);
+    const int pages = s->page_count < b->table_stride ? s->page_count : b->table_stride, capacity = kt__capacity(f, pages);
+    b->planned[slot] = (kt_slot){
+        .tokens = s->tokens, .fresh = entry->fresh, .row = (int)row, .slab = s->slab, .slab_next = s->slab,
+        .capacity = capacity < b->max_tokens ? capacity : b->max_tokens,
+    };
+    const int needed = kt__pages_for(f, (int)after);
+    const int units = kt_sealed_pages((int)after, f->sink, f->key_window, f->page) -
+                      kt_sealed_pages(s->tokens, f->sink, f->key_window, f->page) +
+                      kt_sealed_pages((int)after, f->sink, f->value_window, f->page) -
+                      kt_sealed_pages(s->tokens, f->sink, f->value_window, f->page);
+    b->active++;
+    b->used_slots = slot + 1;
+    b->max_fresh = entry->fresh > b->max_fresh ? entry->fresh : b->max_fresh;
+    b->rows = row + entry->fresh > b->rows ? (int)row + entry->fresh : b->rows;
+    b->max_pages = needed > b->max_pages ? needed : b->max_pages;
+    b->max_pages = pages > b->max_pages ? pages : b->max_pages;
+    b->units = 1 + units > b->units ? 1 + units : b->units;
+    return claim_rows(b, slot, call);
+}
+
+kt_status kt__batch_plan(kt_batch *b, const char *call)
+{
+    kt_status status;
+    long long row = 0;
+    b->active = b->max_fresh = b->rows = b->max_pages = b->used_slots = 0;
+    b->units = 1;
+    b->row_stamp += (unsigned)b->slots + 1;
+    memset(b->planned, 0, (size_t)b->slots * sizeof *b->planned);
+    for (int slot = 0; slot < b->slots; slot++) {
+        const kt__entry *entry = &b->entries[slot];
+        if (entry->fresh && (status = plan_slot(b, slot, entry->row < 0 ? row : entry->row, call)))
+            return status;
+        row += entry->fresh;
+    }
+    return KT_OK;
+}
+
+bool kt__batch_current(const kt_batch *b)
+{
+    if (!b->uploaded_valid || memcmp(b->planned, b->uploaded, (size_t)b->slots * sizeof *b->planned))
+        return false;
+    for (int slot = 0; slot < b->slots; slot++)
+        if (b->planned[slot].fresh && b->stamps[slot] != kt__batch_sequence(b, slot)->stamp)
+            return false;
+    return true;
+}
+
+// Uploads the end of a slot's table row from the first page that differs.
+static kt_status flush_row(kt_batch *b, int slot, void *stream)
+{
+    kt__backend *backend = b->cache->engine->backend;
+    const kt__sequence *s = kt__batch_sequence(b, slot);
+    if (b->stamps[slot] == s->stamp)
+        return KT_OK;
+    int *row = b->table + (size_t)slot * (size_t)b->table_stride;
+    const int count = s->page_count < b->table_stride ? s->page_count : b->table_stride;
+    int first = 0;
+    while (first < count && row[first] == s->pages[first])
+        first++;
+    if (first < count) {
+        const size_t bytes = (size_t)(count - first) * sizeof *row;
+        memcpy(row + first, s->pages + first, bytes);
+        const kt_status status = backend->calls->upload(
+            backend, b->table_device + (size_t)slot * (size_t)b->table_stride + first, row + first, bytes, stream);
+        if (status)
+            return status;
+    }
+    b->stamps[slot] = s->stamp;
+    return KT_OK;
+}
+
+kt_status kt__batch_flush(kt_batch *b, void *stream)
+{
+    kt__backend *backend = b->cache->engine->backend;
+    const size_t bytes = (size_t)b->slots * sizeof *b->planned;
+    kt_status status;
+    for (int slot = 0; slot < b->slots; slot++)
+        if (b->planned[slot].fresh && (status = flush_row(b, slot, stream)))
+            goto fail;
+    if (!b->uploaded_valid || memcmp(b->planned, b->uploaded, bytes)) {
+        if ((status = backend->calls->upload(backend, b->slots_device, b->planned, bytes, stream)))
+            goto fail;
+        memcpy(b->uploaded, b->planned, bytes);
+    }
+    b->uploaded_valid = true;
+    return KT_OK;
+
+fail: // what arrived is unknown; no page has number -1, no list stamp 0
+    b->uploaded_valid = false;
+    memset(b->table, 0xff, (size_t)b->slots * (size_t)b->table_stride * sizeof *b->table);
+    memset(b->stamps, 0, (size_t)b->slots * sizeof *b->stamps);
+    return status;
+}
+
+kt_status kt_batch_upload(kt_batch *b, void *stream)
+{
+    kt_status status;
+    bool capturing;
+    if (!b)
+        return kt__fail(KT_INVALID, "kt_batch_upload: batch is null");
+    if (b->open)
+        return kt__fail(KT_ORDER, "kt_batch_upload: the batch has an open step; commit or abort it first");
+    kt__backend *backend = b->cache->engine->backend;
+    if ((status = backend->calls->capturing(backend, stream, &capturing)))
+        return kt__within(status, "kt_batch_upload");
+    if (capturing)
+        return kt__fail(KT_ORDER, "kt_batch_upload: the stream is under graph capture; upload before the capture begins");
+    if ((status = kt__batch_plan(b, "kt_batch_upload")))
+        return status;
+    for (int slot = 0; slot < b->slots; slot++)
+        if (b->planned[slot].fresh > 1)
+            return kt__fail(KT_INVALID, "kt_batch_upload: slot %d has fresh %d; a captured step brings at most one token per slot",
+                            slot, b->planned[slot].fresh);
+    if (b->captured_rows && b->rows > b->captured_rows)
+        return kt__fail(KT_INVALID, "kt_batch_upload: the slots have rows up to %d; the step was captured for rows 0 to %d",
+                        b->rows - 1, b->captured_rows - 1);
+    if ((status = kt__batch_flush(b, stream)))
+        return kt__within(status, "kt_batch_upload");
+    return KT_OK;
+}

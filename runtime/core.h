@@ -1,0 +1,109 @@
+// The structures of the core: engine, pools, sequences, batches.
+#ifndef KT_CORE_H
+#define KT_CORE_H
+
+#include "internal.h"
+
+struct kt_engine {
+    kt__environment environment;
+    kt__package package;
+    kt__backend *backend;
+    kt_device device;
+    char reason[256];
+};
+
+typedef struct {
+    unsigned generation; // of the handle; 0 before the first use
+    bool open;
+    int tokens;          // committed
+    int slab;
+    int *pages;          // page_count pool pages in token order, room for page_room
+    int page_count, page_room;
+    uint64_t stamp;      // changes with every change of `pages`; no two sequences or changes share one
+    kt_batch *step;      // the batch whose open step it is part of, or null
+} kt__sequence;
+
+struct kt_cache {
+    kt_engine *engine;
+    int layers, kv_heads, q_heads;
+    int max_sequences, spare_slabs;
+    unsigned char *pages, *slabs; // device; layer l of a pool at base + l * (count * kv_heads * bytes)
+    uint64_t bytes;
+    int page_total, free_page_count;
+    int *page_references, *free_pages; // a page is free when nobody counts on it
+    int slab_total, free_slab_count, spares_used;
+    int *free_slabs;
+    kt__sequence *sequences;
+    int open_sequences;
+    uint64_t stamps;
+    kt_batch *batches; // list
+};
+
+// What the caller has put into a slot.
+typedef struct {
+    kt_sequence sequence;
+    int fresh, row; // row < 0: after the slots before it
+} kt__entry;
+
+struct kt_batch {
+    kt_cache *cache;
+    kt_batch *next;
+    int slots, max_tokens, max_rows, table_stride;
+    kt__entry *entries;
+
+    // Device memory, and what the host knows it to hold.
+    kt_slot *slots_device;
+    int *table_device;
+    kt_control *control_device, *mirror;
+    float *partial;
+    int *arrivals;
+    size_t partial_floats, arrival_count;
+    kt_slot *planned, *uploaded;
+    int *table;          // image of table_device
+    uint64_t *stamps;    // of the page list that each row of the table came from
+    bool uploaded_valid; // false after a failure: the slots on the device are unknown
+
+    // The open step.
+    bool open, captured;
+    void *stream;
+    kt_view *views;          // per layer
+    bool *appended;          // per layer
+    int *pages_before;       // per slot
+    int active, max_fresh, rows, max_pages, units, used_slots;
+    int captured_rows;       // rows that captured steps were sized for; 0: none was captured
+    uint64_t *row_owner, row_stamp; // finds rows that two slots share
+};
+
+// ---- engine.c ----
+kt_status kt__check_size(size_t size, size_t expected, const char *call, const char *type);
+// Kernel of an operation for this many sequences and pages each; blocks_per_sm may be null.
+kt_status kt__pick(const kt_engine *engine, kt__op op, int sequences, int pages, int *kernel, int *blocks_per_sm);
+
+// ---- pool.c ----
+// Callers have checked that enough are free.
+int kt__page_take(kt_cache *cache);
+void kt__page_release(kt_cache *cache, int page);
+int kt__slab_take(kt_cache *cache);
+void kt__slab_release(kt_cache *cache, int slab);
+unsigned char *kt__layer_pages(const kt_cache *cache, int layer);
+unsigned char *kt__layer_slabs(const kt_cache *cache, int layer);
+
+// ---- sequence.c ----
+// Null, with a message, for a handle that is not open.
+kt__sequence *kt__sequence_find(const kt_cache *cache, kt_sequence sequence, const char *call);
+int kt__pages_for(const kt_format *format, int tokens);
+// Most tokens that `pages` pages can hold.
+int kt__capacity(const kt_format *format, int pages);
+kt_status kt__sequence_room(kt__sequence *sequence, int pages);
+void kt__sequence_grow(kt_cache *cache, kt__sequence *sequence, int pages);
+void kt__sequence_shrink(kt_cache *cache, kt__sequence *sequence, int pages);
+
+// ---- batch.c ----
+// Fills planned, rows, max_fresh and the like from the entries as they are; reserves nothing.
+kt_status kt__batch_plan(kt_batch *batch, const char *call);
+kt__sequence *kt__batch_sequence(const kt_batch *batch, int slot);
+// Whether the device already has what is planned.
+bool kt__batch_current(const kt_batch *batch);
+kt_status kt__batch_flush(kt_batch *batch, void *stream);
+
+#endif

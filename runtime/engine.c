@@ -1,0 +1,140 @@
+#include "core.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+kt_status kt__check_size(size_t size, size_t expected, const char *call, const char *type)
+{
+    if (size == expected)
+        return KT_OK;
+    return kt__fail(KT_INVALID, "%s: size is %zu; set it to sizeof(%s), %zu in this version (%s)", call, size, type, expected,
+                    KT_VERSION);
+}
+
+// Opens the backend that was asked for; AUTO takes the CPU only where there is no usable GPU.
+static kt_status open_backend(kt_engine *engine, const kt_open_args *args)
+{
+    if (args->device != KT_DEVICE_CPU) {
+        bool usable = true;
+        const kt_status status =
+            kt__cuda_open(&engine->package, &engine->environment, args->ordinal, &usable, &engine->backend);
+        engine->device = KT_DEVICE_CUDA;
+        if (!status || args->device == KT_DEVICE_CUDA || usable)
+            return status;
+        snprintf(engine->reason, sizeof engine->reason, "%s", kt_message());
+    }
+    engine->device = KT_DEVICE_CPU;
+    return kt__cpu_open(&engine->package, &engine->backend);
+}
+
+kt_status kt_open(const kt_open_args *args, kt_engine **engine)
+{
+    kt_status status;
+    if (!args || !engine)
+        return kt__fail(KT_INVALID, "kt_open: %s is null", args ? "engine" : "args");
+    if ((status = kt__check_size(args->size, sizeof *args, "kt_open", "kt_open_args")))
+        return status;
+    if (!args->package)
+        return kt__fail(KT_INVALID, "kt_open: package is null; name a folder that kittygen emit wrote");
+    if (args->device != KT_DEVICE_AUTO && args->device != KT_DEVICE_CUDA && args->device != KT_DEVICE_CPU)
+        return kt__fail(KT_INVALID, "kt_open: device is %d; KT_DEVICE_AUTO, KT_DEVICE_CUDA and KT_DEVICE_CPU are allowed",
+                        (int)args->device);
+    if (args->ordinal < 0)
+        return kt__fail(KT_INVALID, "kt_open: ordinal is %d; devices are counted from 0", args->ordinal);
+
+    kt_engine *e = calloc(1, sizeof *e);
+    if (!e)
+        return kt__fail(KT_MEMORY, "kt_open: no memory for an engine");
+    kt__environment_read(&e->environment);
+    if (args->cache_dir) {
+        if (strlen(args->cache_dir) >= sizeof e->environment.cache_dir) {
+            status = kt__fail(KT_INVALID, "kt_open: cache_dir has %zu characters; at most %zu are allowed",
+                              strlen(args->cache_dir), sizeof e->environment.cache_dir - 1);
+            goto fail;
+        }
+        snprintf(e->environment.cache_dir, sizeof e->environment.cache_dir, "%s", args->cache_dir);
+    }
+    if ((status = kt__package_read(args->package, &e->package)))
+        goto fail;
+    if ((status = open_backend(e, args)))
+        goto fail;
+    *engine = e;
+    return KT_OK;
+
+fail:
+    kt__package_free(&e->package);
+    free(e);
+    return status;
+}
+
+void kt_close(kt_engine *engine)
+{
+    if (!engine)
+        return;
+    engine->backend->calls->close(engine->backend);
+    kt__package_free(&engine->package);
+    free(engine);
+}
+
+kt_status kt_engine_query(const kt_engine *engine, kt_engine_info *info)
+{
+    kt_status status;
+    if (!engine || !info)
+        return kt__fail(KT_INVALID, "kt_engine_query: %s is null", engine ? "info" : "engine");
+    if ((status = kt__check_size(info->size, sizeof *info, "kt_engine_query", "kt_engine_info")))
+        return status;
+    const kt__package *package = &engine->package;
+    *info = (kt_engine_info){
+        .size = sizeof *info,
+        .device = engine->device,
+        .head_dim = package->format.head_dim,
+        .group_heads = package->format.group_heads,
+        .page = package->format.page,
+        .sink = package->format.sink,
+        .layers = package->layers,
+        .kv_heads = package->kv_heads,
+        .dtype = (kt_dtype)package->format.dtype,
+        .block_bytes = (uint64_t)package->format.block_bytes,
+        .slab_bytes = (uint64_t)package->format.slab_bytes,
+        .compiled = engine->backend->compiled,
+        .loaded = engine->backend->loaded,
+    };
+    snprintf(info->device_name, sizeof info->device_name, "%s", engine->backend->device_name);
+    snprintf(info->reason, sizeof info->reason, "%s", engine->reason);
+    snprintf(info->spec, sizeof info->spec, "%s", package->spec);
+    return KT_OK;
+}
+
+kt_status kt__pick(const kt_engine *engine, kt__op op, int sequences, int pages, int *kernel, int *blocks_per_sm)
+{
+    const kt__package *p = &engine->package;
+    const int limit = engine->backend->shared_limit;
+    for (int i = 0; i < p->choice_count; i++) {
+        const kt__choice *choice = &p->choices[i];
+        if (choice->op != op || p->kernels[choice->kernel].shared > limit ||
+            (choice->max_sequences && sequences > choice->max_sequences) || (choice->max_pages && pages > choice->max_pages))
+            continue;
+        *kernel = choice->kernel;
+        if (blocks_per_sm)
+            *blocks_per_sm = choice->blocks_per_sm;
+        return KT_OK;
+    }
+    // Operations without a choice have one kernel.
+    int least = 0;
+    for (int i = 0; i < p->kernel_count; i++) {
+        if (p->kernels[i].op != op)
+            continue;
+        if (p->kernels[i].shared <= limit) {
+            *kernel = i;
+            if (blocks_per_sm)
+                *blocks_per_sm = 1;
+            return KT_OK;
+        }
+        least = least && least < p->kernels[i].shared ? least : p->kernels[i].shared;
+    }
+    if (!least)
+        return kt__fail(KT_UNSUPPORTED, "the package %s has no %s kernel", p->spec, kt__op_names[op]);
+    return kt__fail(KT_UNSUPPORTED, "no %s kernel of %s fits %s: the smallest needs %d bytes of shared memory, a block may have %d",
+                    kt__op_names[op], p->spec, engine->backend->device_name, least, limit);
+}

@@ -1,0 +1,452 @@
+// Steps: transactions over all layers of a batch.
+#include "core.h"
+
+#include <math.h>
+#include <stdint.h>
+
+enum { MOST_SPLITS = 128, GRID_LIMIT = 65535 };
+
+static kt_status launch(kt_batch *b, kt__op op, int kernel, const kt__extent *extent, const void *params, size_t bytes)
+{
+    kt__backend *backend = b->cache->engine->backend;
+    const kt_status status = backend->calls->launch(backend, kernel, extent, params, bytes, b->stream);
+    return status ? kt__within(status, "kernel %s", kt__op_names[op]) : KT_OK;
+}
+
+static kt__extent extent_of(const kt_batch *b)
+{
+    kt__extent e;
+    for (int i = 0; i < KT__FACTOR_COUNT; i++)
+        e.ones[i] = 1;
+    e.ones[KT__UNITS] = b->units;
+    e.ones[KT__KV_HEADS] = b->cache->kv_heads;
+    e.ones[KT__Q_HEADS] = b->cache->q_heads;
+    e.ones[KT__SLOTS] = b->used_slots ? b->used_slots : 1;
+    e.ones[KT__FRESH] = b->max_fresh ? b->max_fresh : 1;
+    return e;
+}
+
+static kt_status launch_step(kt_batch *b, kt__op op)
+{
+    const kt__extent extent = extent_of(b);
+    const kt_step_params params = {b->slots_device, b->control_device, b->slots};
+    int kernel;
+    const kt_status status = kt__pick(b->cache->engine, op, b->active, b->max_pages, &kernel, NULL);
+    return status ? status : launch(b, op, kernel, &extent, &params, sizeof params);
+}
+
+// ---- begin -----------------------------------------------------------------------------------------------------------
+
+// Whether the step's exact tokens can be written where they belong without overwriting any that the step still reads: a
+// ring with nothing live in it takes any number, since only what stays exact is written.
+static bool fits_in_place(const kt_format *f, int tokens, int fresh)
+{
+    const struct {
+        int window, ring;
+    } parts[] = {{f->key_window, f->key_ring}, {f->value_window, f->value_ring}};
+    for (int i = 0; i < 2; i++) {
+        const int live = tokens - f->sink - kt_sealed_pages(tokens, f->sink, parts[i].window, f->page) * f->page;
+        if (live > 0 && (long long)live + fresh > parts[i].ring)
+            return false;
+    }
+    return true;
+}
+
+static kt_status check_free(const kt_batch *b)
+{
+    const kt_cache *cache = b->cache;
+    const kt_format *f = &cache->engine->package.format;
+    long long pages = 0;
+    int slabs = 0;
+    for (int slot = 0; slot < b->slots; slot++) {
+        const kt_slot *p = &b->planned[slot];
+        if (!p->fresh)
+            continue;
+        const int more = kt__pages_for(f, p->tokens + p->fresh) - kt__batch_sequence(b, slot)->page_count;
+        pages += more > 0 ? more : 0;
+        slabs += !fits_in_place(f, p->tokens, p->fresh);
+    }
+    if (pages > cache->free_page_count)
+        return kt__fail(KT_FULL, "kt_step_begin: the step needs %lld more pages; %d of %d are free. Close a sequence or open the "
+                        "cache with a larger budget", pages, cache->free_page_count, cache->page_total);
+    if (slabs > cache->spare_slabs - cache->spares_used)
+        return kt__fail(KT_FULL, "kt_step_begin: %d sequences bring several tokens to a filled cache and need a spare slab each; "
+                        "%d of %d are free (spare_slabs)", slabs, cache->spare_slabs - cache->spares_used, cache->spare_slabs);
+    return KT_OK;
+}
+
+static void reserve(kt_batch *b)
+{
+    kt_cache *cache = b->cache;
+    const kt_format *f = &cache->engine->package.format;
+    for (int slot = 0; slot < b->slots; slot++) {
+        kt_slot *p = &b->planned[slot];
+        if (!p->fresh)
+            continue;
+        kt__sequence *s = kt__batch_sequence(b, slot);
+        b->pages_before[slot] = s->page_count;
+        kt__sequence_grow(cache, s, kt__pages_for(f, p->tokens + p->fresh));
+        const int pages = s->page_count < b->table_stride ? s->page_count : b->table_stride, capacity = kt__capacity(f, pages);
+        p->capacity = capacity < b->max_tokens ? capacity : b->max_tokens;
+        if (!fits_in_place(f, p->tokens, p->fresh)) {
+            p->slab_next = kt__slab_take(cache);
+            cache->spares_used++;
+        }
+    }
+}
+
+static void undo_reserve(kt_batch *b)
+{
+    for (int slot = 0; slot < b->slots; slot++) {
+        kt_slot *p = &b->planned[slot];
+        if (!p->fresh)
+            continue;
+        kt__sequence_shrink(b->cache, kt__batch_sequence(b, slot), b->pages_before[slot]);
+        if (p->slab_next != p->slab) {
+            kt__slab_release(b->cache, p->slab_next);
+            b->cache->spares_used--;
+        }
+    }
+}
+
+// A captured step may be replayed at any length that was reserved, so its launches depend on the batch only.
+static kt_status begin_captured(kt_batch *b)
+{
+    for (int slot = 0; slot < b->slots; slot++) {
+        const kt_slot *p = &b->planned[slot];
+        if (p->fresh > 1)
+            return kt__fail(KT_INVALID, "kt_step_begin: slot %d has fresh %d; a captured step brings at most one token per slot",
+                            slot, p->fresh);
+        if (p->fresh && p->tokens + p->fresh > p->capacity)
+            return kt__fail(KT_ORDER, "kt_step_begin: slot %d has %d tokens and its reservation holds %d; reserve ahead of a capture "
+                            "(kt_sequence_reserve)", slot, p->tokens, p->capacity);
+    }
+    if (!kt__batch_current(b))
+        return kt__fail(KT_ORDER, "kt_step_begin: the slots have changed since they were uploaded; call kt_batch_upload before the "
+                        "capture begins");
+    b->active = b->used_slots = b->slots;
+    b->max_fresh = 1;
+    b->units = 1;
+    b->max_pages = b->table_stride;
+    b->rows = b->rows > b->slots ? b->rows : b->slots;
+    return KT_OK;
+}
+
+kt_status kt_step_begin(kt_batch *b, void *stream)
+{
+    kt_status status;
+    if (!b)
+        return kt__fail(KT_INVALID, "kt_step_begin: batch is null");
+    if (b->open)
+        return kt__fail(KT_ORDER, "kt_step_begin: the batch has an open step; commit or abort it first");
+    kt__backend *backend = b->cache->engine->backend;
+    if ((status = backend->calls->capturing(backend, stream, &b->captured)))
+        return kt__within(status, "kt_step_begin");
+    if ((status = kt__batch_plan(b, "kt_step_begin")))
+        return status;
+    if ((long long)b->used_slots * b->max_fresh > GRID_LIMIT && b->cache->engine->device == KT_DEVICE_CUDA)
+        return kt__fail(KT_INVALID, "kt_step_begin: slots 0 to %d with up to %d new tokens make a grid of %lld; at most %d is "
+                        "possible. Bring long prompts in several steps", b->used_slots - 1, b->max_fresh,
+                        (long long)b->used_slots * b->max_fresh, GRID_LIMIT);
+    if ((status = b->captured ? begin_captured(b) : check_free(b)))
+        return status;
+    b->stream = stream;
+    if (!b->captured) {
+        reserve(b);
+        if ((status = kt__batch_flush(b, stream)))
+            goto fail;
+    }
+    if ((status = launch_step(b, KT__CHECK)))
+        goto fail;
+    for (int slot = 0; slot < b->slots; slot++)
+        if (b->planned[slot].fresh)
+            kt__batch_sequence(b, slot)->step = b;
+    for (int layer = 0; layer < b->cache->layers; layer++)
+        b->appended[layer] = false;
+    b->open = true;
+    return KT_OK;
+
+fail:
+    if (!b->captured)
+        undo_reserve(b);
+    return kt__within(status, "kt_step_begin");
+}
+
+// ---- append and attend -----------------------------------------------------------------------------------------------
+
+typedef struct {
+    const char *name;
+    const void *address;
+    int64_t row, head; // strides, 0 for contiguous
+} operand;
+
+// Checks an operand of [rows, heads, head_dim] and fills in contiguous strides.
+static kt_status check_operand(const kt_batch *b, const char *call, int layer, operand *o, int heads)
+{
+    const int d = b->cache->engine->package.format.head_dim;
+    if (!o->address)
+        return kt__fail(KT_INVALID, "%s: layer %d: %s is null", call, layer, o->name);
+    if ((uintptr_t)o->address % 16)
+        return kt__fail(KT_INVALID, "%s: layer %d: %s is at %p; it must be aligned to 16 bytes", call, layer, o->name, o->address);
+    if (!o->head)
+        o->head = d;
+    if (!o->row)
+        o->row = (int64_t)heads * d;
+    for (int i = 0; i < 2; i++) {
+        const int64_t stride = i ? o->head : o->row;
+        if (stride % 8 || stride < d)
+            return kt__fail(KT_INVALID, "%s: layer %d: %s_%s is %lld; strides are multiples of 8, at least head_dim (%d), or 0 for "
+                            "contiguous", call, layer, o->name, i ? "head" : "row", (long long)stride, d);
+    }
+    return KT_OK;
+}
+
+static kt_status check_layer(const kt_batch *b, const char *call, int layer, bool appended)
+{
+    if (!b->open)
+        return kt__fail(KT_ORDER, "%s: the batch has no open step; call kt_step_begin first", call);
+    if (layer < 0 || layer >= b->cache->layers)
+        return kt__fail(KT_INVALID, "%s: layer is %d; the cache has layers 0 to %d", call, layer, b->cache->layers - 1);
+    if (b->appended[layer] == appended)
+        return KT_OK;
+    return kt__fail(KT_ORDER, "%s: layer %d was %s in this step", call, layer, appended ? "not appended yet" : "appended already");
+}
+
+kt_status kt_append(kt_batch *b, const kt_append_args *args)
+{
+    kt_status status;
+    if (!b || !args)
+        return kt__fail(KT_INVALID, "kt_append: %s is null", b ? "args" : "batch");
+    if ((status = kt__check_size(args->size, sizeof *args, "kt_append", "kt_append_args")) ||
+        (status = check_layer(b, "kt_append", args->layer, false)))
+        return status;
+    operand key = {"key", args->key, args->key_row, args->key_head};
+    operand value = {"value", args->value, args->value_row, args->value_head};
+    if ((status = check_operand(b, "kt_append", args->layer, &key, b->cache->kv_heads)) ||
+        (status = check_operand(b, "kt_append", args->layer, &value, b->cache->kv_heads)))
+        return status;
+
+    kt_append_params params = {.view = b->views[args->layer], .max_fresh = b->max_fresh ? b->max_fresh : 1};
+    params.view.key = key.address;
+    params.view.value = value.address;
+    params.view.key_row = key.row;
+    params.view.key_head = key.head;
+    params.view.value_row = value.row;
+    params.view.value_head = value.head;
+
+    const kt__extent extent = extent_of(b);
+    int kernel;
+    if ((status = kt__pick(b->cache->engine, KT__APPEND, b->active, b->max_pages, &kernel, NULL)) ||
+        (status = launch(b, KT__APPEND, kernel, &extent, &params, sizeof params)))
+        return kt__within(status, "kt_append: layer %d", args->layer);
+    b->views[args->layer] = params.view; // the layer's attend reads the same rows
+    b->appended[args->layer] = true;
+    return KT_OK;
+}
+
+static int next_power(int n)
+{
+    int power = 1;
+    while (power < n)
+        power *= 2;
+    return power;
+}
+
+// Splits of the tokens over blocks: enough to fill the card, no more than there is work for, and the same for neighbouring
+// lengths, so that results repeat from step to step.
+static int choose_splits(const kt_batch *b, const kt__kernel *kernel, int blocks_per_sm)
+{
+    const kt_engine *engine = b->cache->engine;
+    const kt_format *f = &engine->package.format;
+    const int tiles = kernel->tiles > 0 ? kernel->tiles : 1, warps = kernel->warps > 0 ? kernel->warps : 1;
+    const int passes = kernel->passes > 0 ? kernel->passes : 1;
+    const long long per_split = (long long)next_power(b->active) * b->max_fresh * b->cache->kv_heads * passes;
+    const long long grid = (long long)b->used_slots * b->max_fresh * b->cache->kv_heads * passes;
+    const long long items = (long long)next_power(b->max_pages) * (f->page / (32 * tiles)) + (f->sink + f->value_ring + 31) / 32;
+    const long long row_floats = (long long)b->rows * b->cache->q_heads * (f->head_dim + 2);
+    if (!per_split || grid > (long long)b->arrival_count)
+        return 1;
+    long long splits = (long long)blocks_per_sm * engine->backend->multiprocessors / per_split;
+    splits = splits < (items + warps - 1) / warps ? splits : (items + warps - 1) / warps;
+    splits = splits < (long long)b->partial_floats / row_floats ? splits : (long long)b->partial_floats / row_floats;
+    splits = splits < MOST_SPLITS ? splits : MOST_SPLITS;
+    return splits < 1 ? 1 : (int)splits;
+}
+
+static kt_status check_attend(const kt_batch *b, const kt_attend_args *args)
+{
+    if (args->window)
+        return kt__fail(KT_UNSUPPORTED, "kt_attend: layer %d: window is %d; sliding windows are not supported yet, set it to 0",
+                        args->layer, args->window);
+    if (args->softcap != 0)
+        return kt__fail(KT_UNSUPPORTED, "kt_attend: layer %d: softcap is %g; soft caps are not supported yet, set it to 0",
+                        args->layer, (double)args->softcap);
+    if (!isfinite(args->scale) || args->scale < 0)
+        return kt__fail(KT_INVALID, "kt_attend: layer %d: scale is %g; it must be positive, or 0 for 1 / sqrt(%d)", args->layer,
+                        (double)args->scale, b->cache->engine->package.format.head_dim);
+    if (args->flags & ~(unsigned)KT_ATTEND_REFERENCE)
+        return kt__fail(KT_INVALID, "kt_attend: layer %d: flags is %#x; only KT_ATTEND_REFERENCE (%#x) is known", args->layer,
+                        args->flags, (unsigned)KT_ATTEND_REFERENCE);
+    if ((uintptr_t)args->lse % sizeof(float))
+        return kt__fail(KT_INVALID, "kt_attend: layer %d: lse is at %p; it must be aligned to 4 bytes", args->layer,
+                        (void *)args->lse);
+    return KT_OK;
+}
+
+kt_status kt_attend(kt_batch *b, const kt_attend_args *args)
+{
+    kt_status status;
+    if (!b || !args)
+        return kt__fail(KT_INVALID, "kt_attend: %s is null", b ? "args" : "batch");
+    if ((status = kt__check_size(args->size, sizeof *args, "kt_attend", "kt_attend_args")) ||
+        (status = check_layer(b, "kt_attend", args->layer, true)) || (status = check_attend(b, args)))
+        return status;
+    operand query = {"query", args->query, args->query_row, args->query_head};
+    operand out = {"out", args->out, args->out_row, args->out_head};
+    if ((status = check_operand(b, "kt_attend", args->layer, &query, b->cache->q_heads)) ||
+        (status = check_operand(b, "kt_attend", args->layer, &out, b->cache->q_heads)))
+        return status;
+
+    const kt_engine *engine = b->cache->engine;
+    const double scale = args->scale != 0 ? (double)args->scale
+                         : engine->package.scale > 0 ? engine->package.scale : 1 / sqrt(engine->package.format.head_dim);
+    const kt__op op = args->flags & KT_ATTEND_REFERENCE ? KT__REFERENCE : KT__ATTEND;
+    int kernel, blocks_per_sm;
+    if ((status = kt__pick(engine, op, b->active, next_power(b->max_pages), &kernel, &blocks_per_sm)))
+        return kt__within(status, "kt_attend: layer %d", args->layer);
+    const kt__kernel *chosen = &engine->package.kernels[kernel];
+    kt__extent extent = extent_of(b);
+    extent.ones[KT__PASSES] = chosen->passes > 0 ? chosen->passes : 1;
+    extent.ones[KT__SPLITS] = op == KT__ATTEND ? choose_splits(b, chosen, blocks_per_sm) : 1;
+    const kt_attend_params params = {
+        .view = b->views[args->layer], .query = query.address, .out = (unsigned short *)args->out, .lse = args->lse,
+        .query_row = query.row, .query_head = query.head, .out_row = out.row, .out_head = out.head,
+        .partial = b->partial, .arrivals = b->arrivals, .scale = (float)scale,
+        .max_fresh = b->max_fresh ? b->max_fresh : 1, .splits = extent.ones[KT__SPLITS],
+    };
+
+    if ((status = launch(b, op, kernel, &extent, &params, sizeof params)))
+        return kt__within(status, "kt_attend: layer %d", args->layer);
+    return KT_OK;
+}
+
+// ---- end -------------------------------------------------------------------------------------------------------------
+
+static void close_step(kt_batch *b)
+{
+    for (int slot = 0; slot < b->slots; slot++)
+        if (b->planned[slot].fresh)
+            kt__batch_sequence(b, slot)->step = NULL;
+    b->open = false;
+}
+
+// What the device's advance does, done to the host's state.
+static void advance(kt_batch *b)
+{
+    for (int slot = 0; slot < b->slots; slot++) {
+        kt_slot *p = &b->planned[slot];
+        if (!p->fresh)
+            continue;
+        kt__sequence *s = kt__batch_sequence(b, slot);
+        s->tokens += p->fresh;
+        if (p->slab_next != p->slab) {
+            kt__slab_release(b->cache, p->slab);
+            b->cache->spares_used--;
+            s->slab = p->slab_next;
+        }
+        b->uploaded[slot].tokens = s->tokens;
+        b->uploaded[slot].slab = s->slab;
+    }
+}
+
+kt_status kt_step_commit(kt_batch *b)
+{
+    kt_status status;
+    if (!b)
+        return kt__fail(KT_INVALID, "kt_step_commit: batch is null");
+    if (!b->open)
+        return kt__fail(KT_ORDER, "kt_step_commit: the batch has no open step");
+    for (int layer = 0; layer < b->cache->layers; layer++)
+        if (!b->appended[layer])
+            return kt__fail(KT_ORDER, "kt_step_commit: layer %d was not appended; a step goes through all %d layers", layer,
+                            b->cache->layers);
+    kt__backend *backend = b->cache->engine->backend;
+    if ((status = launch_step(b, KT__ADVANCE)))
+        return kt__within(status, "kt_step_commit");
+    if ((status = backend->calls->mirror(backend, b->mirror, b->control_device, sizeof *b->mirror, b->stream))) {
+        b->uploaded_valid = false; // the device has advanced, the host has not
+        return kt__within(status, "kt_step_commit");
+    }
+    if (b->captured)
+        b->captured_rows = b->rows;
+    else
+        advance(b);
+    close_step(b);
+    return KT_OK;
+}
+
+kt_status kt_step_abort(kt_batch *b)
+{
+    if (!b)
+        return kt__fail(KT_INVALID, "kt_step_abort: batch is null");
+    if (!b->open)
+        return kt__fail(KT_ORDER, "kt_step_abort: the batch has no open step");
+    if (!b->captured)
+        undo_reserve(b);
+    close_step(b);
+    return KT_OK;
+}
+
+kt_status kt_step_replayed(kt_batch *b, int count)
+{
+    kt_status status;
+    if (!b)
+        return kt__fail(KT_INVALID, "kt_step_replayed: batch is null");
+    if (b->open)
+        return kt__fail(KT_ORDER, "kt_step_replayed: the batch has an open step; commit or abort it first");
+    if (!b->captured_rows)
+        return kt__fail(KT_ORDER, "kt_step_replayed: no step of this batch was captured");
+    if (count < 0)
+        return kt__fail(KT_INVALID, "kt_step_replayed: count is %d; it cannot be negative", count);
+    int fit = count, limit = -1;
+    for (int slot = 0; slot < b->slots; slot++) {
+        const kt_slot *p = &b->uploaded[slot];
+        const kt__entry *entry = &b->entries[slot];
+        if (!p->fresh && !entry->fresh)
+            continue;
+        const kt__sequence *s = entry->fresh ? kt__batch_sequence(b, slot) : NULL;
+        if (!b->uploaded_valid || !s || s->step || p->fresh != entry->fresh || p->tokens != s->tokens || p->slab != s->slab ||
+            b->stamps[slot] != s->stamp)
+            return kt__fail(KT_ORDER, "kt_step_replayed: slot %d has changed since kt_batch_upload; what was replayed is not what "
+                            "the host has", slot);
+        if ((p->capacity - p->tokens) / p->fresh < fit) {
+            fit = (p->capacity - p->tokens) / p->fresh;
+            limit = slot;
+        }
+    }
+    status = KT_OK;
+    if (fit < count)
+        status = kt__fail(KT_FULL, "kt_step_replayed: %d replays, but slot %d had room for %d (its reservation holds %d tokens); "
+                          "the others changed nothing and are counted as overruns", count, limit, fit, b->uploaded[limit].capacity);
+    for (int slot = 0; slot < b->slots; slot++) {
+        kt_slot *p = &b->uploaded[slot];
+        if (!p->fresh)
+            continue;
+        p->tokens += fit * p->fresh;
+        kt__batch_sequence(b, slot)->tokens = p->tokens;
+    }
+    return status;
+}
+
+kt_status kt_poll(const kt_batch *b, kt_poll_info *info)
+{
+    kt_status status;
+    if (!b || !info)
+        return kt__fail(KT_INVALID, "kt_poll: %s is null", b ? "info" : "batch");
+    if ((status = kt__check_size(info->size, sizeof *info, "kt_poll", "kt_poll_info")))
+        return status;
+    const volatile kt_control *mirror = b->mirror; // the device writes it
+    info->overruns = mirror->overrun;
+    info->nonfinite = mirror->nonfinite;
+    return KT_OK;
+}

@@ -1,0 +1,224 @@
+// kittygen run: a serving scenario on a spec, against float64 attention.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "command.h"
+#include "emit.h"
+#include "layout.h"
+#include "report.h"
+#include "temporary.h"
+
+enum { FILES = 16, LAYERS = 2, MOST_FILE_LAYERS = 4 };
+
+typedef struct {
+    const char *files[FILES];
+    int file_count;
+    kt_device device;
+    kg_keys keys;
+    long seed, steps, layers;
+    int json, verbose, order;
+} options;
+
+// Takes every "--kv FILE" and "--kv=FILE" out of the arguments: the only option that may come more than once. One that
+// has no value is left for kg_options to refuse. Returns the new argc, or -1.
+static int take_files(int argc, char **argv, options *o)
+{
+    int kept = 1;
+    for (int i = 1; i < argc; i++) {
+        const char *file = 0;
+        if (!strcmp(argv[i], "--")) {
+            while (i < argc)
+                argv[kept++] = argv[i++];
+            break;
+        }
+        if (!strncmp(argv[i], "--kv=", 5))
+            file = argv[i] + 5;
+        else if (!strcmp(argv[i], "--kv") && i + 1 < argc)
+            file = argv[++i];
+        if (!file)
+            argv[kept++] = argv[i];
+        else if (o->file_count < FILES)
+            o->files[o->file_count++] = file;
+        else {
+            fprintf(stderr, "kittygen run: more than %d --kv files\n", FILES);
+            return -1;
+        }
+    }
+    return kept;
+}
+
+static int choose(const char *option, const char *word, const char *const *names, int count, int *chosen)
+{
+    for (int i = 0; word && i < count; i++) {
+        if (!strcmp(word, names[i])) {
+            *chosen = i;
+            return KG_OK;
+        }
+    }
+    if (!word)
+        return KG_OK;
+    char what[64];
+    snprintf(what, sizeof what, "%s: unknown value", option);
+    return kg_usage_error("kittygen run", what, word, names, count);
+}
+
+static int open_engine(const kg_spec *spec, kt_device device, kt_engine **engine, char *error, size_t error_size)
+{
+    char folder[KG_PATH];
+    int code = kg_temporary_make(folder, error, error_size);
+    if (code)
+        return code;
+    code = kg_emit_package(spec, folder, error, error_size);
+    if (!code) {
+        const kt_status status = kt_open(&(kt_open_args){.size = sizeof(kt_open_args), .package = folder, .device = device}, engine);
+        if (status)
+            code = kg_fail(kg_exit_code(status), error, error_size, "%s: %s", kt_status_name(status), kt_message());
+    }
+    kg_temporary_remove(folder); // an engine has read its package whole
+    return code;
+}
+
+static int run_spec(const options *o, const kg_spec *spec, kg_progress *progress, long done, kg_report *report, char *error,
+                    size_t error_size)
+{
+    kt_engine *engine = 0;
+    kg_inputs inputs = {0};
+    kt_format format;
+    const char *why = kg_layout(spec, &format);
+    int code = why ? kg_fail(KG_USER, error, error_size, "%s: %s", spec->name, why)
+               : o->file_count
+                   ? kg_inputs_read(spec, o->files, o->file_count, (int)o->layers, MOST_FILE_LAYERS, &inputs, error, error_size)
+                   : kg_inputs_draw(spec, o->layers ? (int)o->layers : LAYERS, KG_TOKENS, o->keys, (uint64_t)o->seed, &inputs,
+                                    error, error_size);
+    if (!code)
+        code = open_engine(spec, o->device, &engine, error, error_size);
+    *report = (kg_report){.spec = spec, .layers = inputs.count, .engine = {.size = sizeof report->engine}};
+    if (!code) {
+        report->bytes = kg_bytes_per_token(&format);
+        report->exact_bytes = 4.0 * format.head_dim;
+        kt_engine_query(engine, &report->engine);
+        const kg_scenario scenario = {spec, &inputs, engine, (int)o->steps, progress, done};
+        code = kg_scenario_run(&scenario, &report->result, error, error_size);
+    }
+    kt_close(engine);
+    kg_inputs_free(&inputs);
+    return code;
+}
+
+// Where the inputs are from, for the reader.
+static void describe(const options *o, kg_text *data)
+{
+    if (!o->file_count)
+        kg_text_addf(data, "random %s keys, seed %ld", kg_keys_names[o->keys], o->seed);
+    for (int i = 0; i < o->file_count; i++)
+        kg_text_addf(data, "%s%s", i ? ", " : "", o->files[i]);
+}
+
+static int run_all(const options *o, const kg_spec *specs, int count, char *error, size_t error_size)
+{
+    kg_report *reports = calloc((size_t)count, sizeof *reports);
+    kg_text data = {0}, json = {0};
+    kg_progress progress;
+    describe(o, &data);
+    int code = reports && !data.failed ? KG_OK : kg_fail(KG_MACHINE, error, error_size, "out of memory");
+    bool passed = true;
+    int done = 0;
+    for (; done < count && !code; done++) {
+        kg_progress_begin(&progress, specs[done].name, count * o->steps);
+        code = run_spec(o, &specs[done], &progress, done * o->steps, &reports[done], error, error_size);
+        kg_progress_end(&progress);
+        if (code)
+            break;
+        passed = passed && kg_scenario_passed(&reports[done].result);
+        if (o->json) {
+            kg_text_add(&json, done ? ",\n " : "");
+            kg_report_json(&json, &reports[done], data.data);
+        } else {
+            if (!done)
+                kg_report_heading(&reports[0], data.data);
+            if (count == 1)
+                kg_report_one(&reports[0], o->verbose);
+            else
+                kg_report_row(&reports[done], !done, o->verbose);
+        }
+    }
+    if (!code && o->json && !json.failed)
+        printf(count > 1 ? "[%s]\n" : "%s\n", json.data);
+    if (!code && json.failed)
+        code = kg_fail(KG_MACHINE, error, error_size, "out of memory");
+    if (!code && count > 1 && !kg_report_order(reports, count, !o->json) && o->order)
+        passed = false;
+    for (int i = 0; reports && i < count; i++)
+        kg_scenario_free(&reports[i].result);
+    free(reports);
+    kg_text_free(&data);
+    kg_text_free(&json);
+    return code ? code : passed ? KG_OK : KG_FAILED;
+}
+
+int kg_command_run(int argc, char **argv)
+{
+    static const char *const devices[] = {"auto", "cuda", "cpu"};
+    const char *device = 0, *keys = 0, *seed = "1", *steps = 0, *layers = 0, *dtype = 0, *file = 0;
+    options o = {.steps = KG_STEPS};
+    const kg_option table[] = {
+        {"--kv", "FILE", "captured inputs (safetensors) instead of random ones; again for more layers", 0, &file},
+        {"--device", "auto|cuda|cpu", "where to run (default: auto, which takes the CPU if there is no GPU)", 0, &device},
+        {"--steps", "N", "steps of the scenario (default: 320)", 0, &steps},
+        {"--layers", "N", "layers (default: 2, or those in the --kv files, up to 4)", 0, &layers},
+        {"--keys", "mild|outlier|offset", "kind of random keys (default: mild)", 0, &keys},
+        {"--seed", "N", "seed of the random inputs (default: 1)", 0, &seed},
+        {"--dtype", "fp16|bf16", "override the model's element type", 0, &dtype},
+        {"--order", 0, "fail if a sweep's variants are not in the order of the paper", &o.order, 0},
+        {"--verbose", 0, "errors by layer", &o.verbose, 0},
+        {"--json", 0, "report as JSON: an object, or an array for several specs", &o.json, 0},
+        {0, 0, 0, 0, 0},
+    };
+    const kg_usage usage = {
+        "kittygen run SPEC [options]",
+        "Serves sequences of very different lengths with the spec's kernels and checks every step: one stays shorter than\n"
+        "the sinks, one ends its prompt at a page's edge, one grows past 2,000 tokens (from 100 steps on), others join and\n"
+        "leave, wait, take several tokens at a time. Two errors are reported, both relative L2:\n"
+        "  kernel error: the output against float64 attention over the decoded cache; worst of all steps, layers, sequences;\n"
+        "    at most 2e-3 (bf16: 8e-3) is allowed\n"
+        "  quantisation error: float64 attention over the decoded cache against that over the exact inputs; the mean over\n"
+        "    steps, layers and query heads\n"
+        "Steps of up to 64 tokens of a sequence are checked whole, of a longer prompt the last 8 tokens. No output may be\n"
+        "left unwritten, and what was sealed must not change. SPEC may stand for several (MODEL: every variant); then their\n"
+        "order by quantisation error is reported.\n\n"
+        "A --kv file holds q.<i> [tokens, q_heads, head_dim], k.<i> and v.<i> [tokens, kv_heads, head_dim], keys rotated, for\n"
+        "i = 0, 1, ..., as F16, BF16 or F32, and may name the softmax scale in its metadata (\"scale\"). Sequences start at\n"
+        "different tokens of it and wrap around at its end.\n",
+        table, 1, 1};
+    int code, chosen = 0;
+    argc = take_files(argc, argv, &o);
+    if (argc < 0)
+        return KG_USER;
+    if (kg_options(&usage, argc, argv, &code) < 0)
+        return code;
+    if ((code = choose("--device", device, devices, 3, &chosen)))
+        return code;
+    o.device = (kt_device)chosen;
+    chosen = 0;
+    if ((code = choose("--keys", keys, kg_keys_names, KG_KEYS_COUNT, &chosen)))
+        return code;
+    o.keys = (kg_keys)chosen;
+    if ((code = kg_option_integer("run", "--seed", seed, 0, 1L << 53, &o.seed)) ||
+        (steps && (code = kg_option_integer("run", "--steps", steps, 1, 100000, &o.steps))) ||
+        (layers && (code = kg_option_integer("run", "--layers", layers, 1, 256, &o.layers))))
+        return code;
+
+    char error[KG_ERROR] = "";
+    kg_spec *specs;
+    int count;
+    code = kg_spec_load(argv[1], &(kg_spec_options){.dtype = dtype}, &specs, &count, error, sizeof error);
+    if (!code)
+        code = run_all(&o, specs, count, error, sizeof error);
+    else
+        specs = 0;
+    if (code && *error)
+        fprintf(stderr, "kittygen run: %s\n", error);
+    free(specs);
+    return code;
+}

@@ -1,0 +1,55 @@
+#include "temporary.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int cache_folder(char path[KG_PATH])
+{
+    static const struct {
+        const char *variable, *tail;
+    } places[] = {{"KT_CACHE_DIR", ""}, {"XDG_CACHE_HOME", "/kittygen"}, {"HOME", "/.cache/kittygen"}};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        const char *base = getenv(places[i].variable);
+        if (base && *base)
+            return snprintf(path, KG_PATH, "%s%s", base, places[i].tail);
+    }
+    return snprintf(path, KG_PATH, "/tmp/kittygen-%ld", (long)getuid());
+}
+
+static int make_folders(char *path)
+{
+    for (char *slash = path; (slash = strchr(slash + 1, '/'));) {
+        *slash = 0;
+        const int failed = mkdir(path, 0777) && errno != EEXIST;
+        *slash = '/';
+        if (failed)
+            return -1;
+    }
+    return 0;
+}
+
+int kg_temporary_make(char path[KG_PATH], char *error, size_t error_size)
+{
+    const int length = cache_folder(path);
+    if (length >= KG_PATH || snprintf(path + length, (size_t)(KG_PATH - length), "/run-XXXXXX") >= KG_PATH - length)
+        return kg_fail(KG_MACHINE, error, error_size, "the cache folder's path is too long; set KT_CACHE_DIR");
+    if (make_folders(path) || !mkdtemp(path))
+        return kg_fail(KG_MACHINE, error, error_size, "%s: %s; set KT_CACHE_DIR", path, strerror(errno));
+    return KG_OK;
+}
+
+void kg_temporary_remove(const char *path)
+{
+    DIR *folder = opendir(path);
+    for (struct dirent *entry; folder && (entry = readdir(folder));)
+        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+            unlinkat(dirfd(folder), entry->d_name, 0);
+    if (folder)
+        closedir(folder);
+    rmdir(path);
+}

@@ -128,17 +128,17 @@ static void kernel_of(const kg_kernel *from, kt__kernel *to)
     kt__sha256_text(from->source.data, from->source.size, to->digest);
 }
 
-// One message for each kernel that failed, for the first architecture it failed for.
+// What went wrong: once per kernel, for the first architecture it failed for; once in all where all say the same.
 static int print_failures(const kt__compile_job *jobs, int count)
 {
     int failed = 0;
-    const kt__kernel *shown = 0;
+    const kt__compile_job *shown = 0;
     for (int i = 0; i < count; i++) {
         if (!jobs[i].status)
             continue;
-        if (jobs[i].kernel != shown)
+        if (!shown || (jobs[i].kernel != shown->kernel && strcmp(jobs[i].message, shown->message)))
             fprintf(stderr, "%s\n", jobs[i].message);
-        shown = jobs[i].kernel;
+        shown = &jobs[i];
         failed++;
     }
     return failed;

@@ -44,6 +44,7 @@ static void add_constants(const kg_package *package, const kg_kernel *kernel, co
     add_constant(out, body, "WARPS", c->warps, "of a block");
     add_constant(out, body, "STAGES", c->stages, "copies under way per warp");
     add_constant(out, body, "TILES", c->tiles, "of 32 tokens per copy");
+    add_constant(out, body, "BLOCKS", c->blocks, "of a multiprocessor at once");
     add_constant(out, body, "COLUMNS", c->columns, "query heads of a pass: GROUP_HEADS / PASSES, rounded up");
     add_constant(out, body, "PASSES", c->passes, "over a KV head's pages");
 }

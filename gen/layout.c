@@ -1,6 +1,7 @@
 #include "layout.h"
 
 #include <math.h>
+#include <stdbool.h>
 
 enum { TILE = 32, WORDS = 128 }; // tokens of a tile; bytes of one word per lane
 
@@ -84,20 +85,30 @@ static kg_attend_config attend_config(const kt_format *f, int warps, int stages,
 
 int kg_attend_configs(const kt_format *f, kg_attend_config configs[KG_ATTEND_CONFIGS])
 {
-    static const struct { int warps, stages, tiles; } menu[] = {
-        {8, 2, 4}, {8, 1, 4}, {8, 2, 2}, {8, 1, 2}, {8, 2, 1}, {8, 1, 1}, {4, 2, 1}, {4, 1, 1},
+    // Two blocks to a multiprocessor let one load its query or merge while the other streams. Of each menu the first that fits.
+    static const struct { int warps, stages, tiles; } throughput[] = {
+        {4, 2, 4}, {4, 2, 2}, {4, 1, 4}, {4, 1, 2}, {4, 2, 1}, {4, 1, 1}, {2, 1, 1},
+    }, latency[] = {{4, 2, 1}, {4, 1, 1}}, single[] = {{8, 2, 4}, {8, 1, 4}, {8, 2, 2}, {8, 1, 2}, {8, 2, 1}, {8, 1, 1}};
+    static const struct { const void *menu; int count, limit, blocks; } classes[] = {
+        {throughput, 7, 227 * 1024, 2}, {latency, 2, 227 * 1024, 2}, {single, 6, 227 * 1024, 1}, // sm_90, 100
+        {throughput, 7, 99 * 1024, 1},                                                         // sm_86, 89 and 120
     };
-    static const int limits[] = {227 * 1024, 99 * 1024}; // sm_90 and 100; sm_86, 89 and 120
     int count = 0;
-    for (unsigned l = 0; l < sizeof limits / sizeof *limits; l++) {
-        for (unsigned m = 0; m < sizeof menu / sizeof *menu; m++) {
-            if (menu[m].tiles > f->page / TILE)
+    for (unsigned c = 0; c < sizeof classes / sizeof *classes; c++) {
+        const int(*menu)[3] = classes[c].menu;
+        for (int m = 0; m < classes[c].count; m++) {
+            if (menu[m][2] > f->page / TILE)
                 continue;
-            kg_attend_config c = attend_config(f, menu[m].warps, menu[m].stages, menu[m].tiles);
-            if (c.shared > limits[l])
+            kg_attend_config config = attend_config(f, menu[m][0], menu[m][1], menu[m][2]);
+            config.blocks = classes[c].blocks;
+            // Each block costs 1 KB of the multiprocessor's shared memory besides its own.
+            if (config.blocks * (config.shared + 1024) > classes[c].limit + 1024)
                 continue;
-            if (!count || configs[count - 1].shared != c.shared)
-                configs[count++] = c;
+            bool known = false;
+            for (int i = 0; i < count; i++)
+                known = known || (configs[i].warps == config.warps && configs[i].stages == config.stages && configs[i].tiles == config.tiles);
+            if (!known)
+                configs[count++] = config;
             break;
         }
     }

@@ -8,11 +8,12 @@
 // A way to launch attend. Shared memory decides which cards can run it.
 typedef struct {
     int warps, stages, tiles; // warps of a block; copies in flight per warp; 32-token tiles per copy
+    int blocks;               // of a multiprocessor at once
     int columns, passes;      // query heads of one pass, passes per KV head
     int shared;               // bytes of dynamic shared memory
 } kg_attend_config;
 
-enum { KG_ATTEND_CONFIGS = 4 };
+enum { KG_ATTEND_CONFIGS = 6 };
 
 // Null, or why the (valid) spec has no layout; static text.
 const char *kg_layout(const kg_spec *spec, kt_format *format);

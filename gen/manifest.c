@@ -38,8 +38,8 @@ void kg_manifest(const kg_package *package, kg_text *out)
     kg_text_add(out, "\n  ],\n  \"select\": [\n");
     separator = "";
     for (int i = 0; i < package->count; i++) {
-        kg_text_addf(out, "%s    {\"op\": \"%s\", \"sequences\": 0, \"pages\": 0, \"kernel\": \"%s\", \"blocks_per_sm\": 1}", separator,
-                     package->kernels[i].op, package->kernels[i].name);
+        kg_text_addf(out, "%s    {\"op\": \"%s\", \"sequences\": 0, \"pages\": 0, \"kernel\": \"%s\", \"blocks_per_sm\": %d}", separator,
+                     package->kernels[i].op, package->kernels[i].name, package->kernels[i].config.warps ? package->kernels[i].config.blocks : 1);
         separator = ",\n";
     }
     kg_text_add(out, "\n  ]\n}\n");

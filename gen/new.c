@@ -163,7 +163,8 @@ static void add_spec(kg_text *out, const kg_spec *spec, const char *variant)
     kg_text_addf(out, "-- %s, from its config.json.\nreturn require \"variants.%s\" {\n    model = {\n", spec->model.name, variant);
     kg_text_addf(out, "        name = \"%s\",\n        layers = %d,\n        q_heads = %d,\n        kv_heads = %d,\n", spec->model.name,
                  spec->model.layers, spec->model.q_heads, spec->model.kv_heads);
-    kg_text_addf(out, "        head_dim = %d,\n        dtype = \"%s\",\n", spec->model.head_dim, kg_field_find("model.dtype")->words[spec->model.dtype]);
+    kg_text_addf(out, "        head_dim = %d,\n        dtype = \"%s\",\n", spec->model.head_dim,
+                 kg_field_find("model.dtype")->words[spec->model.dtype]);
     if (spec->model.scale != 0) {
         kg_text_add(out, "        scale = ");
         kg_text_number(out, spec->model.scale);

@@ -37,7 +37,7 @@ void kg_report_one(const kg_report *r, bool verbose)
     printf("  quantisation error  %.3e in the mean of %ld query heads\n", s->quantisation_error, s->outputs);
     if (verbose)
         print_layers(r);
-    printf("  time                %.3f ms a step of %d layers, copies in and out included\n", 1e3 * s->step_seconds, r->layers);
+    printf("  time                %.3f ms a step of %d layers, until its outputs are read\n", 1e3 * s->step_seconds, r->layers);
     kg_report_failures(r);
     if (kg_scenario_passed(s))
         printf("  %sall checks held%s (%ld steps were also aborted and repeated)\n", paint(KG_GREEN), paint(KG_PLAIN), s->aborts);

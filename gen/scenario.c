@@ -240,6 +240,7 @@ static int take(state *s)
     int code = upload(s, 0);
     if (code)
         return code;
+    CALL(s, kt_memory_read(s->args->engine, s->outputs, s->out, sizeof *s->outputs)); // waits until the inputs are there
     const double start = now();
     CALL(s, kt_step_begin(s->batch, 0));
     code = queue_layers(s);

@@ -312,7 +312,8 @@ static void read_spec(reader *r, lua_State *L)
     for (int i = 0; i < r->index && r->error_count == before; i++)
         if (!strcmp(r->specs[i].name, r->spec->name)) {
             r->reason.size = 0;
-            kg_text_addf(&r->reason, "\"%s\" is the name of spec %d too; give each a `name` or `variant` of its own", r->spec->name, i + 1);
+            kg_text_addf(&r->reason, "\"%s\" is the name of spec %d too; give each a `name` or `variant` of its own",
+                         r->spec->name, i + 1);
             add_error(r, r->file, 0, "name", r->reason.data ? r->reason.data : "used twice");
         }
 }
@@ -329,7 +330,7 @@ static void wrong_result(reader *r, lua_State *L)
     else if (lua_istable(L, -1) && r->total)
         kg_text_addf(&r->errors, "%s: element %d of the list is not a spec; %s", r->file, r->index + 1, wanted);
     else
-        kg_text_addf(&r->errors, "%s: returns %s; %s", r->file, lua_istable(L, -1) ? "a plain table" : value_at(L, -1).text ? value_at(L, -1).text : "a number", wanted);
+        kg_text_addf(&r->errors, "%s: returns a %s; %s", r->file, lua_istable(L, -1) ? "plain table" : luaL_typename(L, -1), wanted);
 }
 
 // Under lua_pcall: the result at 1, the reader at 2.

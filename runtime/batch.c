@@ -19,8 +19,10 @@ static kt_status check_args(const kt_batch_args *args)
     return KT_OK;
 }
 
-// Splits are chosen so that blocks_per_sm blocks run per multiprocessor, so a launch with splits has at most that many
-// (sequence, row, pass, KV head) and as many partial results times the heads of a group.
+// Room for the partial results of this many blocks per multiprocessor. Splits are as many for each sequence of a batch, so very unequal
+// lengths need more of it than blocks run at once; where it does not suffice, there are fewer splits.
+enum { WORKSPACE_BLOCKS = 16 };
+
 static kt_status size_workspace(kt_batch *b)
 {
     const kt_engine *engine = b->cache->engine;
@@ -33,7 +35,7 @@ static kt_status size_workspace(kt_batch *b)
     for (int i = 0; i < engine->package.choice_count; i++)
         if (engine->package.choices[i].op == KT__ATTEND && engine->package.choices[i].blocks_per_sm > most)
             most = engine->package.choices[i].blocks_per_sm;
-    b->arrival_count = (size_t)most * (size_t)engine->backend->multiprocessors;
+    b->arrival_count = (size_t)WORKSPACE_BLOCKS * (size_t)most * (size_t)engine->backend->multiprocessors;
     b->partial_floats = b->arrival_count * (size_t)engine->package.format.group_heads *
                         (size_t)(engine->package.format.head_dim + 2);
     return KT_OK;
@@ -50,8 +52,9 @@ static kt_status allocate_host(kt_batch *b)
     b->pages_before = calloc(slots, sizeof *b->pages_before);
     b->views = calloc(layers, sizeof *b->views);
     b->appended = calloc(layers, sizeof *b->appended);
+    b->items = calloc(slots, sizeof *b->items);
     b->row_owner = calloc((size_t)b->max_rows, sizeof *b->row_owner);
-    if (!b->entries || !b->planned || !b->uploaded || !b->table || !b->stamps || !b->pages_before || !b->views ||
+    if (!b->entries || !b->planned || !b->uploaded || !b->table || !b->stamps || !b->pages_before || !b->views || !b->items ||
         !b->appended || !b->row_owner)
         return kt__fail(KT_MEMORY, "kt_batch_open: no host memory for %d slots of %d pages", b->slots, b->table_stride);
     return KT_OK;
@@ -97,6 +100,7 @@ static void destroy(kt_batch *b)
     free(b->pages_before);
     free(b->views);
     free(b->appended);
+    free(b->items);
     free(b->row_owner);
     free(b);
 }

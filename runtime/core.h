@@ -70,6 +70,9 @@ struct kt_batch {
     bool *appended;          // per layer
     int *pages_before;       // per slot
     int active, max_fresh, rows, max_pages, units, used_slots;
+    int *items;              // per slot, in attend's units of work
+    const kt__kernel *divided; // what the step's division below is for, or null
+    int splits, split_items;
     int captured_rows;       // rows that captured steps were sized for; 0: none was captured
     uint64_t *row_owner, row_stamp; // finds rows that two slots share
 };
@@ -105,5 +108,9 @@ kt__sequence *kt__batch_sequence(const kt_batch *batch, int slot);
 // Whether the device already has what is planned.
 bool kt__batch_current(const kt_batch *batch);
 kt_status kt__batch_flush(kt_batch *batch, void *stream);
+
+// ---- divide.c ----
+// Splits for the widest query of the step, and the items that make one (kt_attend_params), so that the blocks fill the card evenly.
+void kt__divide(kt_batch *batch, const kt__kernel *kernel, int blocks_per_sm, int *splits, int *split_items);
 
 #endif

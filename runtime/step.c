@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdint.h>
 
-enum { MOST_SPLITS = 128, GRID_LIMIT = 65535 };
+enum { GRID_LIMIT = 65535 };
 
 static kt_status launch(kt_batch *b, kt__op op, int kernel, const kt__extent *extent, const void *params, size_t bytes)
 {
@@ -164,6 +164,7 @@ kt_status kt_step_begin(kt_batch *b, void *stream)
     for (int layer = 0; layer < b->cache->layers; layer++)
         b->appended[layer] = false;
     b->open = true;
+    b->divided = NULL;
     return KT_OK;
 
 fail:
@@ -252,27 +253,6 @@ static int next_power(int n)
     return power;
 }
 
-// Splits of the tokens over blocks: enough to fill the card, no more than there is work for, and the same for neighbouring
-// lengths, so that results repeat from step to step.
-static int choose_splits(const kt_batch *b, const kt__kernel *kernel, int blocks_per_sm)
-{
-    const kt_engine *engine = b->cache->engine;
-    const kt_format *f = &engine->package.format;
-    const int tiles = kernel->tiles > 0 ? kernel->tiles : 1, warps = kernel->warps > 0 ? kernel->warps : 1;
-    const int passes = kernel->passes > 0 ? kernel->passes : 1;
-    const long long per_split = (long long)next_power(b->active) * b->max_fresh * b->cache->kv_heads * passes;
-    const long long grid = (long long)b->used_slots * b->max_fresh * b->cache->kv_heads * passes;
-    const long long items = (long long)next_power(b->max_pages) * (f->page / (32 * tiles)) + (f->sink + f->value_ring + 31) / 32;
-    const long long row_floats = (long long)b->rows * b->cache->q_heads * (f->head_dim + 2);
-    if (!per_split || grid > (long long)b->arrival_count)
-        return 1;
-    long long splits = (long long)blocks_per_sm * engine->backend->multiprocessors / per_split;
-    splits = splits < (items + warps - 1) / warps ? splits : (items + warps - 1) / warps;
-    splits = splits < (long long)b->partial_floats / row_floats ? splits : (long long)b->partial_floats / row_floats;
-    splits = splits < MOST_SPLITS ? splits : MOST_SPLITS;
-    return splits < 1 ? 1 : (int)splits;
-}
-
 static kt_status check_attend(const kt_batch *b, const kt_attend_args *args)
 {
     if (args->window)
@@ -317,12 +297,19 @@ kt_status kt_attend(kt_batch *b, const kt_attend_args *args)
     const kt__kernel *chosen = &engine->package.kernels[kernel];
     kt__extent extent = extent_of(b);
     extent.ones[KT__PASSES] = chosen->passes > 0 ? chosen->passes : 1;
-    extent.ones[KT__SPLITS] = op == KT__ATTEND ? choose_splits(b, chosen, blocks_per_sm) : 1;
+    int splits = 1, split_items = 1;
+    if (op == KT__ATTEND && b->divided != chosen) {
+        kt__divide(b, chosen, blocks_per_sm, &b->splits, &b->split_items);
+        b->divided = chosen;
+    }
+    if (op == KT__ATTEND)
+        splits = b->splits, split_items = b->split_items;
+    extent.ones[KT__SPLITS] = splits;
     const kt_attend_params params = {
         .view = b->views[args->layer], .query = query.address, .out = (unsigned short *)args->out, .lse = args->lse,
         .query_row = query.row, .query_head = query.head, .out_row = out.row, .out_head = out.head,
         .partial = b->partial, .arrivals = b->arrivals, .scale = (float)scale,
-        .max_fresh = b->max_fresh ? b->max_fresh : 1, .splits = extent.ones[KT__SPLITS],
+        .max_fresh = b->max_fresh ? b->max_fresh : 1, .splits = splits, .split_items = split_items,
     };
 
     if ((status = launch(b, op, kernel, &extent, &params, sizeof params)))

@@ -142,7 +142,7 @@ __device__ __forceinline__ float channel_score(const Work *work, int channel, in
 __device__ __forceinline__ void select_channels(Work *work, int layer, int head, int page) {
     for (int channel = threadIdx.x; channel < D; channel += THREADS) {
         const float score = channel_score(work, channel, layer, head, page);
-        work->score[channel] = score == score ? score : __builtin_huge_valf(); // bf16 sums can reach infinity minus infinity
+        work->score[channel] = score == score ? score : infinity(); // bf16 sums can reach infinity minus infinity
     }
     __syncthreads();
     for (int channel = threadIdx.x; channel < D; channel += THREADS) {

@@ -3,9 +3,11 @@
 //
 //   grid   (splits, kv_heads * PASSES, slots * max_fresh), block WARPS * 32
 //   a block serves one query token, KV head and pass of up to COLUMNS query heads, and its split of the work items
-//   items  1. chunks of TILES * 32 tokens whose keys and values are sealed: copied to shared memory, STAGES ahead per warp
-//          2. units of 32 tokens with exact values (sinks; pages with sealed keys only; residual; the step's own tokens)
-//   item i belongs to warp (i / splits) % WARPS of split i % splits: a fixed order, so equal launches give equal bits
+//   items  1. units of 16 tokens with exact values: sinks, pages of which only the keys are sealed, residual, fresh tokens
+//          2. chunks of TILES * 32 tokens whose keys and values are sealed: copied to shared memory, STAGES ahead per warp;
+//             the first copies run while the units are worked on
+//   a sequence takes a split for every `split_items` of its items, at most `splits`; item i belongs to warp (i / taken) % WARPS
+//   of split i % taken: a fixed order, so equal launches give equal bits
 //
 // Each warp keeps its own running maximum, sum and output; warps meet once in shared memory, splits once in `partial`, where
 // the last block to arrive merges all of them in split order.
@@ -31,7 +33,6 @@ constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYT
 constexpr int QUERY_BYTES = D * COLUMNS * 4;
 constexpr int BARRIER_BYTES = 128;
 constexpr float LOG2E = 1.4426950408889634f;
-constexpr float NONE = -__builtin_huge_valf();
 // q' is scaled to at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products
 // with codes, which are subnormal halves, are off by 2^-24. Probabilities likewise.
 constexpr int Q_EXPONENT = 9;
@@ -161,63 +162,62 @@ struct KeyOperand {
     }
 };
 
-// Raw products of one key tile: s[m] rows are tokens 16 m + g (elements 0, 1) and 16 m + g + 8 (2, 3).
-__device__ __forceinline__ void score_codes(float (&s)[2][4], const KeyOperand &operand, const u8 *tile, int lane) {
+// Raw products of `groups` groups of 16 tokens of a key tile, from group m0 on: s[m] rows are tokens g (elements 0, 1) and g + 8
+// (2, 3) of the group.
+template <int groups>
+__device__ __forceinline__ void score_codes(float (*s)[4], const KeyOperand &operand, const u8 *tile, int m0, int lane) {
     Words<KEY_WORDS> words(tile, lane);
+    float plane[groups][4];
 #pragma unroll
-    for (int m = 0; m < 2; m++)
+    for (int m = 0; m < groups; m++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) s[m][i] = 0;
-    float plane[2][4];
+        for (int i = 0; i < 4; i++) s[m][i] = plane[m][i] = 0;
 #pragma unroll
     for (int k = 0; k < KEY_WORDS; k++) {
         const int p = k / KD; // planes 1.. of all channels reuse the operand and are weighted afterwards
         const bool weighted = p >= 1 && p < KEY_PLANES;
         const int at = p < KEY_PLANES ? k % KD : KD + k - KEY_PLANES * KD;
-        float(&to)[2][4] = weighted ? plane : s;
-        if (weighted && k % KD == 0)
-            for (int m = 0; m < 2; m++)
-                for (int i = 0; i < 4; i++) plane[m][i] = 0;
         const u32 x = words.get(k);
-        mma_codes(to[0], x, operand.high[2 * at], operand.high[2 * at + 1]);
-        mma_codes(to[1], x >> 8, operand.high[2 * at], operand.high[2 * at + 1]);
-        if (!PAIR) {
-            mma_codes(to[0], x, operand.low[2 * at], operand.low[2 * at + 1]);
-            mma_codes(to[1], x >> 8, operand.low[2 * at], operand.low[2 * at + 1]);
+#pragma unroll
+        for (int m = 0; m < groups; m++) {
+            float(&to)[4] = weighted ? plane[m] : s[m];
+            mma_codes(to, x >> (8 * (m0 + m)), operand.high[2 * at], operand.high[2 * at + 1]);
+            if (!PAIR) mma_codes(to, x >> (8 * (m0 + m)), operand.low[2 * at], operand.low[2 * at + 1]);
+            if (weighted && k % KD == KD - 1)
+#pragma unroll
+                for (int i = 0; i < 4; i++) s[m][i] += plane[m][i] * (float)(1 << (2 * p)), plane[m][i] = 0;
         }
-        if (weighted && k % KD == KD - 1)
-            for (int m = 0; m < 2; m++)
-                for (int i = 0; i < 4; i++) s[m][i] += plane[m][i] * (float)(1 << (2 * p));
     }
     if (PAIR)
 #pragma unroll
-        for (int m = 0; m < 2; m++)
+        for (int m = 0; m < groups; m++)
 #pragma unroll
             for (int i = 0; i < 4; i++) s[m][i] += __shfl_xor_sync(~0u, s[m][i], 2);
 }
 
-// Logits in units of log2 of one sealed key tile.
-__device__ __forceinline__ void score_sealed(float (&s)[2][4], const Query &query, const KeyOperand &operand, float exponent,
-                                             const u8 *tile, int lane) {
+// Logits in units of log2 of the same groups; 2^key_exponent is what the operand was divided by.
+template <int groups>
+__device__ __forceinline__ void score_sealed(float (*s)[4], const Query &query, const KeyOperand &operand, int key_exponent,
+                                             const u8 *tile, int m0, int lane) {
     if constexpr (KEY_BITS == 16) {
         const uint4 *a = (const uint4 *)tile + lane;
 #pragma unroll
-        for (int m = 0; m < 2; m++) {
+        for (int m = 0; m < groups; m++) {
 #pragma unroll
             for (int i = 0; i < 4; i++) s[m][i] = 0;
 #pragma unroll
             for (int k = 0; k < KD; k++) {
-                const uint4 w = a[(m * KD + k) * 32];
+                const uint4 w = a[((m0 + m) * KD + k) * 32];
                 mma_element(s[m], w.x, w.y, w.z, w.w, query.pair[2 * k], query.pair[2 * k + 1]);
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) s[m][i] *= query.scale;
         }
     } else {
-        score_codes(s, operand, tile, lane);
-        const float f0 = query.back0 * exponent, f1 = query.back1 * exponent;
+        score_codes<groups>(s, operand, tile, m0, lane);
+        const float f0 = query.back0 * power_of_two(key_exponent), f1 = query.back1 * power_of_two(key_exponent);
 #pragma unroll
-        for (int m = 0; m < 2; m++) { // rows g + 8 meet codes times 4
+        for (int m = 0; m < groups; m++) { // rows g + 8 meet codes times 4
             s[m][0] = s[m][0] * f0 + operand.zero0, s[m][1] = s[m][1] * f1 + operand.zero1;
             s[m][2] = s[m][2] * (f0 * 0.25f) + operand.zero0, s[m][3] = s[m][3] * (f1 * 0.25f) + operand.zero1;
         }
@@ -226,25 +226,22 @@ __device__ __forceinline__ void score_sealed(float (&s)[2][4], const Query &quer
 
 // ---- softmax ----
 
-// Raises the running maximum to cover `units` tiles of logits, scales what was summed before (the output by `also` too), and
-// turns the logits into probabilities relative to the new maximum.
-template <int units>
-__device__ __forceinline__ void softmax_update(State &state, float (&s)[units][2][4], float also, float &zero_scale0,
-                                               float &zero_scale1) {
+// Raises the running maximum to cover `groups` groups of logits, scales what was summed before (the output by `also` too), and
+// turns the logits into probabilities relative to the new maximum. r0, r1: the factors of what was summed before.
+template <int groups>
+__device__ __forceinline__ void softmax_update(State &state, float (&s)[groups][4], float also, float &r0, float &r1) {
     float max0 = state.max0, max1 = state.max1;
 #pragma unroll
-    for (int t = 0; t < units; t++)
-#pragma unroll
-        for (int m = 0; m < 2; m++) {
-            max0 = fmaxf(max0, fmaxf(s[t][m][0], s[t][m][2]));
-            max1 = fmaxf(max1, fmaxf(s[t][m][1], s[t][m][3]));
-        }
+    for (int m = 0; m < groups; m++) {
+        max0 = fmaxf(max0, fmaxf(s[m][0], s[m][2]));
+        max1 = fmaxf(max1, fmaxf(s[m][1], s[m][3]));
+    }
 #pragma unroll
     for (int x = 4; x < 32; x <<= 1) {
         max0 = fmaxf(max0, __shfl_xor_sync(~0u, max0, x));
         max1 = fmaxf(max1, __shfl_xor_sync(~0u, max1, x));
     }
-    const float r0 = exp2_fast(state.max0 - max0), r1 = exp2_fast(state.max1 - max1);
+    r0 = exp2_fast(state.max0 - max0), r1 = exp2_fast(state.max1 - max1);
     if (__any_sync(~0u, max0 > state.max0 || max1 > state.max1 || also != 1.0f)) {
         state.sum0 *= r0, state.sum1 *= r1;
 #pragma unroll
@@ -253,28 +250,39 @@ __device__ __forceinline__ void softmax_update(State &state, float (&s)[units][2
             state.out[i][2] *= r0 * also, state.out[i][3] *= r1 * also;
         }
     }
-    zero_scale0 = r0, zero_scale1 = r1;
     state.max0 = max0, state.max1 = max1;
 #pragma unroll
-    for (int t = 0; t < units; t++)
-#pragma unroll
-        for (int m = 0; m < 2; m++) {
-            s[t][m][0] = exp2_fast(s[t][m][0] - max0), s[t][m][1] = exp2_fast(s[t][m][1] - max1);
-            s[t][m][2] = exp2_fast(s[t][m][2] - max0), s[t][m][3] = exp2_fast(s[t][m][3] - max1);
-            state.sum0 += s[t][m][0] + s[t][m][2], state.sum1 += s[t][m][1] + s[t][m][3];
-        }
+    for (int m = 0; m < groups; m++) {
+        s[m][0] = exp2_fast(s[m][0] - max0), s[m][1] = exp2_fast(s[m][1] - max1);
+        s[m][2] = exp2_fast(s[m][2] - max0), s[m][3] = exp2_fast(s[m][3] - max1);
+        state.sum0 += s[m][0] + s[m][2], state.sum1 += s[m][1] + s[m][3];
+    }
 }
 
 // ---- sealed values ----
 
-// Output of the sealed chunks so far: state.out holds it divided by 2^exponent; zeros are summed apart.
+// While sealed chunks are worked on, state.out is in units of 2^(exponent + 24 - P_EXPONENT), rows g + 8 in a quarter of that: what
+// the products give. Zeros are summed apart.
 struct SealedOutput {
     int exponent;
     float zero0[VALUE_GROUPS], zero1[VALUE_GROUPS]; // this lane's tokens only
 };
 
-__device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &sealed, const float (&p)[2][4], const u8 *tile,
-                                                  int lane) {
+__device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed) {
+    sealed.exponent = -24; // of the smallest scale there is
+#pragma unroll
+    for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] = sealed.zero1[v] = 0;
+    if constexpr (VALUE_BITS != 16) {
+        const float f = power_of_two(P_EXPONENT - 24 - sealed.exponent);
+#pragma unroll
+        for (int i = 0; i < KD; i++) {
+            state.out[i][0] *= f, state.out[i][1] *= f;
+            state.out[i][2] *= 4 * f, state.out[i][3] *= 4 * f;
+        }
+    }
+}
+
+__device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &sealed, const float (*p)[4], const u8 *tile, int lane) {
     const int g = lane >> 2, c = lane & 3;
     const bool low_part = c >= 2;
     if constexpr (VALUE_BITS == 16) {
@@ -371,14 +379,18 @@ struct Exact {
     }
 };
 
-// Two rows of 16-bit elements, 16 bytes per lane and 32 channels; elements that are not finite count as 0.
+// Two rows of 16-bit elements, 16 bytes per lane and 32 channels.
 __device__ __forceinline__ void load_rows(uint4 (&x)[D / 32], uint4 (&y)[D / 32], const u16 *row_x, const u16 *row_y, int c) {
-    u32 bad = 0;
 #pragma unroll
     for (int k = 0; k < D / 32; k++) {
         x[k] = *(const uint4 *)(row_x + k * 32 + c * 8);
         y[k] = *(const uint4 *)(row_y + k * 32 + c * 8);
     }
+}
+
+// Elements that are not finite count as 0.
+__device__ __forceinline__ void clean_rows(uint4 (&x)[D / 32], uint4 (&y)[D / 32]) {
+    u32 bad = 0;
 #pragma unroll
     for (int k = 0; k < D / 32; k++)
         bad |= nonfinite_bits(x[k].x) | nonfinite_bits(x[k].y) | nonfinite_bits(x[k].z) | nonfinite_bits(x[k].w) |
@@ -391,43 +403,30 @@ __device__ __forceinline__ void load_rows(uint4 (&x)[D / 32], uint4 (&y)[D / 32]
         }
 }
 
-// Logits of 32 exact keys from `first` on; tokens from `end` on do not exist.
-__device__ __forceinline__ void score_exact(float (&s)[2][4], const Query &query, const Exact &exact, int first, int end,
-                                            int lane) {
-    const int g = lane >> 2, c = lane & 3;
+// Logits of 16 exact keys from `first` on, whose rows x (token g) and y (token g + 8) this lane holds; tokens from `end` on do not
+// exist.
+__device__ __forceinline__ void score_exact(float (&s)[4], const Query &query, const uint4 (&x)[D / 32], const uint4 (&y)[D / 32],
+                                            int token, int end) {
 #pragma unroll
-    for (int m = 0; m < 2; m++) {
-        uint4 x[D / 32], y[D / 32];
-        const int token = first + 16 * m + g;
-        load_rows(x, y, exact.key(min(token, end - 1)), exact.key(min(token + 8, end - 1)), c);
+    for (int i = 0; i < 4; i++) s[i] = 0;
 #pragma unroll
-        for (int i = 0; i < 4; i++) s[m][i] = 0;
-#pragma unroll
-        for (int k = 0; k < D / 32; k++) {
-            mma_element(s[m], x[k].x, y[k].x, x[k].y, y[k].y, query.pair[4 * k], query.pair[4 * k + 1]);
-            mma_element(s[m], x[k].z, y[k].z, x[k].w, y[k].w, query.pair[4 * k + 2], query.pair[4 * k + 3]);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) s[m][i] = token + (i >= 2 ? 8 : 0) < end ? s[m][i] * query.scale : NONE;
+    for (int k = 0; k < D / 32; k++) {
+        mma_element(s, x[k].x, y[k].x, x[k].y, y[k].y, query.pair[4 * k], query.pair[4 * k + 1]);
+        mma_element(s, x[k].z, y[k].z, x[k].w, y[k].w, query.pair[4 * k + 2], query.pair[4 * k + 3]);
     }
+#pragma unroll
+    for (int i = 0; i < 4; i++) s[i] = token + (i >= 2 ? 8 : 0) < end ? s[i] * query.scale : -infinity();
 }
 
-__device__ __forceinline__ void add_exact_values(State &state, const float (&p)[2][4], const Exact &exact, int first, int end,
+__device__ __forceinline__ void add_exact_values(State &state, const float (&p)[4], const uint4 (&x)[D / 32], const uint4 (&y)[D / 32],
                                                  int lane) {
-    const int g = lane >> 2, c = lane & 3;
-    const bool low_part = c >= 2;
+    const bool low_part = (lane & 3) >= 2;
+    const u32 b0 = transpose8(pack_element_part(p[0], p[1], low_part));
+    const u32 b1 = transpose8(pack_element_part(p[2], p[3], low_part));
 #pragma unroll
-    for (int m = 0; m < 2; m++) {
-        uint4 x[D / 32], y[D / 32];
-        const int token = first + 16 * m + g;
-        load_rows(x, y, exact.value(min(token, end - 1)), exact.value(min(token + 8, end - 1)), c);
-        const u32 b0 = transpose8(pack_element_part(p[m][0], p[m][1], low_part));
-        const u32 b1 = transpose8(pack_element_part(p[m][2], p[m][3], low_part));
-#pragma unroll
-        for (int k = 0; k < D / 32; k++) {
-            mma_element(state.out[2 * k], transpose8(x[k].x), transpose8(x[k].y), transpose8(y[k].x), transpose8(y[k].y), b0, b1);
-            mma_element(state.out[2 * k + 1], transpose8(x[k].z), transpose8(x[k].w), transpose8(y[k].z), transpose8(y[k].w), b0, b1);
-        }
+    for (int k = 0; k < D / 32; k++) {
+        mma_element(state.out[2 * k], transpose8(x[k].x), transpose8(x[k].y), transpose8(y[k].x), transpose8(y[k].y), b0, b1);
+        mma_element(state.out[2 * k + 1], transpose8(x[k].z), transpose8(x[k].w), transpose8(y[k].z), transpose8(y[k].w), b0, b1);
     }
 }
 
@@ -457,14 +456,14 @@ __device__ __forceinline__ void start_copy(u8 *stage, const u8 *block, int tile,
 // ---- merging ----
 
 // Weight of a partial result with maximum `max` in one with maximum `all`.
-__device__ __forceinline__ float merge_weight(float max, float all) { return max == NONE ? 0.0f : exp2_fast(max - all); }
+__device__ __forceinline__ float merge_weight(float max, float all) { return max == -infinity() ? 0.0f : exp2_fast(max - all); }
 
 __device__ __forceinline__ void store_result(const kt_attend_params &p, int row, int head, int channel, float out, float max, float sum) {
     p.out[row * p.out_row + head * p.out_head + channel] = float_to_element(out / sum);
     if (p.lse && channel == 0) p.lse[(long long)row * (p.view.kv_heads * GROUP_HEADS) + head] = (max + log2f(sum)) / LOG2E;
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) $entry(const __grid_constant__ kt_attend_params p) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __grid_constant__ kt_attend_params p) {
     if (!p.view.control->ready) return;
     const kt_slot slot = p.view.slots[blockIdx.z / p.max_fresh];
     const int query_token = blockIdx.z % p.max_fresh;
@@ -483,12 +482,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) $entry(const __grid_
 
     const int key_pages = sealed_pages(slot.tokens, KEY_WINDOW), value_pages = sealed_pages(slot.tokens, VALUE_WINDOW);
     const int full_pages = min(key_pages, value_pages);
-    const int chunks = full_pages * PAGE_CHUNKS;
-    const int sink_units = (min(end, SINK) + 31) / 32;
-    const int half_units = (key_pages - full_pages) * PAGE_TILES;
     const int rest = SINK + key_pages * PAGE;      // first token whose key is exact
-    const int items = chunks + sink_units + half_units + (max(end - rest, 0) + 31) / 32;
-    const int first_item = warp * (int)gridDim.x + (int)blockIdx.x, stride = WARPS * (int)gridDim.x;
+    const int sink_units = (min(end, SINK) + 15) / 16, half_units = (key_pages - full_pages) * (PAGE / 16);
+    const int units = sink_units + half_units + (max(end - rest, 0) + 15) / 16;
+    const int items = units + full_pages * PAGE_CHUNKS;
+    const int splits = max(min((items + p.split_items - 1) / p.split_items, (int)gridDim.x), 1);
+    if (blockIdx.x >= splits) return;
+    const int first_item = warp * splits + (int)blockIdx.x, stride = WARPS * splits;
+    // The warp's first item that is a chunk
+    const int first_chunk = first_item >= units ? first_item : first_item + (units - first_item + stride - 1) / stride * stride;
 
     const int *table = p.view.table + (long long)(blockIdx.z / p.max_fresh) * p.view.table_stride;
     auto block_of = [&](int page) {
@@ -503,9 +505,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) $entry(const __grid_
     // Fill the pipeline before anything else: the copies are the longest wait.
 #pragma unroll
     for (int s = 0; s < STAGES; s++) {
-        const int item = first_item + s * stride;
-        if (item < chunks)
-            start_copy(stages + s * STAGE_BYTES, block_of(item / PAGE_CHUNKS), item % PAGE_CHUNKS * TILES, barriers + s, lane);
+        const int item = first_chunk + s * stride, chunk = item - units;
+        if (item < items)
+            start_copy(stages + s * STAGE_BYTES, block_of(chunk / PAGE_CHUNKS), chunk % PAGE_CHUNKS * TILES, barriers + s, lane);
 #if !KITTY_BULK
         async_commit();
 #endif
@@ -546,19 +548,45 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) $entry(const __grid_
     }
 
     State state;
-    SealedOutput sealed;
+    KeyOperand operand;
 #pragma unroll
     for (int i = 0; i < KD; i++)
 #pragma unroll
         for (int e = 0; e < 4; e++) state.out[i][e] = 0;
-    state.max0 = state.max1 = NONE, state.sum0 = state.sum1 = 0;
-    sealed.exponent = -24;
-#pragma unroll
-    for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] = sealed.zero1[v] = 0;
+    state.max0 = state.max1 = -infinity(), state.sum0 = state.sum1 = 0;
 
-    int item = first_item, at = 0, parity = 0;
-    KeyOperand operand;
-    for (; item < chunks; item += stride) {
+    Exact exact;
+    exact.view = &p.view;
+    exact.slab = p.view.slabs + ((long long)slot.slab * p.view.kv_heads + kv_head) * SLAB_BYTES;
+    exact.before = slot.tokens, exact.row = slot.row, exact.head = kv_head;
+    int item = first_item;
+    for (; item < units; item += stride) {
+        const bool half = item >= sink_units && item < sink_units + half_units;
+        const int first = item < sink_units ? item * 16 : SINK + full_pages * PAGE + (item - sink_units) * 16;
+        const int token = first + g, limit = item < sink_units ? min(end, SINK) : end;
+        uint4 x[D / 32], y[D / 32], value_x[D / 32], value_y[D / 32];
+        load_rows(value_x, value_y, exact.value(min(token, limit - 1)), exact.value(min(token + 8, limit - 1)), c);
+        float s[1][4], r0, r1;
+        if (half) {
+            const int group = (item - sink_units) % (PAGE / 16);
+            const u8 *block = block_of(full_pages + (item - sink_units) / (PAGE / 16));
+            const int key_exponent = (signed char)block[KT_HEADER_KEY_EXPONENT];
+            if (KEY_BITS != 16) operand.build(query, block, group * 16 / KEY_GROUP, power_of_two(-key_exponent), lane);
+            score_sealed<1>(s, query, operand, key_exponent, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
+        } else {
+            load_rows(x, y, exact.key(min(token, limit - 1)), exact.key(min(token + 8, limit - 1)), c);
+            clean_rows(x, y);
+            score_exact(s[0], query, x, y, token, limit);
+        }
+        softmax_update<1>(state, s, 1.0f, r0, r1);
+        clean_rows(value_x, value_y);
+        add_exact_values(state, s[0], value_x, value_y, lane);
+    }
+
+    SealedOutput sealed;
+    start_sealed(state, sealed);
+    int at = 0, parity = 0;
+    for (; item < items; item += stride) {
         u8 *stage = stages + at * STAGE_BYTES;
 #if KITTY_BULK
         barrier_wait(barriers + at, parity);
@@ -566,64 +594,36 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) $entry(const __grid_
         async_wait<STAGES - 1>();
         __syncwarp();
 #endif
-        const int tile = item % PAGE_CHUNKS * TILES;
+        const int tile = (item - units) % PAGE_CHUNKS * TILES;
         const int key_exponent = (signed char)stage[KT_HEADER_KEY_EXPONENT];
         const int value_exponent = (signed char)stage[KT_HEADER_VALUE_EXPONENT];
-        float s[TILES][2][4];
+        float s[2 * TILES][4], r0, r1;
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             if (KEY_BITS != 16 && (t == 0 || t * 32 % KEY_GROUP == 0))
                 operand.build(query, stage, (tile + t) * 32 / KEY_GROUP, power_of_two(-key_exponent), lane);
-            score_sealed(s[t], query, operand, power_of_two(key_exponent), stage + KEY_TILES + t * KEY_TILE_BYTES, lane);
+            score_sealed<2>(s + 2 * t, query, operand, key_exponent, stage + KEY_TILES + t * KEY_TILE_BYTES, 0, lane);
         }
         float also = 1;
         if (VALUE_BITS != 16 && value_exponent > sealed.exponent) {
             also = power_of_two(sealed.exponent - value_exponent);
             sealed.exponent = value_exponent;
         }
-        float r0, r1;
-        softmax_update<TILES>(state, s, also, r0, r1);
+        softmax_update<2 * TILES>(state, s, also, r0, r1);
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] *= r0, sealed.zero1[v] *= r1;
 #pragma unroll
         for (int t = 0; t < TILES; t++)
-            add_sealed_values(state, sealed, s[t], stage + KEY_TILES + TILES * KEY_TILE_BYTES + t * VALUE_TILE_BYTES, lane);
+            add_sealed_values(state, sealed, s + 2 * t, stage + KEY_TILES + TILES * KEY_TILE_BYTES + t * VALUE_TILE_BYTES, lane);
         __syncwarp(); // every lane is done with the stage
-        const int next = item + STAGES * stride;
-        if (next < chunks) start_copy(stage, block_of(next / PAGE_CHUNKS), next % PAGE_CHUNKS * TILES, barriers + at, lane);
+        const int next = item + STAGES * stride, chunk = next - units;
+        if (next < items) start_copy(stage, block_of(chunk / PAGE_CHUNKS), chunk % PAGE_CHUNKS * TILES, barriers + at, lane);
 #if !KITTY_BULK
         async_commit();
 #endif
         if (++at == STAGES) at = 0, parity ^= 1;
     }
     finish_sealed(state, sealed, lane);
-
-    Exact exact;
-    exact.view = &p.view;
-    exact.slab = p.view.slabs + ((long long)slot.slab * p.view.kv_heads + kv_head) * SLAB_BYTES;
-    exact.before = slot.tokens, exact.row = slot.row, exact.head = kv_head;
-    for (; item < items; item += stride) {
-        const int unit = item - chunks;
-        float s[1][2][4];
-        int first, limit = end;
-        if (unit >= sink_units && unit < sink_units + half_units) {
-            const int tile = unit - sink_units;
-            first = SINK + full_pages * PAGE + tile * 32;
-            const u8 *block = block_of(full_pages + tile / PAGE_TILES);
-            const int key_exponent = (signed char)block[KT_HEADER_KEY_EXPONENT];
-            if (KEY_BITS != 16)
-                operand.build(query, block, tile % PAGE_TILES * 32 / KEY_GROUP, power_of_two(-key_exponent), lane);
-            score_sealed(s[0], query, operand, power_of_two(key_exponent), block + KEY_TILES + tile % PAGE_TILES * KEY_TILE_BYTES,
-                         lane);
-        } else {
-            first = unit < sink_units ? unit * 32 : rest + (unit - sink_units - half_units) * 32;
-            limit = unit < sink_units ? min(end, SINK) : end;
-            score_exact(s[0], query, exact, first, limit, lane);
-        }
-        float r0, r1;
-        softmax_update<1>(state, s, 1.0f, r0, r1);
-        add_exact_values(state, s[0], exact, first, limit, lane);
-    }
 
     // One result per warp: this lane's sums over all tokens, low parts onto high parts.
 #pragma unroll
@@ -655,11 +655,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) $entry(const __grid_
         }
     }
     __syncthreads();
-    const int splits = gridDim.x;
     const long long heads = (long long)p.view.kv_heads * GROUP_HEADS;
     for (int i = threadIdx.x; i < columns * D; i += WARPS * 32) {
         const int column = i / D, channel = i % D;
-        float max = NONE, sum = 0, out = 0;
+        float max = -infinity(), sum = 0, out = 0;
         for (int w = 0; w < WARPS; w++) max = fmaxf(max, results[(w * COLUMNS + column) * (D + 2) + D]);
         for (int w = 0; w < WARPS; w++) {
             const float *result = results + (w * COLUMNS + column) * (D + 2);
@@ -669,7 +668,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) $entry(const __grid_
         if (splits == 1) {
             store_result(p, row, first_head + column, channel, out, max, sum);
         } else {
-            float *partial = p.partial + ((row * heads + first_head + column) * splits + blockIdx.x) * (D + 2);
+            float *partial = p.partial + ((row * heads + first_head + column) * gridDim.x + blockIdx.x) * (D + 2);
             partial[channel] = out;
             if (channel == 0) partial[D] = max, partial[D + 1] = sum;
         }
@@ -692,8 +691,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) $entry(const __grid_
     for (int i = threadIdx.x; i < columns * D; i += WARPS * 32) {
         const int column = i / D, channel = i % D;
         // volatile: other blocks wrote these, past this multiprocessor's L1
-        const volatile float *partial = p.partial + (row * heads + first_head + column) * splits * (D + 2);
-        float max = NONE, sum = 0, out = 0;
+        const volatile float *partial = p.partial + (row * heads + first_head + column) * gridDim.x * (D + 2);
+        float max = -infinity(), sum = 0, out = 0;
         for (int s = 0; s < splits; s++) max = fmaxf(max, partial[s * (D + 2) + D]);
         for (int s = 0; s < splits; s++) {
             const float weight = merge_weight(partial[s * (D + 2) + D], max);

@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) $entry(const __grid_consta
     };
     if (d < D) work->query[d] = element_to_float(p.query[row * p.query_row + head * p.query_head + d]);
 
-    double max = -__builtin_huge_val(), sum = 0, out = 0;
+    double max = -infinity(), sum = 0, out = 0;
     // Runs of at most THREADS tokens that do not cross the end of the sinks or of a page.
     for (int first = 0, last; first < end; first = last) {
         const int in_page = (first - SINK) % PAGE, page = first < SINK ? -1 : (first - SINK) / PAGE;

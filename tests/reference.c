@@ -132,12 +132,10 @@ void ref_attend(const float *query, const float *key, const float *value, int co
 
 const char *ref_data(void)
 {
-    const char *folder = getenv("KT_TEST_DATA");
-#ifdef KT_TEST_DATA
-    return folder ? folder : KT_TEST_DATA;
-#else
-    return folder ? folder : "tests";
-#endif
+    static char here[1024];
+    const char *folder = getenv("KT_TEST_DATA"), *name = strrchr(__FILE__, '/');
+    snprintf(here, sizeof here, "%.*s", name ? (int)(name - __FILE__) : 1, name ? __FILE__ : ".");
+    return folder ? folder : here;
 }
 
 // ---- worlds ----

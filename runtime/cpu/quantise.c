@@ -173,7 +173,7 @@ static void select_boosted(const kt_format *f, const float *scores, unsigned cha
 
 static unsigned exact(int dtype, unsigned short element)
 {
-    return kt__element_finite(dtype, element) ? element : 0;
+    return !kt__element_finite(dtype, element) || element == 0x8000 ? 0 : element; // -0 becomes +0
 }
 
 // Byte offset of (token, channel) in a 16-bit key or value tile; see page.cuh.

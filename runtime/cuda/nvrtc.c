@@ -293,6 +293,8 @@ kt_status kt__nvrtc_compile(const kt__nvrtc *nvrtc, const kt__kernel *kernel, co
     strcpy(options, kt__nvrtc_options);
     for (char *rest = 0, *word = strtok_r(options, " ", &rest); word; word = strtok_r(0, " ", &rest))
         list[count++] = word;
+    if (nvrtc->major > 12 || (nvrtc->major == 12 && nvrtc->minor >= 9))
+        list[count++] = "--no-cache"; // NVRTC's own; on a hit it does not say what ptxas said
     snprintf(name, sizeof name, "%s.cu", kernel->name);
 
     clock_gettime(CLOCK_MONOTONIC, &begin);

@@ -27,6 +27,7 @@ __device__ __forceinline__ u32 finite_pair(u32 pair) {
     return pair & ~((bad & 0x8000u ? 0xffffu : 0) | (bad & 0x80000000u ? 0xffff0000u : 0));
 }
 
+__device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 // 2^e for e in [-126, 127]
 __device__ __forceinline__ float power_of_two(int e) { return __int_as_float((e + 127) << 23); }
 // Smallest e with x <= 2^e, for a finite normal x > 0; -126 or less for 0 and subnormal x.

@@ -46,7 +46,9 @@ typedef struct {
     float *partial;                // [rows, heads, splits, HEAD_DIM + 2] where splits > 1
     int *arrivals;                 // [slots * max_fresh * kv_heads * passes], zero between launches
     float scale;                   // softmax scale
-    int max_fresh, splits;
+    int max_fresh;
+    int splits;                    // most splits of a sequence: width of the grid
+    int split_items;               // items of work that make a split worth while; see attend.cu
 } kt_attend_params;
 
 typedef struct {

@@ -1,0 +1,120 @@
+// kittygen build as people run it: wrong input, a machine without NVRTC, and one spec compiled into a bundle.
+#include "cuda/nvrtc.h"
+
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static char folder[] = "/tmp/kittygen-build-XXXXXX", output[65536];
+
+// Runs `kittygen build ARGUMENTS`; its output, both streams, is in `output`. Returns the exit code.
+static int run(const char *arguments)
+{
+    char command[2048];
+    const char *kittygen = getenv("KT_KITTYGEN");
+    ck_assert_msg(kittygen != 0, "KT_KITTYGEN must name the kittygen to test");
+    snprintf(command, sizeof command, "'%s' build %s 2>&1", kittygen, arguments);
+    FILE *pipe = popen(command, "r");
+    ck_assert_ptr_nonnull(pipe);
+    output[fread(output, 1, sizeof output - 1, pipe)] = 0;
+    return WEXITSTATUS(pclose(pipe));
+}
+
+static void setup(void)
+{
+    strcpy(folder + strlen(folder) - 6, "XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(folder));
+    setenv("KT_SPECS", KT_TEST_DATA "/../specs", 0);
+    setenv("KT_TEMPLATES", KT_TEST_DATA "/../templates", 0);
+    setenv("KT_CACHE_DIR", folder, 1);
+}
+
+static void teardown(void)
+{
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf '%s'", folder);
+    ck_assert_int_eq(system(command), 0);
+}
+
+START_TEST(wrong_input)
+{
+    ck_assert_int_eq(run("smollm2-135m/kitty --arch sm_90"), 2);
+    ck_assert_ptr_nonnull(strstr(output, "kittygen build: unknown architecture 'sm_90'"));
+    ck_assert_ptr_nonnull(strstr(output, "did you mean `sm_90a`?"));
+    ck_assert_int_eq(run("smollm2-135m/kitty --arch sm_80,"), 2);
+    ck_assert_ptr_nonnull(strstr(output, "unknown architecture ''"));
+    ck_assert_int_eq(run("smollm2-135m/kitty --jobs 0"), 2);
+    ck_assert_str_eq(output, "kittygen build: --jobs: '0' is not allowed; allowed: 1 to 64\n");
+    ck_assert_int_eq(run(""), 2);
+}
+END_TEST
+
+START_TEST(no_nvrtc)
+{
+    char expected[512];
+    setenv("KT_CUDA_HOME", folder, 1);
+    ck_assert_int_eq(run("smollm2-135m/kitty"), 3);
+    snprintf(expected, sizeof expected, "kittygen build: NVRTC not found in KT_CUDA_HOME=%s (its lib64, lib, targets/*/lib)\n", folder);
+    ck_assert_str_eq(output, expected);
+}
+END_TEST
+
+START_TEST(bundle)
+{
+    char arguments[256];
+    kt__package package;
+    snprintf(arguments, sizeof arguments, "smollm2-135m/kitty --arch sm_80 -o '%s/out' --json", folder);
+    ck_assert_msg(run(arguments) == 0, "%s", output);
+    ck_assert_ptr_nonnull(strstr(output, "\"spec\": \"smollm2-135m.kitty\""));
+    ck_assert_ptr_nonnull(strstr(output, "\"compiled\": true"));
+    ck_assert_ptr_null(strstr(output, "\"compiled\": false"));
+    ck_assert_ptr_null(strstr(output, "null")); // every statistic is known
+
+    char path[256];
+    snprintf(path, sizeof path, "%s/out/smollm2-135m.kitty", folder);
+    ck_assert_msg(kt__package_read(path, &package) == KT_OK, "%s", kt_message());
+    for (int i = 0; i < package.kernel_count; i++) {
+        char cubin[512];
+        snprintf(cubin, sizeof cubin, "%s/cubin/sm_80/%s.cubin", path, package.kernels[i].name);
+        ck_assert_msg(!access(cubin, R_OK), "%s is missing", cubin);
+    }
+    kt__package_free(&package);
+
+    // Again: nothing is compiled, and the statistics are the same.
+    static char before[65536];
+    strcpy(before, output);
+    ck_assert_int_eq(run(arguments), 0);
+    ck_assert_ptr_null(strstr(output, "\"compiled\": true"));
+    for (char *at; (at = strstr(before, "\"compiled\": true"));) {
+        memmove(at + strlen("\"compiled\": false"), at + strlen("\"compiled\": true"), strlen(at + strlen("\"compiled\": true")) + 1);
+        memcpy(at, "\"compiled\": false", strlen("\"compiled\": false"));
+    }
+    ck_assert_str_eq(output, before);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("build");
+    TCase *all = tcase_create("all");
+    kt__nvrtc nvrtc;
+    kt__environment environment;
+    kt__environment_read(&environment);
+    tcase_add_checked_fixture(all, setup, teardown);
+    tcase_set_timeout(all, 200);
+    tcase_add_test(all, no_nvrtc);
+    tcase_add_test(all, wrong_input);
+    if (kt__nvrtc_find(&environment, 0, &nvrtc))
+        printf("build: nothing is compiled: %s\n", kt_message());
+    else
+        tcase_add_test(all, bundle);
+    suite_add_tcase(suite, all);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    const int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}

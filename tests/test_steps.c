@@ -1,0 +1,413 @@
+// Steps against a model of them: a random stress of the transactions, captured steps and their replays, and failures of the
+// device at every call.
+#include "reference.h"
+
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core.h"
+
+static ref_world world;
+
+#define OK(call)                                                                             \
+    do {                                                                                     \
+        const kt_status status_ = (call);                                                    \
+        ck_assert_msg(!status_, "%s: %s: %s", #call, kt_status_name(status_), kt_message()); \
+    } while (0)
+
+// ---- stress ----
+
+enum { SEQUENCES = 6, PAGES = 24, SPARES = 2, MAX_TOKENS = 400 };
+
+// What the model knows of a sequence.
+typedef struct {
+    ref_sequence sequence;
+    bool open;
+    int reserved; // pages that it holds
+} member;
+
+static member members[SEQUENCES];
+
+static int pages_for(int tokens)
+{
+    const kt_format *f = &world.format;
+    const int keys = kt_sealed_pages(tokens, f->sink, f->key_window, f->page);
+    const int values = kt_sealed_pages(tokens, f->sink, f->value_window, f->page);
+    return keys > values ? keys : values;
+}
+
+static void check_pools(void)
+{
+    int held = 0, open = 0;
+    for (int i = 0; i < SEQUENCES; i++)
+        if (members[i].open) {
+            int tokens;
+            held += members[i].reserved;
+            open++;
+            OK(kt_sequence_tokens(world.cache, members[i].sequence.handle, &tokens));
+            ck_assert_int_eq(tokens, members[i].sequence.tokens);
+        }
+    kt_cache_info info = {.size = sizeof info};
+    OK(kt_cache_query(world.cache, &info));
+    ck_assert_int_eq(info.free_pages, PAGES - held);
+    ck_assert_int_eq(info.free_slabs, SEQUENCES + SPARES - open);
+    ck_assert_int_eq(info.sequences, open);
+}
+
+// A step with a random choice of sequences; it is committed, aborted on the way, or refused as the model foresees.
+static void random_step(uint64_t *seed, kt_batch *batch, int slots)
+{
+    ref_sequence *sequences[SEQUENCES] = {NULL};
+    int fresh[SEQUENCES] = {0}, pages = 0, spares = 0, rows = 0;
+    bool used[SEQUENCES] = {false}, too_long = false;
+    for (int slot = 0; slot < slots; slot++) {
+        const int m = (int)(ref_random(seed) % SEQUENCES);
+        if (!members[m].open || used[m])
+            continue;
+        used[m] = true;
+        sequences[slot] = &members[m].sequence;
+        fresh[slot] = (int)(ref_random(seed) % 3 ? ref_random(seed) % 3 : ref_random(seed) % 90);
+        const int tokens = members[m].sequence.tokens, more = pages_for(tokens + fresh[slot]) - members[m].reserved;
+        const kt_format *f = &world.format;
+        const int keys = tokens - f->sink - kt_sealed_pages(tokens, f->sink, f->key_window, f->page) * f->page;
+        const int values = tokens - f->sink - kt_sealed_pages(tokens, f->sink, f->value_window, f->page) * f->page;
+        pages += fresh[slot] && more > 0 ? more : 0;
+        spares += fresh[slot] && tokens > f->sink &&
+                  ((keys > 0 && keys + fresh[slot] > f->key_ring) || (values > 0 && values + fresh[slot] > f->value_ring));
+        too_long |= fresh[slot] && tokens + fresh[slot] > MAX_TOKENS;
+        rows += fresh[slot];
+    }
+    kt_cache_info info = {.size = sizeof info};
+    OK(kt_cache_query(world.cache, &info));
+    ref_buffers b;
+    ref_fill(&world, batch, sequences, fresh, slots, &b);
+    const kt_status status = kt_step_begin(batch, NULL);
+    ck_assert_int_eq(status, too_long ? KT_INVALID : pages > info.free_pages || spares > SPARES ? KT_FULL : KT_OK);
+    if (!status) {
+        const int calls = (int)(ref_random(seed) % 8); // 4 or more: the whole step
+        for (int n = 0; n < calls && n < 4; n++)
+            OK(n % 2 ? ref_attend_layer(&world, batch, n / 2, &b) : ref_append(&world, batch, n / 2, &b));
+        if (calls >= 4 && rows < 20)
+            ref_check(&world, sequences, fresh, slots, &b);
+        OK(calls >= 4 ? kt_step_commit(batch) : kt_step_abort(batch));
+        for (int slot = 0; calls >= 4 && slot < slots; slot++)
+            if (sequences[slot] && fresh[slot]) {
+                member *m = (member *)sequences[slot];
+                m->sequence.tokens += fresh[slot];
+                m->reserved = pages_for(m->sequence.tokens) > m->reserved ? pages_for(m->sequence.tokens) : m->reserved;
+            }
+    }
+    ref_buffers_free(&b);
+}
+
+START_TEST(stress)
+{
+    uint64_t seed = 1000 + (unsigned)_i;
+    ref_open(&world, "range", 64, 2, _i % 2, 32, PAGES, SEQUENCES, SPARES);
+    memset(members, 0, sizeof members);
+    kt_batch *batches[] = {ref_batch(&world, 3, MAX_TOKENS, 300), ref_batch(&world, 4, MAX_TOKENS, 400)};
+    for (int round = 0; round < 600; round++) {
+        member *m = &members[ref_random(&seed) % SEQUENCES];
+        const unsigned action = (unsigned)(ref_random(&seed) % 20);
+        if (!m->open) {
+            ref_join(&world, &m->sequence, (int)(ref_random(&seed) % REF_STREAM));
+            m->open = true;
+            m->reserved = 0;
+        } else if (action == 0) {
+            ref_verify(&world, &m->sequence);
+            OK(kt_sequence_close(world.cache, m->sequence.handle));
+            m->open = false;
+        } else if (action == 1) {
+            const int tokens = (int)(ref_random(&seed) % MAX_TOKENS), pages = pages_for(tokens);
+            kt_cache_info info = {.size = sizeof info};
+            OK(kt_cache_query(world.cache, &info));
+            const kt_status status = kt_sequence_reserve(world.cache, m->sequence.handle, tokens);
+            ck_assert_int_eq(status, pages - m->reserved > info.free_pages ? KT_FULL : KT_OK);
+            m->reserved = !status && pages > m->reserved ? pages : m->reserved;
+        } else {
+            const int which = (int)(ref_random(&seed) % 2);
+            random_step(&seed, batches[which], which ? 4 : 3);
+        }
+        check_pools();
+    }
+    for (int i = 0; i < SEQUENCES; i++)
+        if (members[i].open) {
+            ref_verify(&world, &members[i].sequence);
+            OK(kt_sequence_close(world.cache, members[i].sequence.handle));
+            members[i].open = false;
+        }
+    check_pools();
+    kt_batch_close(batches[0]);
+    kt_batch_close(batches[1]);
+    ref_close(&world);
+}
+END_TEST
+
+// ---- captured steps: launches are recorded instead of done, and replayed like a graph ----
+
+enum { RECORDS = 64 };
+
+typedef struct {
+    int kernel;
+    kt__extent extent;
+    _Alignas(16) unsigned char params[512];
+    size_t bytes;
+    void *host; // of a mirror
+    const void *device;
+} record;
+
+static const kt__backend_calls *real;
+static record records[RECORDS];
+static int record_count, calls_until_failure;
+static bool is_capturing;
+
+// Counts down to a call that fails: 0 at that call, never where it began below.
+static bool fails_now(void) { return calls_until_failure-- == 0; }
+
+static kt_status fake_capturing(kt__backend *backend, void *stream, bool *capturing)
+{
+    (void)backend, (void)stream;
+    *capturing = is_capturing;
+    return KT_OK;
+}
+
+static kt_status fake_launch(kt__backend *backend, int kernel, const kt__extent *extent, const void *params, size_t bytes, void *stream)
+{
+    if (fails_now())
+        return kt__fail(KT_DEVICE, "launch refused");
+    if (!is_capturing)
+        return real->launch(backend, kernel, extent, params, bytes, stream);
+    record *r = &records[record_count++];
+    ck_assert(record_count <= RECORDS && bytes <= sizeof r->params);
+    *r = (record){.kernel = kernel, .extent = *extent, .bytes = bytes};
+    memcpy(r->params, params, bytes);
+    return KT_OK;
+}
+
+static kt_status fake_upload(kt__backend *backend, void *to, const void *from, size_t bytes, void *stream)
+{
+    ck_assert(!is_capturing);
+    return fails_now() ? kt__fail(KT_DEVICE, "upload refused") : real->upload(backend, to, from, bytes, stream);
+}
+
+static kt_status fake_mirror(kt__backend *backend, void *host, const void *device, size_t bytes, void *stream)
+{
+    if (fails_now())
+        return kt__fail(KT_DEVICE, "mirror refused");
+    if (!is_capturing)
+        return real->mirror(backend, host, device, bytes, stream);
+    records[record_count++] = (record){.bytes = bytes, .host = host, .device = device};
+    return KT_OK;
+}
+
+static kt__backend_calls fake;
+
+static void install(void)
+{
+    real = world.engine->backend->calls;
+    fake = *real;
+    fake.capturing = fake_capturing;
+    fake.launch = fake_launch;
+    fake.upload = fake_upload;
+    fake.mirror = fake_mirror;
+    world.engine->backend->calls = &fake;
+    record_count = 0;
+    is_capturing = false;
+    calls_until_failure = -1;
+}
+
+static void replay(void)
+{
+    kt__backend *backend = world.engine->backend;
+    for (int i = 0; i < record_count; i++) {
+        const record *r = &records[i];
+        OK(r->host ? real->mirror(backend, r->host, r->device, r->bytes, NULL)
+                   : real->launch(backend, r->kernel, &r->extent, r->params, r->bytes, NULL));
+    }
+}
+
+// Puts the next token of each sequence into the buffers that were captured.
+static void refill(const ref_buffers *b, ref_sequence *const *sequences, int count)
+{
+    const size_t key = (size_t)(world.kv_heads * world.format.head_dim), query = (size_t)(world.q_heads * world.format.head_dim);
+    for (int layer = 0; layer < 2; layer++)
+        for (int i = 0, row = 0; i < count; i++) {
+            if (!sequences[i])
+                continue;
+            const size_t to = (size_t)(layer * b->rows + row++);
+            const size_t from = (size_t)(layer * REF_STREAM + (sequences[i]->origin + sequences[i]->tokens) % REF_STREAM);
+            memcpy(b->query + to * query, world.query + from * query, query * 2);
+            memcpy(b->key + to * key, world.key + from * key, key * 2);
+            memcpy(b->value + to * key, world.value + from * key, key * 2);
+        }
+}
+
+START_TEST(captured)
+{
+    enum { SLOTS = 3, ROUNDS = 300 };
+    ref_open(&world, "kitty", 64, 2, KT_F16, 128, 12, 3, 1);
+    install();
+    kt_batch *batch = ref_batch(&world, SLOTS, 700, 300);
+    ref_sequence a, b;
+    ref_join(&world, &a, 0);
+    ref_join(&world, &b, 300);
+    ref_sequence *const both[SLOTS] = {&a, NULL, &b};
+    ref_step(&world, batch, both, (int[]){150, 0, 30}, SLOTS, false);
+
+    ref_buffers buffers;
+    ref_fill(&world, batch, both, (int[]){1, 0, 1}, SLOTS, &buffers);
+    is_capturing = true;
+    ck_assert_int_eq(kt_step_begin(batch, NULL), KT_ORDER);
+    ck_assert(strstr(kt_message(), "call kt_batch_upload before"));
+    ck_assert_int_eq(kt_batch_upload(batch, NULL), KT_ORDER);
+    is_capturing = false;
+    OK(kt_sequence_reserve(world.cache, a.handle, a.tokens + ROUNDS));
+    OK(kt_sequence_reserve(world.cache, b.handle, b.tokens + ROUNDS));
+    ck_assert_int_eq(kt_step_replayed(batch, 1), KT_ORDER);
+    OK(kt_batch_upload(batch, NULL));
+    is_capturing = true;
+    OK(kt_step_begin(batch, NULL));
+    for (int layer = 0; layer < 2; layer++) {
+        OK(ref_append(&world, batch, layer, &buffers));
+        OK(ref_attend_layer(&world, batch, layer, &buffers));
+    }
+    OK(kt_step_commit(batch));
+    is_capturing = false;
+    ck_assert_int_eq(record_count, 2 + 2 * 2 + 1);
+    ref_verify(&world, &a); // nothing has run
+
+    for (int i = 0; i < ROUNDS; i++) {
+        refill(&buffers, both, SLOTS);
+        replay();
+        if (i % 50 == 0)
+            ref_check(&world, both, (int[]){1, 0, 1}, SLOTS, &buffers); // kt_read still gives the tokens before
+        OK(kt_step_replayed(batch, 1));
+        a.tokens++, b.tokens++;
+    }
+    ref_verify(&world, &a);
+    ref_verify(&world, &b);
+    // Eager steps in between need another upload.
+    ref_step(&world, batch, both, (int[]){1, 0, 0}, SLOTS, true);
+    OK(kt_batch_set(batch, 0, a.handle, 1, -1));
+    OK(kt_batch_set(batch, 2, b.handle, 1, -1));
+    ck_assert_int_eq(kt_step_replayed(batch, 1), KT_ORDER);
+    ck_assert(strstr(kt_message(), "slot 2 has changed since kt_batch_upload"));
+    OK(kt_batch_set(batch, 2, b.handle, 1, 200));
+    ck_assert_int_eq(kt_batch_upload(batch, NULL), KT_INVALID);
+    ck_assert_str_eq(kt_message(), "kt_batch_upload: the slots have rows up to 200; the step was captured for rows 0 to 2");
+    OK(kt_batch_set(batch, 2, b.handle, 1, -1));
+    OK(kt_batch_upload(batch, NULL));
+
+    // Past the reservation the device refuses, and says so.
+    kt_poll_info poll = {.size = sizeof poll};
+    const int room = 32 + 3 * 128 - 1 - b.tokens; // b holds two pages; a has more room
+    for (int i = 0; i < room + 3; i++) {
+        refill(&buffers, both, SLOTS);
+        replay();
+        if (i < room)
+            a.tokens++, b.tokens++;
+    }
+    OK(kt_poll(batch, &poll));
+    ck_assert_int_eq(poll.overruns, 3);
+    ck_assert_int_eq(kt_step_replayed(batch, room + 3), KT_FULL);
+    ck_assert_str_eq(kt_message(), "kt_step_replayed: 88 replays, but slot 2 had room for 85 (its reservation holds 415 tokens); the "
+                     "others changed nothing and are counted as overruns");
+    ref_verify(&world, &a);
+    ref_verify(&world, &b);
+    ref_step(&world, batch, both, (int[]){20, 0, 1}, SLOTS, true);
+    ref_verify(&world, &a);
+    ref_buffers_free(&buffers);
+    kt_batch_close(batch);
+    ref_close(&world);
+}
+END_TEST
+
+// ---- failures ----
+
+// Every upload, launch and mirror of a step fails once; the step is refused or goes on, and nothing is lost.
+START_TEST(device_failures)
+{
+    ref_open(&world, "kitty", 64, 2, KT_F16, 128, 8, 2, 1);
+    install();
+    kt_batch *batch = ref_batch(&world, 2, 900, 300);
+    ref_sequence a, b;
+    ref_join(&world, &a, 0);
+    ref_join(&world, &b, 40);
+    ref_sequence *const both[] = {&a, &b};
+    ref_step(&world, batch, both, (int[]){170, 20}, 2, false);
+    for (int at = 0, failed = 1; failed; at++) {
+        kt_cache_info before = {.size = sizeof before}, after = {.size = sizeof after};
+        OK(kt_cache_query(world.cache, &before));
+        ref_buffers buffers;
+        ref_fill(&world, batch, both, (int[]){130, 1}, 2, &buffers);
+        calls_until_failure = at;
+        kt_status status = kt_step_begin(batch, NULL);
+        const bool begun = !status;
+        for (int n = 0; !status && n < 4; n++)
+            status = n % 2 ? ref_attend_layer(&world, batch, n / 2, &buffers) : ref_append(&world, batch, n / 2, &buffers);
+        if (!status)
+            status = kt_step_commit(batch);
+        calls_until_failure = -1;
+        failed = status != KT_OK;
+        if (failed) {
+            ck_assert_int_eq(status, KT_DEVICE);
+            ck_assert_msg(strstr(kt_message(), " refused"), "%s", kt_message());
+            ck_assert_int_eq(kt_step_abort(batch), begun ? KT_OK : KT_ORDER);
+            OK(kt_cache_query(world.cache, &after));
+            ck_assert_int_eq(before.free_pages, after.free_pages);
+            ck_assert_int_eq(before.free_slabs, after.free_slabs);
+        } else {
+            ck_assert_int_ge(at, 8); // slots, two rows at most, check, 4 launches, advance, mirror
+            a.tokens += 130, b.tokens++;
+        }
+        ref_verify(&world, &a);
+        ref_verify(&world, &b);
+        ref_buffers_free(&buffers);
+    }
+    ref_step(&world, batch, both, (int[]){100, 150}, 2, true);
+    ref_verify(&world, &a);
+    ref_verify(&world, &b);
+    kt_batch_close(batch);
+    ref_close(&world);
+}
+END_TEST
+
+// A steady decode step uploads nothing: three launches and the mirror, besides the layers.
+START_TEST(steady_state)
+{
+    ref_open(&world, "kitty", 64, 2, KT_F16, 128, 8, 1, 0);
+    install();
+    kt_batch *batch = ref_batch(&world, 1, 900, 300);
+    ref_sequence a;
+    ref_join(&world, &a, 0);
+    OK(kt_sequence_reserve(world.cache, a.handle, 900));
+    ref_step(&world, batch, (ref_sequence *[]){&a}, (int[]){100}, 1, false);
+    ref_step(&world, batch, (ref_sequence *[]){&a}, (int[]){1}, 1, false);
+    for (int i = 0; i < 200; i++) {
+        calls_until_failure = 1 << 20;
+        ref_step(&world, batch, (ref_sequence *[]){&a}, (int[]){1}, 1, false);
+        ck_assert_int_eq((1 << 20) - calls_until_failure, 1 + 4 + 1 + 1);
+    }
+    ref_verify(&world, &a);
+    kt_batch_close(batch);
+    ref_close(&world);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("steps");
+    TCase *tcase = tcase_create("steps");
+    tcase_set_timeout(tcase, 240);
+    tcase_add_loop_test(tcase, stress, 0, 4);
+    tcase_add_test(tcase, captured);
+    tcase_add_test(tcase, device_failures);
+    tcase_add_test(tcase, steady_state);
+    suite_add_tcase(suite, tcase);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    const int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}

@@ -114,12 +114,12 @@ int kg_package_make(const kg_spec *spec, kg_package *package, char *error, size_
     const int count = kg_attend_configs(&package->format, configs);
     for (int i = 0; i < count; i++) {
         const kg_attend_config *c = &configs[i];
-        kg_kernel *kernel = add_kernel(package, "attend", c->warps * 32, c->shared, "splits", "kv_heads*passes", "slots*fresh");
+        kg_kernel *kernel = add_kernel(package, "attend", c->warps * 32, c->shared, "splits*slots*fresh", "kv_heads*passes", "1");
         kernel->config = *c;
         snprintf(kernel->name, sizeof kernel->name, "attend_%dx%dx%d", c->warps, c->stages, c->tiles);
     }
     add_kernel(package, "append", 256, kg_append_shared(&package->format), "units", "kv_heads", "slots");
-    add_kernel(package, "reference", 256, kg_reference_shared(&package->format, 256), "q_heads", "slots*fresh", "1");
+    add_kernel(package, "reference", 256, kg_reference_shared(&package->format, 256), "slots*fresh", "q_heads", "1");
     add_kernel(package, "check", 32, 0, "1", "1", "1");
     add_kernel(package, "advance", 256, 0, "1", "1", "1");
     for (int i = 0; i < package->count && !code; i++)

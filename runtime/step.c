@@ -4,8 +4,6 @@
 #include <math.h>
 #include <stdint.h>
 
-enum { GRID_LIMIT = 65535 };
-
 static kt_status launch(kt_batch *b, kt__op op, int kernel, const kt__extent *extent, const void *params, size_t bytes)
 {
     kt__backend *backend = b->cache->engine->backend;
@@ -144,10 +142,6 @@ kt_status kt_step_begin(kt_batch *b, void *stream)
         return kt__within(status, "kt_step_begin");
     if ((status = kt__batch_plan(b, "kt_step_begin")))
         return status;
-    if ((long long)b->used_slots * b->max_fresh > GRID_LIMIT && b->cache->engine->device == KT_DEVICE_CUDA)
-        return kt__fail(KT_INVALID, "kt_step_begin: slots 0 to %d with up to %d new tokens make a grid of %lld; at most %d is "
-                        "possible. Bring long prompts in several steps", b->used_slots - 1, b->max_fresh,
-                        (long long)b->used_slots * b->max_fresh, GRID_LIMIT);
     if ((status = b->captured ? begin_captured(b) : check_free(b)))
         return status;
     b->stream = stream;

@@ -1,7 +1,7 @@
 //@ include "lib/kernel.cuh"
 // Attention of a step's queries over sinks, pages and residual: out = softmax(scale q k^T) v.
 //
-//   grid   (splits, kv_heads * PASSES, slots * max_fresh), block WARPS * 32
+//   grid   (splits * slots * max_fresh, kv_heads * PASSES), the split fastest; block WARPS * 32
 //   a block serves one query token, KV head and pass of up to COLUMNS query heads, and its split of the work items
 //   items  1. units of 16 tokens with exact values: sinks, pages of which only the keys are sealed, residual, fresh tokens
 //          2. chunks of TILES * 32 tokens whose keys and values are sealed: copied to shared memory, STAGES ahead per warp;
@@ -32,6 +32,7 @@ constexpr int VALUE_WORDS = VALUE_BITS == 16 ? 0 : KD * VALUE_PLANES;
 constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES);
 constexpr int QUERY_BYTES = D * COLUMNS * 4;
 constexpr int BARRIER_BYTES = 128;
+constexpr int MOST_SPLITS = 128;           // the runtime's limit
 constexpr float LOG2E = 1.4426950408889634f;
 // q' is scaled to at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products
 // with codes, which are subnormal halves, are off by 2^-24. Probabilities likewise.
@@ -41,6 +42,7 @@ static_assert(PAGE_TILES % TILES == 0, "chunks divide a page");
 static_assert(WARPS * STAGES * 8 <= BARRIER_BYTES, "barriers fit");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * STAGES * STAGE_BYTES <= SHARED_BYTES, "stages fit");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * COLUMNS * (D + 2) * 4 <= SHARED_BYTES, "partial results fit");
+static_assert(QUERY_BYTES + BARRIER_BYTES + 2 * COLUMNS * MOST_SPLITS * 4 <= SHARED_BYTES, "weights of splits fit");
 
 // What a lane knows of the query: the column g, channels as channel_of orders them.
 struct Query {
@@ -465,8 +467,9 @@ __device__ __forceinline__ void store_result(const kt_attend_params &p, int row,
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __grid_constant__ kt_attend_params p) {
     if (!p.view.control->ready) return;
-    const kt_slot slot = p.view.slots[blockIdx.z / p.max_fresh];
-    const int query_token = blockIdx.z % p.max_fresh;
+    const int split = blockIdx.x % p.splits, place = blockIdx.x / p.splits; // place: slot * max_fresh + query token
+    const int slot_index = place / p.max_fresh, query_token = place % p.max_fresh;
+    const kt_slot slot = p.view.slots[slot_index];
     if (query_token >= slot.fresh) return;
 
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
@@ -486,13 +489,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     const int sink_units = (min(end, SINK) + 15) / 16, half_units = (key_pages - full_pages) * (PAGE / 16);
     const int units = sink_units + half_units + (max(end - rest, 0) + 15) / 16;
     const int items = units + full_pages * PAGE_CHUNKS;
-    const int splits = max(min((items + p.split_items - 1) / p.split_items, (int)gridDim.x), 1);
-    if (blockIdx.x >= splits) return;
-    const int first_item = warp * splits + (int)blockIdx.x, stride = WARPS * splits;
+    const int splits = max(min((items + p.split_items - 1) / p.split_items, p.splits), 1);
+    if (split >= splits) return;
+    const int first_item = warp * splits + split, stride = WARPS * splits;
     // The warp's first item that is a chunk
     const int first_chunk = first_item >= units ? first_item : first_item + (units - first_item + stride - 1) / stride * stride;
 
-    const int *table = p.view.table + (long long)(blockIdx.z / p.max_fresh) * p.view.table_stride;
+    const int *table = p.view.table + (long long)slot_index * p.view.table_stride;
     auto block_of = [&](int page) {
         return p.view.pages + ((long long)table[page] * p.view.kv_heads + kv_head) * BLOCK_BYTES;
     };
@@ -656,10 +659,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     }
     __syncthreads();
     const long long heads = (long long)p.view.kv_heads * GROUP_HEADS;
+    float *partial = p.partial + ((long long)row * heads + first_head) * p.splits * (D + 2); // [columns, splits, D + 2]
     for (int i = threadIdx.x; i < columns * D; i += WARPS * 32) {
         const int column = i / D, channel = i % D;
         float max = -infinity(), sum = 0, out = 0;
+#pragma unroll
         for (int w = 0; w < WARPS; w++) max = fmaxf(max, results[(w * COLUMNS + column) * (D + 2) + D]);
+#pragma unroll
         for (int w = 0; w < WARPS; w++) {
             const float *result = results + (w * COLUMNS + column) * (D + 2);
             const float weight = merge_weight(result[D], max);
@@ -668,9 +674,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         if (splits == 1) {
             store_result(p, row, first_head + column, channel, out, max, sum);
         } else {
-            float *partial = p.partial + ((row * heads + first_head + column) * gridDim.x + blockIdx.x) * (D + 2);
-            partial[channel] = out;
-            if (channel == 0) partial[D] = max, partial[D + 1] = sum;
+            float *to = partial + (column * p.splits + split) * (D + 2);
+            to[channel] = out;
+            if (channel == 0) to[D] = max, to[D + 1] = sum;
         }
     }
     if (splits == 1) return;
@@ -680,7 +686,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     __syncthreads();
     int *last = (int *)shared_memory();
     if (threadIdx.x == 0) {
-        int *arrivals = p.arrivals + (long long)blockIdx.z * gridDim.y + blockIdx.y;
+        int *arrivals = p.arrivals + (long long)place * gridDim.y + blockIdx.y;
         __threadfence();
         *last = atomicAdd(arrivals, 1) == splits - 1;
         if (*last) atomicExch(arrivals, 0);
@@ -688,15 +694,21 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     }
     __syncthreads();
     if (!*last) return;
+    float *weights = results, *sums = results + COLUMNS * MOST_SPLITS; // [COLUMNS, splits]
+    for (int i = threadIdx.x; i < columns * splits; i += WARPS * 32) {
+        const float *from = partial + (i / splits * p.splits + i % splits) * (D + 2) + D;
+        weights[i] = from[0], sums[i] = from[1];
+    }
+    __syncthreads();
     for (int i = threadIdx.x; i < columns * D; i += WARPS * 32) {
         const int column = i / D, channel = i % D;
-        // volatile: other blocks wrote these, past this multiprocessor's L1
-        const volatile float *partial = p.partial + (row * heads + first_head + column) * gridDim.x * (D + 2);
+        const float *from = partial + column * p.splits * (D + 2) + channel;
         float max = -infinity(), sum = 0, out = 0;
-        for (int s = 0; s < splits; s++) max = fmaxf(max, partial[s * (D + 2) + D]);
-        for (int s = 0; s < splits; s++) {
-            const float weight = merge_weight(partial[s * (D + 2) + D], max);
-            out += weight * partial[s * (D + 2) + channel], sum += weight * partial[s * (D + 2) + D + 1];
+        for (int k = 0; k < splits; k++) max = fmaxf(max, weights[column * splits + k]);
+#pragma unroll 8
+        for (int k = 0; k < splits; k++) {
+            const float weight = merge_weight(weights[column * splits + k], max);
+            out += weight * from[k * (D + 2)], sum += weight * sums[column * splits + k];
         }
         store_result(p, row, first_head + column, channel, out, max, sum);
     }

@@ -1,6 +1,6 @@
 //@ include "lib/kernel.cuh"
 // Attention in float64 over the decoded cache, with plain loops: what attend is checked against.
-//   grid (q_heads, slots * max_fresh), block THREADS; a block serves one query token and head, thread d channel d of the output
+//   grid (slots * max_fresh, q_heads), block THREADS; a block serves one query token and head, thread d channel d of the output
 // It follows the definition, not the layout's purpose: one element at a time, no tensor cores.
 constexpr int D = HEAD_DIM;
 constexpr int KD = D / 16;
@@ -77,7 +77,7 @@ __device__ double exact_element(const u16 *row, int channel) {
 
 extern "C" __global__ void __launch_bounds__(THREADS) $entry(const __grid_constant__ kt_attend_params p) {
     if (!p.view.control->ready) return;
-    const int slot_index = blockIdx.y / p.max_fresh, query_token = blockIdx.y % p.max_fresh, head = blockIdx.x;
+    const int slot_index = blockIdx.x / p.max_fresh, query_token = blockIdx.x % p.max_fresh, head = blockIdx.y;
     const kt_slot slot = p.view.slots[slot_index];
     if (query_token >= slot.fresh) return;
     Work *work = (Work *)shared_memory();

@@ -293,6 +293,8 @@ __device__ __forceinline__ void count_nonfinite(const Source &source, int fresh,
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) $entry(const __grid_constant__ kt_append_params p) {
+    grid_wait();
+    grid_launch_next();
     if (!p.view.control->ready) return;
     const kt_slot slot = p.view.slots[blockIdx.z];
     if (slot.fresh == 0) return;

@@ -466,6 +466,8 @@ __device__ __forceinline__ void store_result(const kt_attend_params &p, int row,
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __grid_constant__ kt_attend_params p) {
+    grid_wait();
+    grid_launch_next();
     if (!p.view.control->ready) return;
     const int split = blockIdx.x % p.splits, place = blockIdx.x / p.splits; // place: slot * max_fresh + query token
     const int slot_index = place / p.max_fresh, query_token = place % p.max_fresh;

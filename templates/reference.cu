@@ -76,6 +76,8 @@ __device__ double exact_element(const u16 *row, int channel) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) $entry(const __grid_constant__ kt_attend_params p) {
+    grid_wait();
+    grid_launch_next();
     if (!p.view.control->ready) return;
     const int slot_index = blockIdx.x / p.max_fresh, query_token = blockIdx.x % p.max_fresh, head = blockIdx.y;
     const kt_slot slot = p.view.slots[slot_index];

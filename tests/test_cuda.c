@@ -111,17 +111,16 @@ static int fake_function_set(kt__function f, int attribute, int value)
     fake.dynamic_shared = value > fake.dynamic_shared ? value : fake.dynamic_shared;
     return in_context();
 }
-static int fake_launch(kt__function f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, kt__stream s,
-                       void **parameters, void **extra)
+static int fake_launch(const kt__launch *launch, kt__function f, void **parameters, void **extra)
 {
-    (void)s;
     ck_assert_ptr_null(parameters);
     ck_assert(extra[0] == (void *)1 && extra[2] == (void *)2 && !extra[4]);
     fake.params_bytes = *(size_t *)extra[3];
     ck_assert_uint_le(fake.params_bytes, sizeof fake.params);
     memcpy(fake.params, extra[1], fake.params_bytes);
-    ck_assert(by == 1 && bz == 1);
-    const unsigned all[] = {(unsigned)((uintptr_t)f - FUNCTION), x, y, z, bx, shared};
+    ck_assert(launch->block[1] == 1 && launch->block[2] == 1);
+    ck_assert_uint_eq(launch->attribute_count, fake.major >= 9);
+    const unsigned all[] = {(unsigned)((uintptr_t)f - FUNCTION), launch->grid[0], launch->grid[1], launch->grid[2], launch->block[0], launch->shared};
     memcpy(fake.launch, all, sizeof all);
     return fake.launch_result ? fake.launch_result : in_context();
 }

@@ -11,6 +11,7 @@ typedef struct {
     kt__backend base;
     const kt__driver *driver;
     int device, log;
+    bool overlaps; // the card can launch a kernel before the one ahead of it has ended
     kt__context context;
     kt__module *modules;     // [kernels]; null where the kernel does not fit the card
     kt__function *functions; // [kernels]
@@ -191,19 +192,23 @@ static kt_status cuda_launch(kt__backend *backend, int index, const kt__extent *
 {
     cuda *c = (cuda *)backend;
     const kt__kernel *k = &c->base.package->kernels[index];
-    unsigned grid[3];
+    // The kernel may be launched while the one before it still runs: it waits for that one itself (grid_wait in templates/).
+    kt__launch_attribute overlap = {.id = KT__LAUNCH_OVERLAP, .value = 1};
+    kt__launch launch = {.block = {(unsigned)k->threads, 1, 1}, .shared = (unsigned)k->shared, .stream = stream,
+                         .attributes = &overlap, .attribute_count = c->overlaps ? 1 : 0};
     bool pushed;
     if (!c->functions[index])
         return kt__fail(KT_UNSUPPORTED, "%s needs %d bytes of shared memory per block; %s has %d", k->name, k->shared, c->base.device_name,
                         c->base.shared_limit);
-    kt_status status = grid_of(k, extent, grid);
+    kt_status status = grid_of(k, extent, launch.grid);
     if (status || (status = enter(c, &pushed)))
         return status;
 
     // One buffer holds the arguments, which are one structure; 1 and 2 tag its address and its size.
     void *extra[] = {(void *)1, (void *)(uintptr_t)params, (void *)2, &bytes, 0};
 
-    const int result = c->driver->launch(c->functions[index], grid[0], grid[1], grid[2], (unsigned)k->threads, 1, 1, (unsigned)k->shared, stream, 0, extra);
+    const unsigned *grid = launch.grid;
+    const int result = c->driver->launch(&launch, c->functions[index], 0, extra);
     leave(c, pushed);
     if (c->log >= 2)
         fprintf(stderr, "kitty: launch %s grid %u,%u,%u\n", k->name, grid[0], grid[1], grid[2]);
@@ -252,6 +257,7 @@ static kt_status choose_device(cuda *c, int ordinal, bool *usable, char arch[16]
         (result = d->device_attribute(&c->base.multiprocessors, KT__DEVICE_MULTIPROCESSORS, c->device)) ||
         (result = d->device_attribute(&c->base.shared_limit, KT__DEVICE_SHARED_OPTIN, c->device)))
         return kt__driver_fail(d, result, "asking CUDA device %d about itself", ordinal);
+    c->overlaps = major >= 9;
     if (!kt__cuda_arch(major, minor, arch)) {
         *usable = false;
         return kt__fail(KT_UNSUPPORTED, "%s has compute capability %d.%d; 8.0 or higher is needed", c->base.device_name, major, minor);

@@ -7,6 +7,22 @@
 typedef void *kt__context, *kt__module, *kt__function, *kt__stream, *kt__event;
 typedef unsigned long long kt__address;
 
+// CUlaunchConfig and CUlaunchAttribute.
+typedef struct {
+    int id;
+    int padding;
+    union {
+        int value;
+        char room[64];
+    };
+} kt__launch_attribute;
+typedef struct {
+    unsigned grid[3], block[3], shared;
+    kt__stream stream;
+    kt__launch_attribute *attributes;
+    unsigned attribute_count;
+} kt__launch;
+
 // X(member, exported name, parameters)
 #define KT_DRIVER_CALLS(X)                                                                                          \
     X(init, cuInit, (unsigned flags))                                                                               \
@@ -35,9 +51,7 @@ typedef unsigned long long kt__address;
     X(module_function, cuModuleGetFunction, (kt__function *function, kt__module module, const char *name))          \
     X(function_get, cuFuncGetAttribute, (int *value, int attribute, kt__function function))                         \
     X(function_set, cuFuncSetAttribute, (kt__function function, int attribute, int value))                          \
-    X(launch, cuLaunchKernel, (kt__function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, \
-                               unsigned block_y, unsigned block_z, unsigned shared, kt__stream stream, void **parameters,  \
-                               void **extra))                                                                       \
+    X(launch, cuLaunchKernelEx, (const kt__launch *launch, kt__function function, void **parameters, void **extra)) \
     X(stream_synchronize, cuStreamSynchronize, (kt__stream stream))                                                 \
     X(stream_capturing, cuStreamIsCapturing, (kt__stream stream, int *state))                                       \
     X(event_create, cuEventCreate, (kt__event *event, unsigned flags))                                              \
@@ -59,7 +73,8 @@ enum { // values of the driver API
     KT__CUDA_STREAM_CAPTURE_IMPLICIT = 906,
     KT__DEVICE_MULTIPROCESSORS = 16, KT__DEVICE_MAJOR = 75, KT__DEVICE_MINOR = 76, KT__DEVICE_SHARED_OPTIN = 97,
     KT__FUNCTION_MAX_THREADS = 0, KT__FUNCTION_DYNAMIC_SHARED = 8,
-    KT__EVENT_NO_TIMING = 2
+    KT__EVENT_NO_TIMING = 2,
+    KT__LAUNCH_OVERLAP = 6 // programmatic stream serialization
 };
 
 // The driver of this process, loaded once and never unloaded; thread-safe. KT_UNSUPPORTED: there is none, or it is too old.

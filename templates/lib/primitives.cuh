@@ -15,6 +15,19 @@ __device__ __forceinline__ u8 *shared_memory() {
 
 __device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 
+// Kernels of a stream overlap at their edges (sm_90 on): each is launched while the one before it still runs, and touches no memory of
+// others before grid_wait, which waits until that one has ended. grid_launch_next lets the next one be launched.
+__device__ __forceinline__ void grid_wait() {
+#if KITTY_BULK
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void grid_launch_next() {
+#if KITTY_BULK
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // ---- conversions: round to nearest even; no flush to zero ----
 __device__ __forceinline__ float half_to_float(u16 h) {
     float f;

@@ -1,0 +1,280 @@
+#include "backend.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "emulate_host.h"
+
+namespace {
+
+struct emulator {
+    kt__backend base;
+    std::vector<emulate_kernel *> kernels;
+    std::set<void *> pools; // pages and slabs seen, which start without contents
+    uint64_t seed;
+    int launches, attend_limit;
+};
+
+emulator *of(kt__backend *backend) { return (emulator *)(void *)backend; }
+
+void close_backend(kt__backend *backend)
+{
+    for (emulate_kernel *kernel : of(backend)->kernels)
+        emulate_unload(kernel);
+    delete of(backend);
+}
+
+kt_status alloc(kt__backend *, size_t bytes, void **address)
+{
+    *address = emulate_alloc(bytes, 1, "pool");
+    return *address ? KT_OK : kt__fail(KT_MEMORY, "%zu bytes of memory could not be had", bytes);
+}
+
+void release(kt__backend *backend, void *address)
+{
+    of(backend)->pools.erase(address);
+    emulate_free(address);
+}
+
+kt_status upload(kt__backend *, void *to, const void *from, size_t bytes, void *)
+{
+    memcpy(to, from, bytes);
+    emulate_initialised(to, bytes, 1);
+    return KT_OK;
+}
+
+kt_status download(kt__backend *, void *to, const void *from, size_t bytes)
+{
+    memcpy(to, from, bytes);
+    return KT_OK;
+}
+
+kt_status mirror_alloc(kt__backend *, size_t bytes, void **host)
+{
+    *host = calloc(1, bytes);
+    return *host ? KT_OK : kt__fail(KT_MEMORY, "%zu bytes of memory could not be had", bytes);
+}
+
+void mirror_free(kt__backend *, void *host) { free(host); }
+
+kt_status mirror(kt__backend *backend, void *host, const void *device, size_t bytes, void *)
+{
+    return download(backend, host, device, bytes);
+}
+
+kt_status capturing(kt__backend *, void *, bool *yes)
+{
+    *yes = false;
+    return KT_OK;
+}
+
+// ---- the caller's tensors, known only from the parameters ----
+struct span {
+    char *start, *end;
+    std::string name;
+};
+
+// Elements [rows, heads, width] with these strides.
+void add_span(std::vector<span> &spans, const void *base, long long rows, long long row, long long heads, long long head,
+              long long width, int size, const char *name)
+{
+    if (!base || !rows)
+        return;
+    span s = {(char *)base, (char *)base + ((rows - 1) * row + (heads - 1) * head + width) * size, name};
+    spans.push_back(s);
+}
+
+// Registers what no buffer holds yet; tensors that overlap (packed q, k and v) become one. Returns the buffers to unregister.
+std::vector<void *> register_spans(std::vector<span> &spans)
+{
+    std::vector<void *> made;
+    void *start;
+    size_t bytes;
+    std::sort(spans.begin(), spans.end(), [](const span &a, const span &b) { return a.start < b.start; });
+    for (size_t i = 0; i < spans.size(); i++) {
+        span s = spans[i];
+        while (i + 1 < spans.size() && spans[i + 1].start < s.end) {
+            s.name += "+" + spans[++i].name;
+            s.end = std::max(s.end, spans[i].end);
+        }
+        if (emulate_buffer(s.start, &start, &bytes))
+            continue;
+        emulate_register(s.start, (size_t)(s.end - s.start), 1, s.name.c_str());
+        made.push_back(s.start);
+    }
+    return made;
+}
+
+void add_view(std::vector<span> &spans, const kt_view *v, int head_dim, long long *rows)
+{
+    *rows = 0;
+    for (int i = 0; i < v->slot_count; i++)
+        if (v->slots[i].fresh)
+            *rows = std::max(*rows, (long long)v->slots[i].row + v->slots[i].fresh);
+    add_span(spans, v->key, *rows, v->key_row, v->kv_heads, v->key_head, head_dim, 2, "key");
+    add_span(spans, v->value, *rows, v->value_row, v->kv_heads, v->value_head, head_dim, 2, "value");
+}
+
+void empty_pool(emulator *e, void *address)
+{
+    void *start;
+    size_t bytes;
+    if (emulate_buffer(address, &start, &bytes) && e->pools.insert(start).second)
+        emulate_initialised(start, bytes, 0);
+}
+
+kt_status launch(kt__backend *backend, int index, const kt__extent *extent, const void *params, size_t bytes, void *)
+{
+    emulator *e = of(backend);
+    const kt__kernel *k = &backend->package->kernels[index];
+    const kt_format *f = &backend->package->format;
+    const emulate_report *reports;
+    std::vector<span> spans;
+    emulate_launch_args args = {};
+    long long rows = 0;
+    for (int d = 0; d < 3; d++) {
+        args.grid[d] = 1;
+        for (int i = 0; i < KT__GRID_FACTORS; i++)
+            args.grid[d] *= k->grid[d][i] == KT__ONE ? 1u : (unsigned)extent->ones[k->grid[d][i]];
+        args.block[d] = d ? 1u : (unsigned)k->threads;
+    }
+    args.shared = (size_t)k->shared;
+    args.params = params;
+    args.params_bytes = bytes;
+    args.seed = e->seed + (uint64_t)e->launches++;
+    if (k->shared > backend->shared_limit)
+        return kt__fail(KT_UNSUPPORTED, "%s needs %d bytes of shared memory; the emulated card has %d", k->name, k->shared,
+                        backend->shared_limit);
+
+    if (k->op == KT__APPEND || k->op == KT__ATTEND || k->op == KT__REFERENCE) {
+        const kt_view *v = (const kt_view *)params; // both structures begin with it
+        add_view(spans, v, f->head_dim, &rows);
+        empty_pool(e, v->pages);
+        empty_pool(e, v->slabs);
+    }
+    if (k->op == KT__ATTEND || k->op == KT__REFERENCE) {
+        const kt_attend_params *p = (const kt_attend_params *)params;
+        const int heads = p->view.kv_heads * f->group_heads;
+        void *start;
+        size_t size;
+        add_span(spans, p->query, rows, p->query_row, heads, p->query_head, f->head_dim, 2, "query");
+        add_span(spans, p->out, rows, p->out_row, heads, p->out_head, f->head_dim, 2, "out");
+        add_span(spans, p->lse, rows, heads, heads, 1, 1, 4, "lse");
+        if (p->partial && emulate_buffer(p->partial, &start, &size))
+            emulate_initialised(p->partial, size - (size_t)((char *)p->partial - (char *)start), 0);
+    }
+    if (k->op == KT__ATTEND && ((const kt_attend_params *)params)->max_fresh > e->attend_limit) {
+        kt__cpu_attend(f, (const kt_attend_params *)params);
+        return KT_OK;
+    }
+    std::vector<void *> made = register_spans(spans);
+    const int count = emulate_launch(e->kernels[(size_t)index], &args, &reports);
+    for (void *address : made)
+        emulate_unregister(address);
+    return count ? kt__fail(KT_DEVICE, "%s", reports[0].text) : KT_OK;
+}
+
+// ---- compiling ----
+int number(const char *name, int fallback)
+{
+    const char *text = getenv(name);
+    return text && *text ? atoi(text) : fallback;
+}
+
+bool write_source(const std::string &path, const char *text)
+{
+    if (!access(path.c_str(), R_OK))
+        return true;
+    const std::string part = path + "." + std::to_string(getpid());
+    FILE *file = fopen(part.c_str(), "w");
+    bool done = file && fputs(text, file) >= 0;
+    if (file)
+        done = !fclose(file) && done;
+    return done && !rename(part.c_str(), path.c_str());
+}
+
+// Compiles what the folder does not hold yet, two at a time, and loads all. The first error, or an empty text.
+std::string make_kernels(emulator *e, const kt__package *package, const std::string &folder, int bulk, int checks)
+{
+    const size_t count = (size_t)package->kernel_count;
+    const std::string variant = std::string(bulk ? "-90" : "-80") + (checks ? "" : "-fast");
+    std::vector<std::string> objects(count), errors(count);
+    std::atomic<size_t> next(0);
+    auto work = [&] {
+        for (size_t i; (i = next++) < count;) {
+            const kt__kernel *k = &package->kernels[i];
+            const std::string source = folder + "/" + k->name + "-" + std::string(k->digest).substr(0, 16) + ".cu";
+            char error[2048] = "";
+            objects[i] = source.substr(0, source.size() - 3) + variant + ".so";
+            emulate_build build = {source.c_str(), k->entry, objects[i].c_str(), bulk, checks};
+            if (!write_source(source, k->source))
+                errors[i] = "cannot write " + source;
+            else if (emulate_compile(&build, error, sizeof error))
+                errors[i] = std::string(k->name) + ": " + error;
+        }
+    };
+    std::thread other(work);
+    work();
+    other.join();
+    for (size_t i = 0; i < count; i++) {
+        char error[1024] = "";
+        if (!errors[i].empty())
+            return errors[i];
+        emulate_kernel *kernel = emulate_load(objects[i].c_str(), package->kernels[i].entry, error, sizeof error);
+        if (!kernel)
+            return error;
+        e->kernels.push_back(kernel);
+    }
+    return "";
+}
+
+const kt__backend_calls calls = {close_backend, alloc,  release,   upload, download, mirror_alloc,
+                                 mirror_free,   mirror, capturing, launch};
+
+}
+
+kt_status kt__emulate_open(const kt__package *package, const char *cache_dir, kt__backend **backend)
+{
+    const int bulk = number("KT_EMULATE_BULK", 1), checks = !number("KT_EMULATE_FAST", 0);
+    const std::string folder = std::string(cache_dir) + "/emulate";
+    for (size_t i = 1; i <= folder.size(); i++)
+        if ((i == folder.size() || folder[i] == '/') && mkdir(folder.substr(0, i).c_str(), 0777) && errno != EEXIST)
+            return kt__fail(KT_IO, "cannot make the folder %s: %s", folder.c_str(), strerror(errno));
+    emulator *e = new emulator();
+    e->base.calls = &calls;
+    e->base.package = package;
+    e->base.multiprocessors = number("KT_EMULATE_SMS", 4);
+    e->base.shared_limit = number("KT_EMULATE_SHARED", bulk ? 232448 : 101376);
+    e->seed = (uint64_t)number("KT_EMULATE_SEED", 0);
+    e->attend_limit = number("KT_EMULATE_ATTEND", 1 << 30);
+    snprintf(e->base.device_name, sizeof e->base.device_name, "emulated sm_%d", bulk ? 90 : 80);
+    const std::string error = make_kernels(e, package, folder, bulk, checks);
+    if (!error.empty()) {
+        close_backend(&e->base);
+        return kt__fail(KT_COMPILE, "%s", error.c_str());
+    }
+    *backend = &e->base;
+    return KT_OK;
+}
+
+int kt__emulate_launches(const kt__backend *backend) { return ((const emulator *)(const void *)backend)->launches; }
+
+// What kt_open calls in a program linked with --wrap=kt__cuda_open.
+extern "C" kt_status __wrap_kt__cuda_open(const kt__package *package, const kt__environment *environment, int, bool *usable,
+                                          kt__backend **backend)
+{
+    if (usable)
+        *usable = true;
+    return kt__emulate_open(package, environment->cache_dir, backend);
+}

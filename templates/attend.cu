@@ -31,6 +31,7 @@ constexpr int VALUE_GROUPS = D / VALUE_GROUP;
 constexpr int VALUE_WORDS = VALUE_BITS == 16 ? 0 : KD * VALUE_PLANES;
 constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES);
 constexpr int QUERY_BYTES = D * COLUMNS * 4;
+constexpr bool VALUES_AHEAD = D <= 128;    // exact values are loaded with their keys, where there are registers for both
 constexpr int BARRIER_BYTES = 128;
 constexpr int MOST_SPLITS = 128;           // the runtime's limit
 constexpr float LOG2E = 1.4426950408889634f;
@@ -77,23 +78,24 @@ __device__ __forceinline__ u32 pack_element_part(float x, float y, bool low_part
     return low_part ? low : high;
 }
 
-// Words `first`, ... of a lane out of a tile of `words` per lane, read as vectors of four; w must be a constant after unrolling.
+// Words of a lane out of a tile of `words` per lane, read in ascending order and as vectors of four; w must be a constant after
+// unrolling, `first` true for the first word read.
 template <int words> struct Words {
     const u32 *base;
     int lane;
     uint4 four;
     __device__ __forceinline__ Words(const u8 *tile, int lane) : base((const u32 *)tile), lane(lane) {}
-    __device__ __forceinline__ u32 get(int w) {
-        const int first = w & ~3, left = words - first, r = w & 3;
+    __device__ __forceinline__ u32 get(int w, bool first) {
+        const int start = w & ~3, left = words - start, r = w & 3;
         if (left >= 4) {
-            if (r == 0) four = *(const uint4 *)(base + first * 32 + lane * 4);
+            if (r == 0 || first) four = *(const uint4 *)(base + start * 32 + lane * 4);
         } else if (left >= 2 && r < 2) {
-            if (r == 0) {
-                uint2 two = *(const uint2 *)(base + first * 32 + lane * 2);
+            if (r == 0 || first) {
+                const uint2 two = *(const uint2 *)(base + start * 32 + lane * 2);
                 four.x = two.x, four.y = two.y;
             }
         } else {
-            u32 one = base[(first + (left == 3 ? 2 : 0)) * 32 + lane];
+            const u32 one = base[w * 32 + lane];
             if (r == 0) four.x = one;
             else four.z = one;
         }
@@ -179,7 +181,7 @@ __device__ __forceinline__ void score_codes(float (*s)[4], const KeyOperand &ope
         const int p = k / KD; // planes 1.. of all channels reuse the operand and are weighted afterwards
         const bool weighted = p >= 1 && p < KEY_PLANES;
         const int at = p < KEY_PLANES ? k % KD : KD + k - KEY_PLANES * KD;
-        const u32 x = words.get(k);
+        const u32 x = words.get(k, k == 0);
 #pragma unroll
         for (int m = 0; m < groups; m++) {
             float(&to)[4] = weighted ? plane[m] : s[m];
@@ -284,55 +286,81 @@ __device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed)
     }
 }
 
-__device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &sealed, const float (*p)[4], const u8 *tile, int lane) {
+// Adds the values of a chunk. Its products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum,
+// always towards zero, and over a long context that would show where codes and zeros nearly cancel.
+__device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &sealed, const float (&p)[2 * TILES][4], const u8 *tiles,
+                                                  int lane) {
     const int g = lane >> 2, c = lane & 3;
     const bool low_part = c >= 2;
     if constexpr (VALUE_BITS == 16) {
-        u32 b[4];
+        u32 b[2 * TILES][2];
 #pragma unroll
-        for (int m = 0; m < 2; m++)
+        for (int m = 0; m < 2 * TILES; m++)
 #pragma unroll
-            for (int j = 0; j < 2; j++)
-                b[2 * m + j] = transpose8(pack_element_part(p[m][2 * j], p[m][2 * j + 1], low_part));
-        const uint4 *a = (const uint4 *)tile + lane;
+            for (int j = 0; j < 2; j++) b[m][j] = transpose8(pack_element_part(p[m][2 * j], p[m][2 * j + 1], low_part));
 #pragma unroll
-        for (int i = 0; i < KD; i++)
+        for (int i = 0; i < KD; i++) {
+            float sum[4] = {0, 0, 0, 0};
 #pragma unroll
-            for (int m = 0; m < 2; m++) {
-                const uint4 w = a[(i * 2 + m) * 32];
-                mma_element(state.out[i], w.x, w.y, w.z, w.w, b[2 * m], b[2 * m + 1]);
+            for (int m = 0; m < 2 * TILES; m++) {
+                const uint4 w = ((const uint4 *)(tiles + m / 2 * VALUE_TILE_BYTES))[(i * 2 + m % 2) * 32 + lane];
+                mma_element(sum, w.x, w.y, w.z, w.w, b[m][0], b[m][1]);
             }
+#pragma unroll
+            for (int e = 0; e < 4; e++) state.out[i][e] += sum[e];
+        }
     } else {
         const float unit = power_of_two(P_EXPONENT - sealed.exponent);
-        Words<VALUE_WORDS> words(tile + VALUE_META_BYTES, lane);
-        u32 b[VALUE_GROUPS][4];
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) {
-            const uint4 pairs = *(const uint4 *)(tile + v * 128 + g * 16); // tokens g, g + 8, g + 16, g + 24
-            const u32 pair[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+            u32 b[TILES][4];
 #pragma unroll
-            for (int r = 0; r < 4; r++) {
-                const int m = r >> 1, j = r & 1;
-                const float zero = half_to_float((u16)(pair[r] >> 16));
-                const float scale = half_to_float((u16)pair[r]) * (j ? unit * 0.0625f : unit);
-                sealed.zero0[v] += p[m][2 * j] * zero, sealed.zero1[v] += p[m][2 * j + 1] * zero;
-                b[v][r] = transpose8(pack_half_part(p[m][2 * j] * scale, p[m][2 * j + 1] * scale, low_part));
+            for (int t = 0; t < TILES; t++) {
+                // tokens g, g + 8, g + 16, g + 24
+                const uint4 pairs = *(const uint4 *)(tiles + t * VALUE_TILE_BYTES + v * 128 + g * 16);
+                const u32 pair[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    const int m = 2 * t + (r >> 1), j = r & 1;
+                    const float zero = half_to_float((u16)(pair[r] >> 16));
+                    const float scale = half_to_float((u16)pair[r]) * (j ? unit * 0.0625f : unit);
+                    sealed.zero0[v] += p[m][2 * j] * zero, sealed.zero1[v] += p[m][2 * j + 1] * zero;
+                    b[t][r] = transpose8(pack_half_part(p[m][2 * j] * scale, p[m][2 * j + 1] * scale, low_part));
+                }
             }
-        }
 #pragma unroll
-        for (int plane = 0; plane < VALUE_PLANES; plane++) {
+            for (int plane = 0; plane < VALUE_PLANES; plane++) {
+                constexpr int step = 4; // words of a vector
 #pragma unroll
-            for (int i = 0; i < KD; i++) {
-                const int v = i * 16 / VALUE_GROUP;
-                const u32 x = words.get(plane * KD + i);
-                mma_codes(state.out[i], x, b[v][0], b[v][1]);
-                mma_codes(state.out[i], x >> 8, b[v][2], b[v][3]);
+                for (int i0 = 0; i0 < VALUE_GROUP / 16; i0 += step) {
+                    float sum[step][4];
+#pragma unroll
+                    for (int i = 0; i < step; i++)
+#pragma unroll
+                        for (int e = 0; e < 4; e++) sum[i][e] = 0;
+#pragma unroll
+                    for (int t = 0; t < TILES; t++) {
+                        Words<VALUE_WORDS> words(tiles + t * VALUE_TILE_BYTES + VALUE_META_BYTES, lane);
+#pragma unroll
+                        for (int i = 0; i < step; i++)
+                            if (i0 + i < VALUE_GROUP / 16) {
+                                const u32 x = words.get(plane * KD + v * (VALUE_GROUP / 16) + i0 + i, i == 0);
+                                mma_codes(sum[i], x, b[t][0], b[t][1]);
+                                mma_codes(sum[i], x >> 8, b[t][2], b[t][3]);
+                            }
+                    }
+#pragma unroll
+                    for (int i = 0; i < step; i++)
+                        if (i0 + i < VALUE_GROUP / 16)
+#pragma unroll
+                            for (int e = 0; e < 4; e++) state.out[v * (VALUE_GROUP / 16) + i0 + i][e] += sum[i][e];
+                }
+                if (plane + 1 < VALUE_PLANES)
+#pragma unroll
+                    for (int t = 0; t < TILES; t++)
+#pragma unroll
+                        for (int r = 0; r < 4; r++) b[t][r] = half2_multiply(b[t][r], 0x44004400u); // times 4
             }
-            if (plane + 1 < VALUE_PLANES)
-#pragma unroll
-                for (int v = 0; v < VALUE_GROUPS; v++)
-#pragma unroll
-                    for (int r = 0; r < 4; r++) b[v][r] = half2_multiply(b[v][r], 0x44004400u); // times 4
         }
     }
 }
@@ -570,7 +598,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         const int first = item < sink_units ? item * 16 : SINK + full_pages * PAGE + (item - sink_units) * 16;
         const int token = first + g, limit = item < sink_units ? min(end, SINK) : end;
         uint4 x[D / 32], y[D / 32], value_x[D / 32], value_y[D / 32];
-        load_rows(value_x, value_y, exact.value(min(token, limit - 1)), exact.value(min(token + 8, limit - 1)), c);
+        const u16 *row_x = exact.value(min(token, limit - 1)), *row_y = exact.value(min(token + 8, limit - 1));
+        if (VALUES_AHEAD) load_rows(value_x, value_y, row_x, row_y, c);
         float s[1][4], r0, r1;
         if (half) {
             const int group = (item - sink_units) % (PAGE / 16);
@@ -584,6 +613,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
             score_exact(s[0], query, x, y, token, limit);
         }
         softmax_update<1>(state, s, 1.0f, r0, r1);
+        if (!VALUES_AHEAD) load_rows(value_x, value_y, row_x, row_y, c);
         clean_rows(value_x, value_y);
         add_exact_values(state, s[0], value_x, value_y, lane);
     }
@@ -617,9 +647,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         softmax_update<2 * TILES>(state, s, also, r0, r1);
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] *= r0, sealed.zero1[v] *= r1;
-#pragma unroll
-        for (int t = 0; t < TILES; t++)
-            add_sealed_values(state, sealed, s + 2 * t, stage + KEY_TILES + TILES * KEY_TILE_BYTES + t * VALUE_TILE_BYTES, lane);
+        add_sealed_values(state, sealed, s, stage + KEY_TILES + TILES * KEY_TILE_BYTES, lane);
         __syncwarp(); // every lane is done with the stage
         const int next = item + STAGES * stride, chunk = next - units;
         if (next < items) start_copy(stage, block_of(chunk / PAGE_CHUNKS), chunk % PAGE_CHUNKS * TILES, barriers + at, lane);

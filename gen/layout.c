@@ -74,8 +74,9 @@ static kg_attend_config attend_config(const kt_format *f, int warps, int stages,
     c.columns = (f->group_heads + c.passes - 1) / c.passes;
     // Per stage: header, key meta and index, then whole key and value tiles.
     const int stage = f->key_tiles + tiles * (f->key_tile_bytes + f->value_tile_bytes);
-    // After the last page the stages are reused for each warp's partial result: head_dim outputs, maximum and sum.
-    const int partial = warps * c.columns * (f->head_dim + 2) * 4;
+    // After the last page the stages are reused for each warp's partial result: head_dim outputs (the rows
+    // padded by four), maximum and sum.
+    const int partial = warps * c.columns * (f->head_dim + 6) * 4;
     const int query = f->head_dim * c.columns * 4;
     const int buffers = warps * stages * stage;
     const int barriers = 128;

@@ -33,7 +33,7 @@ constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYT
 constexpr int QUERY_BYTES = D * COLUMNS * 4;
 constexpr bool VALUES_AHEAD = D <= 128;    // exact values are loaded with their keys, where there are registers for both
 constexpr int BARRIER_BYTES = 128;
-constexpr int MOST_SPLITS = 128;           // the runtime's limit
+constexpr int OUT_STRIDE = D + 4;          // floats of a warp's result, off the bank stride
 constexpr float LOG2E = 1.4426950408889634f;
 // q' is scaled to at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products
 // with codes, which are subnormal halves, are off by 2^-24. Probabilities likewise.
@@ -42,8 +42,7 @@ constexpr int P_EXPONENT = VALUE_BITS == 16 ? 0 : 17 - VALUE_BITS;
 static_assert(PAGE_TILES % TILES == 0, "chunks divide a page");
 static_assert(WARPS * STAGES * 8 <= BARRIER_BYTES, "barriers fit");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * STAGES * STAGE_BYTES <= SHARED_BYTES, "stages fit");
-static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * COLUMNS * (D + 2) * 4 <= SHARED_BYTES, "partial results fit");
-static_assert(QUERY_BYTES + BARRIER_BYTES + 2 * COLUMNS * MOST_SPLITS * 4 <= SHARED_BYTES, "weights of splits fit");
+static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * COLUMNS * (OUT_STRIDE + 2) * 4 <= SHARED_BYTES, "partial results fit");
 
 // What a lane knows of the query: the column g, channels as channel_of orders them.
 struct Query {
@@ -418,19 +417,24 @@ __device__ __forceinline__ void load_rows(uint4 (&x)[D / 32], uint4 (&y)[D / 32]
     }
 }
 
-// Elements that are not finite count as 0.
+// Replaces elements that are not finite by 0.
 __device__ __forceinline__ void clean_rows(uint4 (&x)[D / 32], uint4 (&y)[D / 32]) {
-    u32 bad = 0;
 #pragma unroll
-    for (int k = 0; k < D / 32; k++)
-        bad |= nonfinite_bits(x[k].x) | nonfinite_bits(x[k].y) | nonfinite_bits(x[k].z) | nonfinite_bits(x[k].w) |
-               nonfinite_bits(y[k].x) | nonfinite_bits(y[k].y) | nonfinite_bits(y[k].z) | nonfinite_bits(y[k].w);
-    if (bad)
+    for (int k = 0; k < D / 32; k++) {
+        x[k].x = finite_pair(x[k].x), x[k].y = finite_pair(x[k].y), x[k].z = finite_pair(x[k].z), x[k].w = finite_pair(x[k].w);
+        y[k].x = finite_pair(y[k].x), y[k].y = finite_pair(y[k].y), y[k].z = finite_pair(y[k].z), y[k].w = finite_pair(y[k].w);
+    }
+}
+
+// Whether a lane's rows hold an element that is not finite.
+__device__ __forceinline__ bool rows_damaged(const uint4 (&x)[D / 32], const uint4 (&y)[D / 32]) {
+    u32 peak = 0; // largest magnitude or NaN
 #pragma unroll
-        for (int k = 0; k < D / 32; k++) {
-            x[k].x = finite_pair(x[k].x), x[k].y = finite_pair(x[k].y), x[k].z = finite_pair(x[k].z), x[k].w = finite_pair(x[k].w);
-            y[k].x = finite_pair(y[k].x), y[k].y = finite_pair(y[k].y), y[k].z = finite_pair(y[k].z), y[k].w = finite_pair(y[k].w);
-        }
+    for (int k = 0; k < D / 32; k++) {
+        peak = peak_pair(peak_pair(peak_pair(peak_pair(peak, x[k].x), x[k].y), x[k].z), x[k].w);
+        peak = peak_pair(peak_pair(peak_pair(peak_pair(peak, y[k].x), y[k].y), y[k].z), y[k].w);
+    }
+    return nonfinite_bits(peak) != 0;
 }
 
 // Logits of 16 exact keys from `first` on, whose rows x (token g) and y (token g + 8) this lane holds; tokens from `end` on do not
@@ -485,22 +489,37 @@ __device__ __forceinline__ void start_copy(u8 *stage, const u8 *block, int tile,
 
 // ---- merging ----
 
-// Weight of a partial result with maximum `max` in one with maximum `all`.
-__device__ __forceinline__ float merge_weight(float max, float all) { return max == -infinity() ? 0.0f : exp2_fast(max - all); }
-
-__device__ __forceinline__ void store_result(const kt_attend_params &p, int row, int head, int channel, float out, float max, float sum) {
-    p.out[row * p.out_row + head * p.out_head + channel] = float_to_element(out / sum);
-    if (p.lse && channel == 0) p.lse[(long long)row * (p.view.kv_heads * GROUP_HEADS) + head] = (max + log2f(sum)) / LOG2E;
-}
+// Four channels of partial results, merged one after another.
+struct Merge {
+    float4 out;
+    float max, sum;
+    __device__ __forceinline__ Merge() : out(make_float4(0, 0, 0, 0)), max(-infinity()), sum(0) {}
+    __device__ __forceinline__ void add(float2 stat, float4 x) {
+        if (stat.x == -infinity()) return; // nothing was in it
+        const float all = fmaxf(max, stat.x), mine = exp2_fast(max - all), other = exp2_fast(stat.x - all);
+        out.x = out.x * mine + x.x * other, out.y = out.y * mine + x.y * other;
+        out.z = out.z * mine + x.z * other, out.w = out.w * mine + x.w * other;
+        sum = sum * mine + stat.y * other, max = all;
+    }
+    __device__ __forceinline__ void store(const kt_attend_params &p, int row, int head, int channel) const {
+        const float scale = 1.0f / sum;
+        *(uint2 *)(p.out + row * p.out_row + head * p.out_head + channel) =
+            make_uint2(pack_element(out.x * scale, out.y * scale), pack_element(out.z * scale, out.w * scale));
+        if (p.lse && channel == 0)
+            p.lse[(long long)row * (p.view.kv_heads * GROUP_HEADS) + head] = (max + log2f(sum)) / LOG2E;
+    }
+};
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __grid_constant__ kt_attend_params p) {
-    grid_wait();
-    grid_launch_next();
-    if (!p.view.control->ready) return;
     const int split = blockIdx.x % p.splits, place = blockIdx.x / p.splits; // place: slot * max_fresh + query token
     const int slot_index = place / p.max_fresh, query_token = place % p.max_fresh;
-    const kt_slot slot = p.view.slots[slot_index];
-    if (query_token >= slot.fresh) return;
+    // Before grid_wait only what was final before the launch ahead, the layer's append, began: the step's tables, and pages sealed by
+    // earlier steps. A block must not end before it has waited, or the launch behind this one would not wait for the one ahead.
+    const kt_slot slot = load_settled(p.view.slots + slot_index);
+    if (!load_settled(&p.view.control->ready) || query_token >= slot.fresh) {
+        grid_wait();
+        return;
+    }
 
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
     const int kv_head = blockIdx.y / PASSES, pass = blockIdx.y % PASSES;
@@ -520,14 +539,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     const int units = sink_units + half_units + (max(end - rest, 0) + 15) / 16;
     const int items = units + full_pages * PAGE_CHUNKS;
     const int splits = max(min((items + p.split_items - 1) / p.split_items, p.splits), 1);
-    if (split >= splits) return;
+    if (split >= splits) {
+        grid_wait();
+        return;
+    }
     const int first_item = warp * splits + split, stride = WARPS * splits;
     // The warp's first item that is a chunk
     const int first_chunk = first_item >= units ? first_item : first_item + (units - first_item + stride - 1) / stride * stride;
 
     const int *table = p.view.table + (long long)slot_index * p.view.table_stride;
     auto block_of = [&](int page) {
-        return p.view.pages + ((long long)table[page] * p.view.kv_heads + kv_head) * BLOCK_BYTES;
+        return p.view.pages + ((long long)load_settled(table + page) * p.view.kv_heads + kv_head) * BLOCK_BYTES;
     };
 
 #if KITTY_BULK
@@ -545,6 +567,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         async_commit();
 #endif
     }
+
+    grid_wait();
+    grid_launch_next();
 
     Query query;
     {
@@ -609,12 +634,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
             score_sealed<1>(s, query, operand, key_exponent, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
         } else {
             load_rows(x, y, exact.key(min(token, limit - 1)), exact.key(min(token + 8, limit - 1)), c);
-            clean_rows(x, y);
+            if (__any_sync(~0u, rows_damaged(x, y))) clean_rows(x, y);
             score_exact(s[0], query, x, y, token, limit);
         }
         softmax_update<1>(state, s, 1.0f, r0, r1);
         if (!VALUES_AHEAD) load_rows(value_x, value_y, row_x, row_y, c);
-        clean_rows(value_x, value_y);
+        if (__any_sync(~0u, rows_damaged(value_x, value_y))) clean_rows(value_x, value_y);
         add_exact_values(state, s[0], value_x, value_y, lane);
     }
 
@@ -670,43 +695,35 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
 #pragma unroll
             for (int e = 0; e < 4; e++) state.out[i][e] += __shfl_xor_sync(~0u, state.out[i][e], 2);
     __syncthreads(); // the stages are free
-    float *results = (float *)(shared_memory() + QUERY_BYTES + BARRIER_BYTES); // [WARPS, COLUMNS, D + 2]
+    float *outs = (float *)(shared_memory() + QUERY_BYTES + BARRIER_BYTES); // [WARPS, COLUMNS, OUT_STRIDE]
+    float2 *stats = (float2 *)(outs + WARPS * COLUMNS * OUT_STRIDE);        // [WARPS, COLUMNS] maximum and sum
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         const int column = 2 * c + e;
         if (column < columns) {
-            float *result = results + (warp * COLUMNS + column) * (D + 2);
+            float *out = outs + (warp * COLUMNS + column) * OUT_STRIDE;
 #pragma unroll
             for (int i = 0; i < KD; i++) {
-                result[channel_of(i, g)] = state.out[i][e];
-                result[channel_of(i, g + 8)] = state.out[i][2 + e];
+                out[channel_of(i, g)] = state.out[i][e];
+                out[channel_of(i, g + 8)] = state.out[i][2 + e];
             }
-            if (g == 0) {
-                result[D] = e ? state.max1 : state.max0;
-                result[D + 1] = e ? state.sum1 : state.sum0;
-            }
+            if (g == 0) stats[warp * COLUMNS + column] = make_float2(e ? state.max1 : state.max0, e ? state.sum1 : state.sum0);
         }
     }
     __syncthreads();
-    const long long heads = (long long)p.view.kv_heads * GROUP_HEADS;
-    float *partial = p.partial + ((long long)row * heads + first_head) * p.splits * (D + 2); // [columns, splits, D + 2]
-    for (int i = threadIdx.x; i < columns * D; i += WARPS * 32) {
-        const int column = i / D, channel = i % D;
-        float max = -infinity(), sum = 0, out = 0;
+    const long long first_row = (long long)row * (p.view.kv_heads * GROUP_HEADS) + first_head; // of [rows, heads]
+    for (int i = threadIdx.x; i < columns * (D / 4); i += WARPS * 32) {
+        const int column = i / (D / 4), channel = i % (D / 4) * 4;
+        Merge merge;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) max = fmaxf(max, results[(w * COLUMNS + column) * (D + 2) + D]);
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            const float *result = results + (w * COLUMNS + column) * (D + 2);
-            const float weight = merge_weight(result[D], max);
-            out += weight * result[channel], sum += weight * result[D + 1];
-        }
+        for (int w = 0; w < WARPS; w++)
+            merge.add(stats[w * COLUMNS + column], *(const float4 *)(outs + (w * COLUMNS + column) * OUT_STRIDE + channel));
         if (splits == 1) {
-            store_result(p, row, first_head + column, channel, out, max, sum);
+            merge.store(p, row, first_head + column, channel);
         } else {
-            float *to = partial + (column * p.splits + split) * (D + 2);
-            to[channel] = out;
-            if (channel == 0) to[D] = max, to[D + 1] = sum;
+            const long long at = (first_row + column) * p.splits + split;
+            *(float4 *)(p.partial + at * D + channel) = merge.out;
+            if (channel == 0) ((float2 *)p.stats)[at] = make_float2(merge.max, merge.sum);
         }
     }
     if (splits == 1) return;
@@ -724,22 +741,24 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     }
     __syncthreads();
     if (!*last) return;
-    float *weights = results, *sums = results + COLUMNS * MOST_SPLITS; // [COLUMNS, splits]
-    for (int i = threadIdx.x; i < columns * splits; i += WARPS * 32) {
-        const float *from = partial + (i / splits * p.splits + i % splits) * (D + 2) + D;
-        weights[i] = from[0], sums[i] = from[1];
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < columns * D; i += WARPS * 32) {
-        const int column = i / D, channel = i % D;
-        const float *from = partial + column * p.splits * (D + 2) + channel;
-        float max = -infinity(), sum = 0, out = 0;
-        for (int k = 0; k < splits; k++) max = fmaxf(max, weights[column * splits + k]);
-#pragma unroll 8
-        for (int k = 0; k < splits; k++) {
-            const float weight = merge_weight(weights[column * splits + k], max);
-            out += weight * from[k * (D + 2)], sum += weight * sums[column * splits + k];
+    for (int i = threadIdx.x; i < columns * (D / 4); i += WARPS * 32) {
+        const int column = i / (D / 4), channel = i % (D / 4) * 4;
+        const long long at = (first_row + column) * p.splits;
+        const float2 *from_stats = (const float2 *)p.stats + at;
+        const float4 *from = (const float4 *)(p.partial + at * D + channel);
+        Merge merge;
+        for (int k = 0; k < splits; k += 8) { // eight loads at a time
+            float2 stat[8];
+            float4 out[8];
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const int from_split = min(k + j, splits - 1);
+                stat[j] = from_stats[from_split], out[j] = from[from_split * (D / 4)];
+            }
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                if (k + j < splits) merge.add(stat[j], out[j]);
         }
-        store_result(p, row, first_head + column, channel, out, max, sum);
+        merge.store(p, row, first_head + column, channel);
     }
 }

@@ -21,6 +21,11 @@ constexpr u32 EXPONENT_BITS = DTYPE == 0 ? 0x7c007c00u : 0x7f807f80u;
 constexpr u32 EXPONENT_UNIT = DTYPE == 0 ? 0x04000400u : 0x00800080u;
 // Bits 15 and 31: whether the low and the high element of a pair is not finite.
 __device__ __forceinline__ u32 nonfinite_bits(u32 pair) { return ((pair & EXPONENT_BITS) + EXPONENT_UNIT) & 0x80008000u; }
+// Per element the larger magnitude; NaN where either is.
+__device__ __forceinline__ u32 peak_pair(u32 a, u32 b) {
+    if constexpr (DTYPE == 0) return half2_peak(a, b);
+    else return bfloat2_peak(a, b);
+}
 // The pair with elements that are not finite replaced by 0.
 __device__ __forceinline__ u32 finite_pair(u32 pair) {
     const u32 bad = nonfinite_bits(pair);
@@ -39,4 +44,13 @@ __device__ __forceinline__ int ceil_exponent(float x) {
 __device__ __forceinline__ int sealed_pages(int tokens, int window) {
     const int rest = tokens - SINK - window;
     return rest < 0 ? 0 : rest / PAGE;
+}
+// Loads of what nothing writes any more, past the L1 cache, which may hold it as it was before.
+__device__ __forceinline__ int load_settled(const int *p) { return load_through(p); }
+__device__ __forceinline__ kt_slot load_settled(const kt_slot *p) {
+    const int *w = (const int *)p;
+    kt_slot slot;
+    slot.tokens = load_through(w), slot.fresh = load_through(w + 1), slot.row = load_through(w + 2);
+    slot.slab = load_through(w + 4), slot.slab_next = load_through(w + 5);
+    return slot;
 }

@@ -43,7 +43,8 @@ typedef struct {
     unsigned short *out;           // [rows, kv_heads * GROUP_HEADS, HEAD_DIM]
     float *lse;                    // [rows, kv_heads * GROUP_HEADS] natural log of the sum of exponentials, or null
     long long query_row, query_head, out_row, out_head;
-    float *partial;                // [rows, heads, splits, HEAD_DIM + 2] where splits > 1
+    float *partial;                // [rows, heads, splits, HEAD_DIM] outputs of splits, where there are several
+    float *stats;                  // [rows, heads, splits, 2] their maxima (of logits in units of log2) and sums
     int *arrivals;                 // [slots * max_fresh * kv_heads * passes], zero between launches
     float scale;                   // softmax scale
     int max_fresh;

@@ -68,6 +68,24 @@ __device__ __forceinline__ u32 half2_multiply(u32 a, u32 b) {
     return y;
 }
 
+// max(|a|, |b|) on two halves, NaN where one is
+__device__ __forceinline__ u32 half2_peak(u32 a, u32 b) {
+    u32 y;
+    asm("{\n.reg .b32 x, z;\nabs.f16x2 x, %1;\nabs.f16x2 z, %2;\nmax.NaN.f16x2 %0, x, z;\n}" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ u32 bfloat2_peak(u32 a, u32 b) {
+    u32 y;
+    asm("{\n.reg .b32 x, z;\nabs.bf16x2 x, %1;\nabs.bf16x2 z, %2;\nmax.NaN.bf16x2 %0, x, z;\n}" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+// From the L2 cache.
+__device__ __forceinline__ int load_through(const int *p) {
+    int x;
+    asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+    return x;
+}
+
 // ---- matrix: c[16 x 8] += a[16 x 16] * b[16 x 8], fp32 accumulators, all 32 lanes ----
 // lane = 4 g + t. a0: row g, columns 2t, 2t+1; a1: row g+8; a2: row g, columns 2t+8, 2t+9; a3: row g+8, those.
 // b0: rows 2t, 2t+1 of column g; b1: rows 2t+8, 2t+9. c0, c1: row g, columns 2t, 2t+1; c2, c3: row g+8.

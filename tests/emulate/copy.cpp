@@ -30,28 +30,49 @@ static void phase_check(block *b, int index)
 
 static void land(block *b, size_t i)
 {
-    copy c = b->copies[i];
-    b->copies[i] = b->copies.back();
-    b->copies.pop_back();
-    memcpy(c.to, c.from, c.bytes);
-    if (c.barrier >= 0) {
-        b->mbarriers[c.barrier].bytes -= c.bytes;
-        phase_check(b, c.barrier);
+    copy *c = &b->copies[i];
+    c->landed = true;
+    b->under_way--;
+    memcpy(c->to, c->from, c->bytes);
+    if (c->barrier >= 0) {
+        b->mbarriers[c->barrier].bytes -= c->bytes;
+        phase_check(b, c->barrier);
     }
+}
+
+static void start(block *b, const copy &c)
+{
+    b->copies.push_back(c);
+    b->under_way++;
+}
+
+// Copies of an mbarrier, or of a lane's groups, up to `round` have been waited for.
+static void waited(block *b, const thread *by, int barrier, u32 round)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < b->copies.size(); i++) {
+        const bool over = b->copies[i].barrier == barrier && b->copies[i].round <= round && (barrier >= 0 || b->copies[i].by == by);
+        if (!over || !b->copies[i].landed)
+            b->copies[kept++] = b->copies[i];
+    }
+    b->copies.resize(kept);
 }
 
 bool land_one(block *b)
 {
-    if (b->copies.empty())
+    if (!b->under_way)
         return false;
-    land(b, draw() % b->copies.size());
+    size_t i = draw() % b->copies.size();
+    while (b->copies[i].landed)
+        i = (i + 1) % b->copies.size();
+    land(b, i);
     return true;
 }
 
 void block_copies_end(block *b)
 {
     for (const copy &c : b->copies)
-        report(EMULATE_WAIT, c.pc, c.by, "starts a copy of %d bytes to %s that is still under way when the block ends", c.bytes,
+        report(EMULATE_WAIT, c.pc, c.by, "starts a copy of %d bytes to %s that nobody waits for before the block ends", c.bytes,
                ("shared+" + std::to_string(c.to - b->shared.start)).c_str());
 }
 
@@ -154,6 +175,7 @@ void barrier_wait(u64 *bar, int parity)
         block_self();
     }
     mbarrier *b = &t->home->mbarriers[index];
+    waited(t->home, t, index, b->phase);
     clock *before = t->view;
     if (before != b->memo_from) {
         clock *after = new clock(*before);
@@ -191,8 +213,9 @@ void bulk_copy(void *dst, const void *src, int bytes, u64 *bar)
     c.from = (const u8 *)src;
     c.bytes = bytes;
     c.barrier = index;
+    c.round = b->phase + 1;
     c.pc = pc;
-    t->home->copies.push_back(c);
+    start(t->home, c);
 }
 
 // ---- groups of 16-byte copies. Stamp of a lane's copies: number of the group, from 1. ----
@@ -211,9 +234,9 @@ void async_copy16(void *dst, const void *src)
     c.to = (u8 *)dst;
     c.from = (const u8 *)src;
     c.bytes = 16;
-    c.group = t->groups + 1;
+    c.round = t->groups + 1;
     c.pc = pc;
-    t->home->copies.push_back(c);
+    start(t->home, c);
 }
 
 void async_commit(void) { m.self->groups++; }
@@ -224,7 +247,11 @@ void emulate_async_wait(int pending)
     block *b = t->home;
     if (t->groups > (u32)pending && t->groups - pending > t->groups_done)
         t->groups_done = t->groups - pending;
-    for (size_t i = b->copies.size(); i-- > 0;)
-        if (i < b->copies.size() && b->copies[i].by == t && b->copies[i].group && b->copies[i].group <= t->groups_done)
-            land(b, i);
+    const size_t count = b->copies.size(), first = count ? draw() % count : 0;
+    for (size_t i = 0; i < count; i++) {
+        const copy &c = b->copies[(first + i) % count];
+        if (c.by == t && c.barrier < 0 && c.round <= t->groups_done && !c.landed)
+            land(b, (first + i) % count);
+    }
+    waited(b, t, -1, t->groups_done);
 }

@@ -181,6 +181,19 @@ template <class To, class From> __forceinline__ To emulate_bits(From from)
     __builtin_memcpy(&to, &from, sizeof(To));
     return to;
 }
+// Magnitudes of halves order like their bits; a NaN wins, as the canonical one.
+__forceinline__ u32 emulate_peak(u32 a, u32 b, u32 infinity)
+{
+    u32 result = 0;
+    for (int shift = 0; shift < 32; shift += 16) {
+        const u32 x = a >> shift & 0x7fff, y = b >> shift & 0x7fff;
+        result |= (x > infinity || y > infinity ? 0x7fff : x > y ? x : y) << shift;
+    }
+    return result;
+}
+__forceinline__ u32 half2_peak(u32 a, u32 b) { return emulate_peak(a, b, 0x7c00); }
+__forceinline__ u32 bfloat2_peak(u32 a, u32 b) { return emulate_peak(a, b, 0x7f80); }
+__forceinline__ int load_through(const int *p) { return *p; }
 // Launches of the emulator do not overlap.
 __forceinline__ void grid_wait() {}
 __forceinline__ void grid_launch_next() {}

@@ -217,7 +217,6 @@ static void report_stuck()
     for (auto &group : groups)
         text += (text.empty() ? "" : "; ") + lanes_text(group.second) + ": " + group.first;
     report(kind, who->state == AT_WARP ? who->op.pc : who->barrier_pc, who, "waits for ever: %s", text.c_str());
-    give_up();
 }
 
 static void switch_to(thread *next)
@@ -233,8 +232,10 @@ static void switch_to(thread *next)
 void block_self()
 {
     thread *next = pick();
-    if (!next)
+    if (!next) {
         report_stuck();
+        give_up();
+    }
     switch_to(next);
 }
 
@@ -322,6 +323,7 @@ static void block_end(block *b)
     }
     b->mbarriers.clear();
     b->copies.clear();
+    b->under_way = 0;
 }
 
 static void block_free(block *b)
@@ -385,6 +387,10 @@ static void run_blocks(std::vector<u32> &order)
         m.self = nullptr;
         m.ended = nullptr;
         thread *first = pick();
+        if (!first) {
+            report_stuck();
+            return;
+        }
         first->team->ready &= ~(1u << first->lane);
         m.self = first;
         emulate_swap(&m.driver, first->stack_pointer);
@@ -422,8 +428,7 @@ int emulate_launch(const emulate_kernel *kernel, const emulate_launch_args *args
         draw();
     m.eager = draw() & 1;
     m.launch = next_epoch();
-    m.patience = 1 << 20;
-    m.patience_left = 1 << 14;
+    m.patience = PATIENCE;
     if (!launch_refused(kernel, args)) {
         m.threads = args->block[0] * args->block[1] * args->block[2];
         m.warps = (m.threads + LANES - 1) / LANES;
@@ -470,6 +475,7 @@ void __syncthreads(void)
     thread *t = m.self;
     block *b = t->home;
     t->state = AT_BARRIER;
+    t->times_aside = 0;
     t->barrier_pc = pc_of(__builtin_return_address(0));
     if (++b->at_barrier < (int)m.threads) {
         block_self();
@@ -549,6 +555,7 @@ static u64 together(const request &op)
     warp *w = t->team;
     t->op = op;
     t->state = AT_WARP;
+    t->times_aside = 0;
     w->waiting |= 1u << t->lane;
     if (!(op.mask >> t->lane & 1) || op.mask & w->exited) {
         report(EMULATE_MASK, op.pc, t, "%s, which %s", doing(t).c_str(),

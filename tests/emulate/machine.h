@@ -22,7 +22,7 @@ typedef unsigned long long u64;
 
 namespace emulate {
 
-enum { LANES = 32, MAX_THREADS = 1024, MAX_MBARRIERS = 64, STACK_BYTES = 256 << 10 };
+enum { LANES = 32, MAX_THREADS = 1024, MAX_MBARRIERS = 64, STACK_BYTES = 256 << 10, PATIENCE = 1 << 18, TIMES_ASIDE = 64 };
 
 // ---- order ----
 struct thread;
@@ -95,8 +95,10 @@ struct copy {
     u8 *to = nullptr;
     const u8 *from = nullptr;
     int bytes = 0;
-    int barrier = -1;      // index of the mbarrier, or -1: a 16-byte copy of `group`
-    u32 group = 0, pc = 0;
+    int barrier = -1;      // index of the mbarrier, or -1: a 16-byte copy
+    u32 round = 0;         // its phase or group, from 1
+    u32 pc = 0;
+    bool landed = false;
 };
 enum state { READY, AT_BARRIER, AT_WARP, AT_MBARRIER, EXITED };
 struct thread {
@@ -110,6 +112,7 @@ struct thread {
     u32 barrier_pc = 0;
     int mbarrier_index = 0, parity = 0;
     u32 groups = 0, groups_done = 0; // 16-byte copies: groups committed, groups waited for
+    int times_aside = 0;             // set aside since it last met others
     clock *view = nullptr;
 };
 struct block {
@@ -121,7 +124,8 @@ struct block {
     region shared;
     std::vector<u8> barrier_bytes;   // per 8 bytes of shared memory: holds an mbarrier
     std::vector<mbarrier> mbarriers;
-    std::vector<copy> copies;        // under way
+    std::vector<copy> copies;        // that nobody has waited for yet
+    int under_way = 0;               // of them, not landed
 };
 
 struct machine {
@@ -136,7 +140,7 @@ struct machine {
     u32 launch;                      // epoch of global memory
     u32 threads, warps, actors;      // of a block; actors = 2 * threads + MAX_MBARRIERS
     int report_limit;
-    long long patience, patience_left; // accesses until the lane is set aside; how often that may happen
+    int patience;                    // accesses until the lane is set aside
     u64 random;
     std::vector<emulate_report> reports;
     std::map<std::pair<int, std::string>, bool> reported; // by kind and line
@@ -154,7 +158,7 @@ void meet(thread *const *lanes, int count); // joins what they know; a new stamp
 
 // copy.cpp
 bool land_one(block *);            // a copy under way, picked at random
-void block_copies_end(block *);
+void block_copies_end(block *);    // reports those that nobody waited for
 std::string waiting_for(const thread *);
 
 // memory.cpp

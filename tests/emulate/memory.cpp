@@ -293,9 +293,9 @@ void check(const void *address, size_t bytes, access how, u32 pc)
     if (!t || !bytes || (size_t)(at - t->stack) < STACK_BYTES)
         return;
     if (--m.patience < 0) {
-        m.patience = 1 << 20;
-        if (--m.patience_left < 0) {
-            report(EMULATE_ENDLESS, pc, t, "does not end: %d million accesses so far", 1 << 14);
+        m.patience = PATIENCE;
+        if (++t->times_aside > TIMES_ASIDE) {
+            report(EMULATE_ENDLESS, pc, t, "does not end: %d million accesses since it last met other lanes", TIMES_ASIDE);
             give_up();
         }
         yield_self();

@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(64) copies(const __grid_constant__ 
     if (fault != 8)
         __syncwarp();
     const u32 *source = p.in + warp * 512;
-    if (fault == 12) {
+    if (fault == 12 && blockIdx.x == 0) {
         source = p.out + 128 + warp * 256;
         for (int i = lane; i < 256; i += 32)
             p.out[128 + warp * 256 + i] = p.in[i];
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(64) copies(const __grid_constant__ 
     for (int round = 0; round < 4; round++) {
         const int stage = round & 1;
 #if KITTY_BULK
-        if (fault == 12 && round == 1 && lane == 0)
+        if (fault == 12 && blockIdx.x == 0 && round == 0 && lane == 0)
             ((u32 *)source)[64] = 1;
         if (!(fault == 1 && round == 1) && !(fault == 13 && lane != 0))
             barrier_wait(bars + stage, fault == 2 ? 0 : round >> 1);
@@ -65,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(64) copies(const __grid_constant__ 
         sum += stages[stage * 64 + (lane ^ 3)] + stages[stage * 64 + 32 + lane];
         if (fault != 4)
             __syncwarp();
-        if (round < 2 || fault == 5)
+        if (round < 2 || (fault == 5 && round == 3))
             start(round < 2 ? round + 2 : 0);
     }
     if (fault == 10 && lane == 1)

@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(64) memory(const __grid_constant__ 
         barrier_expect(bar, 64);
         bulk_copy(shared + 576, from, 64, bar);
     }
-    if (block == 0) {
+    if (KITTY_BULK && block == 0) {
         barrier_wait(bar, 0);
         sum += *(const u32 *)(shared + 576 + (lane & 15) * 4);
     }

@@ -1,0 +1,34 @@
+-- Small and uneven shapes: every head_dim, kind of score, width and grouping, both types, 1 to 16 query heads per KV head.
+local function shape(name, model, key, value, more)
+    local spec = {
+        name = name,
+        model = { name = name, layers = 2, q_heads = 2 * model[2], kv_heads = 2, head_dim = model[1], dtype = model[3] },
+        variant = "shape",
+        page = 64,
+        sink = 32,
+        key = key,
+        value = value,
+    }
+    for field, given in pairs(more or {}) do
+        spec[field] = given
+    end
+    return kitty(spec)
+end
+
+return {
+    shape("d64-g1-kitty", { 64, 1, "fp16" }, { bits = 2, boost = { bits = 4, fraction = 0.125 } }, { bits = 2, window = 32 }),
+    shape("d96-g3-kitty", { 96, 3, "fp16" }, { bits = 2, boost = { bits = 4, fraction = 0.25, score = "variance" } },
+        { bits = 2, window = 64 }),
+    shape("d128-g4-pro-bf16", { 128, 4, "bf16" }, { bits = 2, boost = { bits = 4, fraction = 0.25 } }, { bits = 2, window = 32 }),
+    shape("d128-g7-range", { 128, 7, "fp16" }, { bits = 2, boost = { bits = 8, fraction = 0.1, score = "range" } },
+        { bits = 4, group = 64, window = 32 }, { sink = 0 }),
+    shape("d192-g5-random", { 192, 5, "fp16" },
+        { bits = 4, group = 32, boost = { bits = 8, fraction = 0.03, score = "random", seed = 7 } }, { bits = 8, group = 64, window = 0 }),
+    shape("d256-g2-kivi", { 256, 2, "bf16" }, { bits = 2, group = 32 }, { bits = 2, window = 128 }, { sink = 64 }),
+    shape("d64-g16-int8", { 64, 16, "fp16" }, { bits = 8, window = 32 }, { bits = 8, group = 32, window = 96 }),
+    shape("d64-g8-exact", { 64, 8, "fp16" }, { bits = 16 }, { bits = 16, window = 0 }, { sink = 0 }),
+    shape("d128-g4-exact-bf16", { 128, 4, "bf16" }, { bits = 16 }, { bits = 4, window = 64 }),
+    shape("d64-g12-values", { 64, 12, "bf16" }, { bits = 4 }, { bits = 16, window = 32 }),
+    shape("d96-g6-page128", { 96, 6, "fp16" }, { bits = 2, group = 64, boost = { bits = 4, fraction = 0.5 } }, { bits = 2, group = 32, window = 64 },
+        { page = 128 }),
+}

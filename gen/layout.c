@@ -77,7 +77,7 @@ static kg_attend_config attend_config(const kt_format *f, int warps, int stages,
     // After the last page the stages are reused for each warp's partial result: head_dim outputs (the rows
     // padded by four), maximum and sum.
     const int partial = warps * c.columns * (f->head_dim + 6) * 4;
-    const int query = f->head_dim * c.columns * 4;
+    const int query = round_up(f->head_dim * c.columns * 2, 128);
     const int buffers = warps * stages * stage;
     const int barriers = 128;
     c.shared = round_up(query + barriers + (buffers > partial ? buffers : partial), 128);

@@ -25,7 +25,7 @@
     X(value_group, VALUE_GROUP, "channels that share a token's value scale and zero")                        \
     X(value_window, VALUE_WINDOW, "newest tokens whose values stay exact, on top of the unfinished page")    \
     X(block_bytes, BLOCK_BYTES, "a block: header, key part, value part of one page and head")                \
-    X(key_meta, KEY_META, "offset of [groups, head_dim] (scale, zero) fp16 pairs")                           \
+    X(key_meta, KEY_META, "offset of [groups, 2, head_dim] fp16 scales, then zeros")                           \
     X(key_index, KEY_INDEX, "offset of the ascending list of boosted channels, one byte each")               \
     X(key_tiles, KEY_TILES, "offset of the key tiles of 32 tokens")                                          \
     X(key_tile_bytes, KEY_TILE_BYTES, "a key tile")                                                          \

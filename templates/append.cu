@@ -181,7 +181,8 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int he
             float low = element_to_float(column[0]), high = low;
             for (int t = 1; t < KEY_GROUP; t++) low = fminf(low, element_to_float(column[t * D])), high = fmaxf(high, element_to_float(column[t * D]));
             work->pair[i] = make_pair(low, high, KEY_BOOSTED > 0 && work->boosted[channel] ? KEY_BOOST_BITS : KEY_BITS, work);
-            ((u32 *)(block + KEY_META))[i] = work->pair[i];
+            u16 *scales = (u16 *)(block + KEY_META) + group * 2 * D;
+            scales[channel] = (u16)work->pair[i], scales[D + channel] = (u16)(work->pair[i] >> 16);
         }
         for (int i = threadIdx.x; i < KEY_TILES - KEY_INDEX; i += THREADS)
             block[KEY_INDEX + i] = i < KEY_BOOSTED ? work->list[i] : 0;

@@ -48,7 +48,8 @@ __device__ double key_element(const u8 *block, const u8 *place, int token, int c
         if (KEY_BOOSTED > 0 && place[channel])
             for (int p = 0; p < KEY_EXTRA; p++)
                 code |= key_plane(tile_base, t, KEY_PLANES * D + p * KEY_BOOSTED + place[channel] - 1) << (2 * (KEY_PLANES + p));
-        return pair_value(code, ((const u32 *)(block + KEY_META))[token / KEY_GROUP * D + channel]);
+        const u16 *scales = (const u16 *)(block + KEY_META) + token / KEY_GROUP * 2 * D;
+        return pair_value(code, scales[channel] | (u32)scales[D + channel] << 16);
     }
 }
 

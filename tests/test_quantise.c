@@ -89,8 +89,8 @@ static double key_at(const kt_format *f, int token, int channel)
                     return kt__to_float(f->dtype, (unsigned short)read16(at));
                 }
     }
-    const int pair = f->key_meta + (token / f->key_group * f->head_dim + channel) * 4;
-    return (float)((float)(key_code(f, token, channel, &boosted) * half(read16(pair))) + half(read16(pair + 2)));
+    const int scale = f->key_meta + token / f->key_group * f->head_dim * 4 + channel * 2;
+    return (float)((float)(key_code(f, token, channel, &boosted) * half(read16(scale))) + half(read16(scale + f->head_dim * 2)));
 }
 
 static double value_at(const kt_format *f, int token, int channel)
@@ -139,7 +139,7 @@ START_TEST(layout)
                 ck_assert_msg(decoded[t * f.head_dim + c] == key_at(&f, t, c), "%s, key token %d channel %d: %g and %g", variant, t,
                               c, (double)decoded[t * f.head_dim + c], key_at(&f, t, c));
                 const double x = kt__to_float(dtype, rows[t][c]), scale = f.key_bits == 16 ? 0
-                    : half(read16(f.key_meta + (t / f.key_group * f.head_dim + c) * 4));
+                    : half(read16(f.key_meta + t / f.key_group * f.head_dim * 4 + c * 2));
                 error = fmax(error, fabs(decoded[t * f.head_dim + c] - x) - 0.51 * scale);
                 step = fmax(step, scale);
             }
@@ -166,8 +166,8 @@ static void by_hand(int dtype, const float *x, int count, unsigned scale, unsign
         storage[t * 64 + 21] = kt__from_float(dtype, x[t % count]);
     point_rows(&f);
     ck_assert_int_eq(kt__cpu_seal_key(&f, rows, 0, 0, 0, block), 0);
-    ck_assert_uint_eq(read16(f.key_meta + 21 * 4), scale);
-    ck_assert_uint_eq(read16(f.key_meta + 21 * 4 + 2), zero);
+    ck_assert_uint_eq(read16(f.key_meta + 21 * 2), scale);
+    ck_assert_uint_eq(read16(f.key_meta + (f.head_dim + 21) * 2), zero);
     for (int t = 0; t < 32; t++) {
         bool boosted;
         ck_assert_msg(key_code(&f, t, 21, &boosted) == codes[t % count] - '0', "token %d is %d, not %c", t,

@@ -266,9 +266,9 @@ int kt__cpu_seal_key(const kt_format *f, const unsigned short *const *rows, int 
             column[t] = kt__element(f->dtype, rows[t][c]);
         for (int first = 0; first < f->page; first += f->key_group) {
             const group_meta g = measure(column + first, f->key_group, bits);
-            unsigned char *pair = block + f->key_meta + (first / f->key_group * f->head_dim + c) * 4;
-            store16(pair, g.scale);
-            store16(pair + 2, g.zero);
+            unsigned char *scale = block + f->key_meta + first / f->key_group * f->head_dim * 4 + c * 2;
+            store16(scale, g.scale);
+            store16(scale + f->head_dim * 2, g.zero);
             overflows += g.overflow;
             exponent = exponent_of(g.scale) > exponent ? exponent_of(g.scale) : exponent;
             encode(column + first, f->key_group, bits, g, group_codes);
@@ -308,10 +308,10 @@ void kt__cpu_decode_key_tile(const kt_format *f, const unsigned char *block, int
         }
     // A group is at least a tile long or divides one.
     for (int t = 0; t < KT__TILE; t++) {
-        const unsigned char *pairs = block + f->key_meta + (tile * KT__TILE + t) / f->key_group * d * 4;
+        const unsigned char *scales = block + f->key_meta + (tile * KT__TILE + t) / f->key_group * d * 4;
         for (int c = 0; c < d; c++) {
-            const float scale = kt__half_to_float((unsigned short)load16(pairs + 4 * c));
-            const float zero = kt__half_to_float((unsigned short)load16(pairs + 4 * c + 2));
+            const float scale = kt__half_to_float((unsigned short)load16(scales + 2 * c));
+            const float zero = kt__half_to_float((unsigned short)load16(scales + 2 * (d + c)));
             out[t * d + c] = (float)codes[t * d + c] * scale + zero;
         }
     }

@@ -1,10 +1,11 @@
 // Order of a sealed block, as the tensor cores want it: a lane's words lie together and need no transpose.
 //
 //   header      16 bytes: flags and exponent of the keys, of the values; exponent: smallest e with every scale <= 2^e
-//   key part:   [groups, HEAD_DIM] pairs (scale fp16 low, zero fp16 high), channels in natural order
+//   key part:   [groups, 2, HEAD_DIM] scales (fp16), then zeros (fp16), channels in natural order
 //               KEY_BOOSTED bytes: boosted channels, ascending; zero-padded to 16
 //               PAGE / 32 tiles of KEY_TILE_BYTES
-//   value part: PAGE / 32 tiles of VALUE_TILE_BYTES, each: [HEAD_DIM / VALUE_GROUP groups, 32] pairs, then codes
+//   value part: PAGE / 32 tiles of VALUE_TILE_BYTES, each: [HEAD_DIM / VALUE_GROUP groups, 32] pairs (scale fp16 low, zero fp16
+//               high), then codes
 //               pair of token t of the tile at position (t & 7) * 4 + (t >> 3)
 //
 // A key page is a matrix of KEY_ROWS rows by tokens, in 2-bit planes, low plane first: for p < KEY_BITS / 2 the p-th planes of
@@ -16,7 +17,7 @@
 // Words of a lane are grouped by four into 16-byte vectors (the last group may have two or one): word w of the tile is at
 // lane_word(w, words, lane).
 //
-// 16-bit parts have no pairs and no list. A key tile is, for m < 2, k < HEAD_DIM / 16, words a0..a3 of each lane (16 bytes per
+// 16-bit parts have no scales and no list. A key tile is, for m < 2, k < HEAD_DIM / 16, words a0..a3 of each lane (16 bytes per
 // lane): a[half + 2 j] = elements (token 16 m + 8 half + g, channels channel_of(k, 2 c + 8 j), channel_of(k, 2 c + 8 j + 1)).
 // A value tile: for i < HEAD_DIM / 16, m < 2, words a0..a3: a[half + 2 j] = elements
 // (channel channel_of(i, 8 half + g), tokens 16 m + 2 c + 8 j and the next).

@@ -270,11 +270,18 @@ kt_status kt__emulate_open(const kt__package *package, const char *cache_dir, kt
 
 int kt__emulate_launches(const kt__backend *backend) { return ((const emulator *)(const void *)backend)->launches; }
 
-// What kt_open calls in a program linked with --wrap=kt__cuda_open.
+// What kt_open calls in a program linked with --wrap=kt__cuda_open, or --wrap=kt__cpu_open.
 extern "C" kt_status __wrap_kt__cuda_open(const kt__package *package, const kt__environment *environment, int, bool *usable,
                                           kt__backend **backend)
 {
     if (usable)
         *usable = true;
     return kt__emulate_open(package, environment->cache_dir, backend);
+}
+
+extern "C" kt_status __wrap_kt__cpu_open(const kt__package *package, kt__backend **backend)
+{
+    kt__environment environment;
+    kt__environment_read(&environment);
+    return kt__emulate_open(package, environment.cache_dir, backend);
 }

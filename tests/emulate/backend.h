@@ -1,6 +1,7 @@
 // The emulator as a device of libkitty: kernels run as emitted, on the CPU, with their faults reported as KT_DEVICE.
 //
-// Link a test with -Wl,--wrap=kt__cuda_open and it is what KT_DEVICE_CUDA opens. From the environment, at each open:
+// Link a test with -Wl,--wrap=kt__cuda_open and it is what KT_DEVICE_CUDA opens; with --wrap=kt__cpu_open it stands in for the
+// CPU. From the environment, at each open:
 //   KT_EMULATE_SEED    first seed (0); each launch takes the next
 //   KT_EMULATE_BULK    1 (default): as sm_90, bulk copies; 0: as sm_80, cp.async
 //   KT_EMULATE_SHARED  bytes of shared memory a block may have (232448; 101376 without bulk copies)

@@ -78,6 +78,7 @@ u16 float_to_half(float f);
 u16 float_to_bfloat(float f);
 float exp2_fast(float x);
 u32 half2_multiply(u32 a, u32 b);
+u32 half2_multiply_add(u32 a, u32 b, u32 c);
 u32 transpose8(u32 x);
 void barrier_init(u64 *bar, int arrivals);
 void barrier_init_fence(void);

@@ -1,5 +1,5 @@
 // Runs the kernels of packages under the emulator through the public API, beside the CPU backend: pages must be equal byte for
-// byte, attention within a relative L2 distance, and nothing may be reported.
+// byte, attention within a relative L2 distance, and nothing may be reported. Every attend kernel of a package has its turn.
 //
 //   kernels PACKAGE... [--seed N] [--quick]
 //
@@ -14,6 +14,10 @@
 #include <vector>
 
 #include "backend.h"
+
+extern "C" {
+#include "core.h"
+}
 
 namespace {
 
@@ -63,12 +67,16 @@ void fill(std::vector<uint16_t> &to, int dtype, int64_t rows, int heads, int dim
         }
 }
 
-bool open_side(side *s, const char *package, kt_device device, kt_engine_info *info)
+// `attend`: the kernel to take whatever the package's table says.
+bool open_side(side *s, const char *package, kt_device device, int attend, kt_engine_info *info)
 {
     kt_open_args open = {};
     open.size = sizeof open, open.package = package, open.device = device;
     if (failed("kt_open", kt_open(&open, &s->engine)))
         return false;
+    for (int i = 0; i < s->engine->package.choice_count; i++)
+        if (s->engine->package.choices[i].op == KT__ATTEND)
+            s->engine->package.choices[i].kernel = attend;
     info->size = sizeof *info;
     if (failed("kt_engine_query", kt_engine_query(s->engine, info)))
         return false;
@@ -216,18 +224,13 @@ bool compare_caches(const side *both, const kt_engine_info &info, const kt_forma
     return true;
 }
 
-bool run_package(const char *folder, uint64_t seed, bool quick)
+bool run_kernel(const char *folder, const kt_format &f, int attend, uint64_t seed, bool quick)
 {
     side both[2] = {};
     kt_engine_info info = {};
-    kt__package package = {};
     both[0].name = "emulated", both[1].name = "CPU";
     state = seed;
-    if (failed("kt__package_read", kt__package_read(folder, &package)))
-        return false;
-    const kt_format f = package.format;
-    kt__package_free(&package);
-    bool good = open_side(&both[0], folder, KT_DEVICE_CUDA, &info) && open_side(&both[1], folder, KT_DEVICE_CPU, &info);
+    bool good = open_side(&both[0], folder, KT_DEVICE_CUDA, attend, &info) && open_side(&both[1], folder, KT_DEVICE_CPU, attend, &info);
     const int page = f.page, ahead = f.sink + (f.key_window > f.value_window ? f.key_window : f.value_window);
     const int steps[][SLOTS] = {
         {ahead + page + 5, 7, 0}, // prefill: over a page boundary, below the sinks, idle
@@ -242,11 +245,24 @@ bool run_package(const char *folder, uint64_t seed, bool quick)
     for (int i = 0; good && i < count; i++) {
         good = run_step(both, steps[i], f.dtype, f.group_heads, f.head_dim, i) && compare_caches(both, info, f);
         if (!good)
-            printf("  step %d of %s, seed %llu\n", i, folder, (unsigned long long)seed);
+            printf("  step %d, %s, seed %llu\n", i, both[0].engine->package.kernels[attend].name, (unsigned long long)seed);
     }
     for (int s = 0; s < 2; s++)
         if (both[s].engine)
             close_side(&both[s]);
+    return good;
+}
+
+bool run_package(const char *folder, uint64_t seed, bool quick)
+{
+    kt__package package = {};
+    if (failed("kt__package_read", kt__package_read(folder, &package)))
+        return false;
+    bool good = true;
+    for (int i = 0; i < package.kernel_count; i++)
+        if (package.kernels[i].op == KT__ATTEND)
+            good = run_kernel(folder, package.format, i, seed + (uint64_t)i, quick) && good;
+    kt__package_free(&package);
     return good;
 }
 

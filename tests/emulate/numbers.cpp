@@ -82,6 +82,24 @@ u32 half2_multiply(u32 a, u32 b)
     return low | (u32)high << 16;
 }
 
+// Rounded once: the sum in double, cut to fp32 with its last bit set where something was cut off, then to a half.
+static u16 multiply_add(u16 a, u16 b, u16 c)
+{
+    const double sum = (double)half_to_float(a) * half_to_float(b) + half_to_float(c);
+    float cut = (float)sum;
+    if (cut != sum && cut == cut) {
+        if (fabs((double)cut) > fabs(sum))
+            cut = nextafterf(cut, 0);
+        cut = bits_float(float_bits(cut) | 1);
+    }
+    return float_to_half(cut);
+}
+
+u32 half2_multiply_add(u32 a, u32 b, u32 c)
+{
+    return multiply_add((u16)a, (u16)b, (u16)c) | (u32)multiply_add((u16)(a >> 16), (u16)(b >> 16), (u16)(c >> 16)) << 16;
+}
+
 namespace emulate {
 
 static float element(u32 word, int e, int bfloat)

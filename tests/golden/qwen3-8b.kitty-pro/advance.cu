@@ -139,6 +139,12 @@ __device__ __forceinline__ u32 half2_multiply(u32 a, u32 b) {
     return y;
 }
 
+// a * b + c on two halves, rounded once
+__device__ __forceinline__ u32 half2_multiply_add(u32 a, u32 b, u32 c) {
+    u32 y;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
 // max(|a|, |b|) on two halves, NaN where one is
 __device__ __forceinline__ u32 half2_peak(u32 a, u32 b) {
     u32 y;

@@ -23,7 +23,7 @@ constexpr int VALUE_BITS = 2; // bits of a value element; 16: exact
 constexpr int VALUE_GROUP = 128; // channels that share a token's value scale and zero
 constexpr int VALUE_WINDOW = 128; // newest tokens whose values stay exact, on top of the unfinished page
 constexpr int BLOCK_BYTES = 10288; // a block: header, key part, value part of one page and head
-constexpr int KEY_META = 16; // offset of [groups, head_dim] (scale, zero) fp16 pairs
+constexpr int KEY_META = 16; // offset of [groups, 2, head_dim] fp16 scales, then zeros
 constexpr int KEY_INDEX = 528; // offset of the ascending list of boosted channels, one byte each
 constexpr int KEY_TILES = 560; // offset of the key tiles of 32 tokens
 constexpr int KEY_TILE_BYTES = 1280; // a key tile
@@ -168,6 +168,12 @@ __device__ __forceinline__ u32 half2_multiply(u32 a, u32 b) {
     return y;
 }
 
+// a * b + c on two halves, rounded once
+__device__ __forceinline__ u32 half2_multiply_add(u32 a, u32 b, u32 c) {
+    u32 y;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
 // max(|a|, |b|) on two halves, NaN where one is
 __device__ __forceinline__ u32 half2_peak(u32 a, u32 b) {
     u32 y;
@@ -306,10 +312,11 @@ __device__ __forceinline__ kt_slot load_settled(const kt_slot *p) {
 // Order of a sealed block, as the tensor cores want it: a lane's words lie together and need no transpose.
 //
 //   header      16 bytes: flags and exponent of the keys, of the values; exponent: smallest e with every scale <= 2^e
-//   key part:   [groups, HEAD_DIM] pairs (scale fp16 low, zero fp16 high), channels in natural order
+//   key part:   [groups, 2, HEAD_DIM] scales (fp16), then zeros (fp16), channels in natural order
 //               KEY_BOOSTED bytes: boosted channels, ascending; zero-padded to 16
 //               PAGE / 32 tiles of KEY_TILE_BYTES
-//   value part: PAGE / 32 tiles of VALUE_TILE_BYTES, each: [HEAD_DIM / VALUE_GROUP groups, 32] pairs, then codes
+//   value part: PAGE / 32 tiles of VALUE_TILE_BYTES, each: [HEAD_DIM / VALUE_GROUP groups, 32] pairs (scale fp16 low, zero fp16
+//               high), then codes
 //               pair of token t of the tile at position (t & 7) * 4 + (t >> 3)
 //
 // A key page is a matrix of KEY_ROWS rows by tokens, in 2-bit planes, low plane first: for p < KEY_BITS / 2 the p-th planes of
@@ -321,7 +328,7 @@ __device__ __forceinline__ kt_slot load_settled(const kt_slot *p) {
 // Words of a lane are grouped by four into 16-byte vectors (the last group may have two or one): word w of the tile is at
 // lane_word(w, words, lane).
 //
-// 16-bit parts have no pairs and no list. A key tile is, for m < 2, k < HEAD_DIM / 16, words a0..a3 of each lane (16 bytes per
+// 16-bit parts have no scales and no list. A key tile is, for m < 2, k < HEAD_DIM / 16, words a0..a3 of each lane (16 bytes per
 // lane): a[half + 2 j] = elements (token 16 m + 8 half + g, channels channel_of(k, 2 c + 8 j), channel_of(k, 2 c + 8 j + 1)).
 // A value tile: for i < HEAD_DIM / 16, m < 2, words a0..a3: a[half + 2 j] = elements
 // (channel channel_of(i, 8 half + g), tokens 16 m + 2 c + 8 j and the next).
@@ -549,7 +556,8 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int he
             float low = element_to_float(column[0]), high = low;
             for (int t = 1; t < KEY_GROUP; t++) low = fminf(low, element_to_float(column[t * D])), high = fmaxf(high, element_to_float(column[t * D]));
             work->pair[i] = make_pair(low, high, KEY_BOOSTED > 0 && work->boosted[channel] ? KEY_BOOST_BITS : KEY_BITS, work);
-            ((u32 *)(block + KEY_META))[i] = work->pair[i];
+            u16 *scales = (u16 *)(block + KEY_META) + group * 2 * D;
+            scales[channel] = (u16)work->pair[i], scales[D + channel] = (u16)(work->pair[i] >> 16);
         }
         for (int i = threadIdx.x; i < KEY_TILES - KEY_INDEX; i += THREADS)
             block[KEY_INDEX + i] = i < KEY_BOOSTED ? work->list[i] : 0;

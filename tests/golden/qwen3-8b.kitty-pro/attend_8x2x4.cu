@@ -23,7 +23,7 @@ constexpr int VALUE_BITS = 2; // bits of a value element; 16: exact
 constexpr int VALUE_GROUP = 128; // channels that share a token's value scale and zero
 constexpr int VALUE_WINDOW = 128; // newest tokens whose values stay exact, on top of the unfinished page
 constexpr int BLOCK_BYTES = 10288; // a block: header, key part, value part of one page and head
-constexpr int KEY_META = 16; // offset of [groups, head_dim] (scale, zero) fp16 pairs
+constexpr int KEY_META = 16; // offset of [groups, 2, head_dim] fp16 scales, then zeros
 constexpr int KEY_INDEX = 528; // offset of the ascending list of boosted channels, one byte each
 constexpr int KEY_TILES = 560; // offset of the key tiles of 32 tokens
 constexpr int KEY_TILE_BYTES = 1280; // a key tile
@@ -36,7 +36,7 @@ constexpr int SLAB_KEY = 16384; // offset of the key ring
 constexpr int SLAB_VALUE = 49152; // offset of the value ring
 constexpr int KEY_RING = 128; // tokens of the key ring; token t (>= sink) is at (t - sink) mod key_ring
 constexpr int VALUE_RING = 256; // tokens of the value ring, likewise
-constexpr int SHARED_BYTES = 166784; // dynamic shared memory of a block
+constexpr int SHARED_BYTES = 165760; // dynamic shared memory of a block
 constexpr int WARPS = 8; // of a block
 constexpr int STAGES = 2; // copies under way per warp
 constexpr int TILES = 4; // of 32 tokens per copy
@@ -173,6 +173,12 @@ __device__ __forceinline__ u32 half2_multiply(u32 a, u32 b) {
     return y;
 }
 
+// a * b + c on two halves, rounded once
+__device__ __forceinline__ u32 half2_multiply_add(u32 a, u32 b, u32 c) {
+    u32 y;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
 // max(|a|, |b|) on two halves, NaN where one is
 __device__ __forceinline__ u32 half2_peak(u32 a, u32 b) {
     u32 y;
@@ -311,10 +317,11 @@ __device__ __forceinline__ kt_slot load_settled(const kt_slot *p) {
 // Order of a sealed block, as the tensor cores want it: a lane's words lie together and need no transpose.
 //
 //   header      16 bytes: flags and exponent of the keys, of the values; exponent: smallest e with every scale <= 2^e
-//   key part:   [groups, HEAD_DIM] pairs (scale fp16 low, zero fp16 high), channels in natural order
+//   key part:   [groups, 2, HEAD_DIM] scales (fp16), then zeros (fp16), channels in natural order
 //               KEY_BOOSTED bytes: boosted channels, ascending; zero-padded to 16
 //               PAGE / 32 tiles of KEY_TILE_BYTES
-//   value part: PAGE / 32 tiles of VALUE_TILE_BYTES, each: [HEAD_DIM / VALUE_GROUP groups, 32] pairs, then codes
+//   value part: PAGE / 32 tiles of VALUE_TILE_BYTES, each: [HEAD_DIM / VALUE_GROUP groups, 32] pairs (scale fp16 low, zero fp16
+//               high), then codes
 //               pair of token t of the tile at position (t & 7) * 4 + (t >> 3)
 //
 // A key page is a matrix of KEY_ROWS rows by tokens, in 2-bit planes, low plane first: for p < KEY_BITS / 2 the p-th planes of
@@ -326,7 +333,7 @@ __device__ __forceinline__ kt_slot load_settled(const kt_slot *p) {
 // Words of a lane are grouped by four into 16-byte vectors (the last group may have two or one): word w of the tile is at
 // lane_word(w, words, lane).
 //
-// 16-bit parts have no pairs and no list. A key tile is, for m < 2, k < HEAD_DIM / 16, words a0..a3 of each lane (16 bytes per
+// 16-bit parts have no scales and no list. A key tile is, for m < 2, k < HEAD_DIM / 16, words a0..a3 of each lane (16 bytes per
 // lane): a[half + 2 j] = elements (token 16 m + 8 half + g, channels channel_of(k, 2 c + 8 j), channel_of(k, 2 c + 8 j + 1)).
 // A value tile: for i < HEAD_DIM / 16, m < 2, words a0..a3: a[half + 2 j] = elements
 // (channel channel_of(i, 8 half + g), tokens 16 m + 2 c + 8 j and the next).
@@ -361,8 +368,9 @@ constexpr __host__ __device__ int lane_word(int w, int words, int lane) {
 // the last block to arrive merges all of them in split order.
 //
 // Matrix products have tokens (for q k^T) or channels (for the output) as rows and query heads as columns. Lane = 4 g + c.
-// Where a pass has at most 4 heads, columns 4..7 carry the low halves of columns 0..3: q' and the probabilities are then
-// pairs of 16-bit numbers and rounding them costs nothing measurable. Otherwise q' low takes a second product.
+// q' = q * scale is a pair of halves, high and low, exact to 2^-22. Where a pass has at most 4 heads (PAIR), columns 4..7 carry the
+// low halves of columns 0..3 in q k^T, and other tokens of the same heads in the output: no column is idle. Otherwise the low half
+// takes a second product.
 constexpr int D = HEAD_DIM;
 constexpr int KD = D / 16;                 // groups of 16 channels
 constexpr bool PAIR = COLUMNS <= 4;
@@ -378,13 +386,14 @@ constexpr int VALUE_PLANES = VALUE_BITS / 2;
 constexpr int VALUE_GROUPS = D / VALUE_GROUP;
 constexpr int VALUE_WORDS = VALUE_BITS == 16 ? 0 : KD * VALUE_PLANES;
 constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES);
-constexpr int QUERY_BYTES = D * COLUMNS * 4;
+constexpr int QUERY_BYTES = (D * COLUMNS * 2 + 127) / 128 * 128;
 constexpr bool VALUES_AHEAD = D <= 128;    // exact values are loaded with their keys, where there are registers for both
 constexpr int BARRIER_BYTES = 128;
 constexpr int OUT_STRIDE = D + 4;          // floats of a warp's result, off the bank stride
 constexpr float LOG2E = 1.4426950408889634f;
-// q' is scaled to at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products
-// with codes, which are subnormal halves, are off by 2^-24. Probabilities likewise.
+constexpr int GROUPS = PAIR ? TILES : 2 * TILES; // of 16 tokens of a sealed chunk whose logits a lane holds
+// q' is at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products with codes, which
+// are subnormal halves, are off by 2^-24. Probabilities likewise.
 constexpr int Q_EXPONENT = 9;
 constexpr int P_EXPONENT = VALUE_BITS == 16 ? 0 : 17 - VALUE_BITS;
 static_assert(PAGE_TILES % TILES == 0, "chunks divide a page");
@@ -395,10 +404,10 @@ static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * COLUMNS * (OUT_STRIDE + 2) *
 // What a lane knows of the query: the column g, channels as channel_of orders them.
 struct Query {
     u32 pair[2 * KD];   // element pairs in DTYPE: [2 k + j] channels channel_of(k, 2 c + 8 j) and the next
-    float normal;       // 2^(Q_EXPONENT - e) with every |q| of the column's head <= 2^e
-    float back0, back1; // scale * log2(e) * 2^(e - Q_EXPONENT + 24) of the heads of columns 2 c and 2 c + 1
+    u32 half[2 * KD];   // the same in fp16, times 2^(Q_EXPONENT - e) with every |q| of the column's head <= 2^e
+    float back0, back1; // scale * log2(e) * 2^(e - Q_EXPONENT) of the heads of columns 2 c and 2 c + 1
     float scale;        // scale * log2(e)
-    const float *all;   // shared [D, COLUMNS]
+    const u16 *all;     // `half` of all channels, shared [D, COLUMNS]
 };
 
 // Running softmax of a warp. Heads of columns 2 c (0) and 2 c + 1 (1); rows of `out` are channels channel_of(i, g + 8 half).
@@ -408,16 +417,13 @@ struct State {
     float sum0, sum1;   // this lane's tokens only
 };
 
+// The lanes of columns 4..7, where those repeat the heads of columns 0..3.
+__device__ __forceinline__ bool second_lane(int lane) { return PAIR && (lane & 2); }
+
 __device__ __forceinline__ float low_element(u32 pair) { return element_to_float((u16)pair); }
 __device__ __forceinline__ float high_element(u32 pair) { return element_to_float((u16)(pair >> 16)); }
 
-// Halves nearest to x and y; in the lanes that carry low parts, what these leave over.
-__device__ __forceinline__ u32 pack_half_part(float x, float y, bool low_part) {
-    u32 high = pack_half(x, y);
-    if (!PAIR) return high;
-    u32 low = pack_half(x - half_to_float((u16)high), y - half_to_float((u16)(high >> 16)));
-    return low_part ? low : high;
-}
+// Elements nearest to x and y; in the lanes that carry low parts, what these leave over.
 __device__ __forceinline__ u32 pack_element_part(float x, float y, bool low_part) {
     u32 high = pack_element(x, y);
     if (!PAIR) return high;
@@ -459,55 +465,62 @@ __device__ __forceinline__ void mma_codes(float (&c)[4], u32 word, u32 b0, u32 b
 
 // q' = q * scale for one group of a sealed key page, as the B operand, and the zeros' share of the logits.
 struct KeyOperand {
-    u32 high[2 * (KD + BOOST_TILES)];
+    u32 high[2 * (KD + BOOST_TILES)];          // PAIR: the low half in columns 4..7
     u32 low[PAIR ? 1 : 2 * (KD + BOOST_TILES)];
     float zero0, zero1; // q . zero in units of log2, for the heads of columns 2 c and 2 c + 1
+    int exponent;       // what q' was divided by, as a power of two
 
-    __device__ __forceinline__ void put(int at, float x, float y, bool low_part) {
-        high[at] = pack_half_part(x, y, low_part);
-        if (!PAIR)
-            low[at] = pack_half(x - half_to_float((u16)high[at]), y - half_to_float((u16)(high[at] >> 16)));
+    // The product of two pairs of halves, and what its rounding left over, exact.
+    __device__ __forceinline__ void put(int at, u32 q, u32 scale, u32 low_mask) {
+        const u32 product = half2_multiply(q, scale);
+        if (PAIR) {
+            high[at] = half2_multiply_add(q, scale, (product ^ 0x80008000u) & low_mask);
+        } else {
+            high[at] = product;
+            low[at] = half2_multiply_add(q, scale, product ^ 0x80008000u);
+        }
     }
 
-    __device__ __forceinline__ void build(const Query &query, const u8 *block, int group, float unit, int lane) {
+    __device__ __forceinline__ void build(const Query &query, const u8 *block, int group, int lane) {
         const int g = lane >> 2, c = lane & 3;
-        const bool low_part = g >= 4;
-        const u32 *meta = (const u32 *)(block + KEY_META) + group * D;
-        const float even = query.normal * unit, odd = even * 0.0625f; // columns 8..15 of a product meet codes times 16
-        float zero = 0;
+        const u32 low_mask = g >= 4 ? ~0u : 0u;
+        const u16 *scales = (const u16 *)(block + KEY_META) + group * 2 * D, *zeros = scales + D;
+        // Scales become at most 1, unless all are tiny: then a quarter of what a half can hold. Columns 8..15 of a product meet codes
+        // times 16.
+        exponent = max((int)(signed char)block[KT_HEADER_KEY_EXPONENT], -8);
+        const float unit = power_of_two(-exponent);
+        const u32 even = pack_half(unit, unit), odd = pack_half(unit * 0.0625f, unit * 0.0625f);
+        float zero[4] = {0, 0, 0, 0};
 #pragma unroll
-        for (int k = 0; k < KD; k++) {
-            const uint4 m = *(const uint4 *)(meta + (k >> 1) * 32 + c * 8 + (k & 1) * 4);
-            const float q0 = low_element(query.pair[2 * k]), q1 = high_element(query.pair[2 * k]);
-            const float q2 = low_element(query.pair[2 * k + 1]), q3 = high_element(query.pair[2 * k + 1]);
-            zero += q0 * half_to_float((u16)(m.x >> 16)) + q1 * half_to_float((u16)(m.y >> 16)) +
-                    q2 * half_to_float((u16)(m.z >> 16)) + q3 * half_to_float((u16)(m.w >> 16));
-            put(2 * k, q0 * (half_to_float((u16)m.x) * even), q1 * (half_to_float((u16)m.y) * even), low_part);
-            put(2 * k + 1, q2 * (half_to_float((u16)m.z) * odd), q3 * (half_to_float((u16)m.w) * odd), low_part);
+        for (int k = 0; k < D / 32; k++) {
+            const uint4 m = *(const uint4 *)(scales + k * 32 + c * 8), z = *(const uint4 *)(zeros + k * 32 + c * 8);
+            put(4 * k, query.half[4 * k], half2_multiply(m.x, even), low_mask);
+            put(4 * k + 1, query.half[4 * k + 1], half2_multiply(m.y, odd), low_mask);
+            put(4 * k + 2, query.half[4 * k + 2], half2_multiply(m.z, even), low_mask);
+            put(4 * k + 3, query.half[4 * k + 3], half2_multiply(m.w, odd), low_mask);
+            mma_half(zero, z.x, z.x, z.y, z.y, query.half[4 * k], query.half[4 * k + 1]); // every row is the zeros
+            mma_half(zero, z.z, z.z, z.w, z.w, query.half[4 * k + 2], query.half[4 * k + 3]);
         }
-        zero += __shfl_xor_sync(~0u, zero, 1);
-        zero += __shfl_xor_sync(~0u, zero, 2);
-        zero *= query.scale;
-        zero0 = __shfl_sync(~0u, zero, (2 * c) * 4);
-        zero1 = __shfl_sync(~0u, zero, (2 * c + 1) * 4);
+        zero0 = zero[0] * query.back0, zero1 = zero[1] * query.back1;
         if constexpr (BOOST_TILES > 0) {
             const int head = g & HEAD_MASK;
 #pragma unroll
             for (int k = 0; k < BOOST_TILES; k++)
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
-                    float x[2];
+                    u32 q[2], scale[2];
+                    float weight[2];
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
                         const int row = k * 16 + 2 * c + 8 * j + e, plane = row / BOOST_LIST;
-                        x[e] = 0;
-                        if (row < KEY_EXTRA * KEY_BOOSTED && head < COLUMNS) {
-                            const int channel = block[KEY_INDEX + row - plane * BOOST_LIST];
-                            const float weight = (float)(1 << (KEY_BITS + 2 * plane)) * (j ? odd : even);
-                            x[e] = query.all[channel * COLUMNS + head] * (half_to_float((u16)meta[channel]) * weight);
-                        }
+                        const bool real = row < KEY_EXTRA * KEY_BOOSTED && head < COLUMNS;
+                        const int channel = real ? block[KEY_INDEX + row - plane * BOOST_LIST] : 0;
+                        q[e] = real ? query.all[channel * COLUMNS + head] : 0;
+                        scale[e] = scales[channel];
+                        weight[e] = (float)(1 << (KEY_BITS + 2 * (KEY_EXTRA > 1 ? plane : 0))) * (j ? unit * 0.0625f : unit);
                     }
-                    put(2 * (KD + k) + j, x[0], x[1], low_part);
+                    put(2 * (KD + k) + j, q[0] | q[1] << 16, half2_multiply(scale[0] | scale[1] << 16, pack_half(weight[0], weight[1])),
+                        low_mask);
                 }
         }
     }
@@ -539,17 +552,23 @@ __device__ __forceinline__ void score_codes(float (*s)[4], const KeyOperand &ope
                 for (int i = 0; i < 4; i++) s[m][i] += plane[m][i] * (float)(1 << (2 * p)), plane[m][i] = 0;
         }
     }
-    if (PAIR)
-#pragma unroll
-        for (int m = 0; m < groups; m++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) s[m][i] += __shfl_xor_sync(~0u, s[m][i], 2);
 }
 
-// Logits in units of log2 of the same groups; 2^key_exponent is what the operand was divided by.
+// Logits in units of log2 of one group.
+__device__ __forceinline__ void scale_logits(float (&s)[4], const Query &query, const KeyOperand &operand) {
+    if constexpr (KEY_BITS == 16) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[i] *= query.scale;
+    } else {
+        const float unit = power_of_two(operand.exponent + 24), f0 = query.back0 * unit, f1 = query.back1 * unit;
+        s[0] = s[0] * f0 + operand.zero0, s[1] = s[1] * f1 + operand.zero1;
+        s[2] = s[2] * (f0 * 0.25f) + operand.zero0, s[3] = s[3] * (f1 * 0.25f) + operand.zero1; // rows g + 8 meet codes times 4
+    }
+}
+
+// Raw products of `groups` groups of a sealed key tile, from m0 on; PAIR: the low halves are still in columns 4..7.
 template <int groups>
-__device__ __forceinline__ void score_sealed(float (*s)[4], const Query &query, const KeyOperand &operand, int key_exponent,
-                                             const u8 *tile, int m0, int lane) {
+__device__ __forceinline__ void score_tile(float (*s)[4], const Query &query, const KeyOperand &operand, const u8 *tile, int m0, int lane) {
     if constexpr (KEY_BITS == 16) {
         const uint4 *a = (const uint4 *)tile + lane;
 #pragma unroll
@@ -561,17 +580,37 @@ __device__ __forceinline__ void score_sealed(float (*s)[4], const Query &query, 
                 const uint4 w = a[((m0 + m) * KD + k) * 32];
                 mma_element(s[m], w.x, w.y, w.z, w.w, query.pair[2 * k], query.pair[2 * k + 1]);
             }
-#pragma unroll
-            for (int i = 0; i < 4; i++) s[m][i] *= query.scale;
         }
     } else {
         score_codes<groups>(s, operand, tile, m0, lane);
-        const float f0 = query.back0 * power_of_two(key_exponent), f1 = query.back1 * power_of_two(key_exponent);
+    }
+}
+
+// Logits of one group of a sealed tile, in all columns.
+__device__ __forceinline__ void score_group(float (&s)[4], const Query &query, const KeyOperand &operand, const u8 *tile, int m, int lane) {
+    score_tile<1>(&s, query, operand, tile, m, lane);
+    if (PAIR && KEY_BITS != 16)
 #pragma unroll
-        for (int m = 0; m < groups; m++) { // rows g + 8 meet codes times 4
-            s[m][0] = s[m][0] * f0 + operand.zero0, s[m][1] = s[m][1] * f1 + operand.zero1;
-            s[m][2] = s[m][2] * (f0 * 0.25f) + operand.zero0, s[m][3] = s[m][3] * (f1 * 0.25f) + operand.zero1;
+        for (int i = 0; i < 4; i++) s[i] += __shfl_xor_sync(~0u, s[i], 2);
+    scale_logits(s, query, operand);
+}
+
+// Logits of a sealed tile. PAIR: a lane of columns 0..3 gets tokens 0..15 of the tile, one of columns 4..7 the others, of the same heads.
+__device__ __forceinline__ void score_sealed(float (*s)[4], const Query &query, const KeyOperand &operand, const u8 *tile, int lane) {
+    if constexpr (PAIR) {
+        float both[2][4];
+        score_tile<2>(both, query, operand, tile, 0, lane);
+        const bool second = second_lane(lane);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float keep = second ? both[1][i] : both[0][i], give = second ? both[0][i] : both[1][i];
+            s[0][i] = KEY_BITS == 16 ? keep : keep + __shfl_xor_sync(~0u, give, 2);
         }
+        scale_logits(s[0], query, operand);
+    } else {
+        score_tile<2>(s, query, operand, tile, 0, lane);
+        scale_logits(s[0], query, operand);
+        scale_logits(s[1], query, operand);
     }
 }
 
@@ -588,7 +627,7 @@ __device__ __forceinline__ void softmax_update(State &state, float (&s)[groups][
         max1 = fmaxf(max1, fmaxf(s[m][1], s[m][3]));
     }
 #pragma unroll
-    for (int x = 4; x < 32; x <<= 1) {
+    for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
         max0 = fmaxf(max0, __shfl_xor_sync(~0u, max0, x));
         max1 = fmaxf(max1, __shfl_xor_sync(~0u, max1, x));
     }
@@ -619,7 +658,9 @@ struct SealedOutput {
     float zero0[VALUE_GROUPS], zero1[VALUE_GROUPS]; // this lane's tokens only
 };
 
-__device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed) {
+__device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed, int lane) {
+    // Until here both lanes of a head had the same tokens.
+    if (second_lane(lane)) state.sum0 = state.sum1 = 0;
     sealed.exponent = -24; // of the smallest scale there is
 #pragma unroll
     for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] = sealed.zero1[v] = 0;
@@ -633,25 +674,46 @@ __device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed)
     }
 }
 
+// The B operand of a tile's probabilities, weights [tokens 16 m + 8 j ..] at b[2 m + j]. PAIR: what a lane's column has no token of is 0.
+__device__ __forceinline__ void spread_weights(u32 (&b)[4], const u32 (&packed)[PAIR ? 2 : 4], int lane) {
+    if constexpr (PAIR) {
+        const u32 first = (lane >> 2) < 4 ? ~0u : 0u;
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const u32 y = transpose8(packed[j]);
+            b[j] = y & first, b[2 + j] = y & ~first;
+        }
+    } else {
+#pragma unroll
+        for (int r = 0; r < 4; r++) b[r] = transpose8(packed[r]);
+    }
+}
+
 // Adds the values of a chunk. Its products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum,
 // always towards zero, and over a long context that would show where codes and zeros nearly cancel.
-__device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &sealed, const float (&p)[2 * TILES][4], const u8 *tiles,
+__device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &sealed, const float (&p)[GROUPS][4], const u8 *tiles,
                                                   int lane) {
-    const int g = lane >> 2, c = lane & 3;
-    const bool low_part = c >= 2;
+    constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane has
+    const int g = lane >> 2;
     if constexpr (VALUE_BITS == 16) {
-        u32 b[2 * TILES][2];
+        u32 b[TILES][4];
 #pragma unroll
-        for (int m = 0; m < 2 * TILES; m++)
+        for (int t = 0; t < TILES; t++) {
+            u32 packed[2 * own];
 #pragma unroll
-            for (int j = 0; j < 2; j++) b[m][j] = transpose8(pack_element_part(p[m][2 * j], p[m][2 * j + 1], low_part));
+            for (int r = 0; r < 2 * own; r++) {
+                const float(&from)[4] = p[own * t + r / 2];
+                packed[r] = pack_element(from[2 * (r & 1)], from[2 * (r & 1) + 1]);
+            }
+            spread_weights(b[t], packed, lane);
+        }
 #pragma unroll
         for (int i = 0; i < KD; i++) {
             float sum[4] = {0, 0, 0, 0};
 #pragma unroll
             for (int m = 0; m < 2 * TILES; m++) {
                 const uint4 w = ((const uint4 *)(tiles + m / 2 * VALUE_TILE_BYTES))[(i * 2 + m % 2) * 32 + lane];
-                mma_element(sum, w.x, w.y, w.z, w.w, b[m][0], b[m][1]);
+                mma_element(sum, w.x, w.y, w.z, w.w, b[m / 2][m % 2 * 2], b[m / 2][m % 2 * 2 + 1]);
             }
 #pragma unroll
             for (int e = 0; e < 4; e++) state.out[i][e] += sum[e];
@@ -663,17 +725,25 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
             u32 b[TILES][4];
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
-                // tokens g, g + 8, g + 16, g + 24
-                const uint4 pairs = *(const uint4 *)(tiles + t * VALUE_TILE_BYTES + v * 128 + g * 16);
-                const u32 pair[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+                // Pairs of tokens g, g + 8, g + 16, g + 24, or of this lane's two.
+                const u32 *pairs = (const u32 *)(tiles + t * VALUE_TILE_BYTES + v * 128) + g * 4 + (second_lane(lane) ? 2 : 0);
+                u32 pair[2 * own], packed[2 * own];
+                const uint2 front = *(const uint2 *)pairs;
+                pair[0] = front.x, pair[1] = front.y;
+                if constexpr (!PAIR) {
+                    const uint2 back = *(const uint2 *)(pairs + 2);
+                    pair[2] = back.x, pair[3] = back.y;
+                }
 #pragma unroll
-                for (int r = 0; r < 4; r++) {
-                    const int m = 2 * t + (r >> 1), j = r & 1;
+                for (int r = 0; r < 2 * own; r++) {
+                    const int j = r & 1;
+                    const float(&from)[4] = p[own * t + r / 2];
                     const float zero = half_to_float((u16)(pair[r] >> 16));
                     const float scale = half_to_float((u16)pair[r]) * (j ? unit * 0.0625f : unit);
-                    sealed.zero0[v] += p[m][2 * j] * zero, sealed.zero1[v] += p[m][2 * j + 1] * zero;
-                    b[t][r] = transpose8(pack_half_part(p[m][2 * j] * scale, p[m][2 * j + 1] * scale, low_part));
+                    sealed.zero0[v] += from[2 * j] * zero, sealed.zero1[v] += from[2 * j + 1] * zero;
+                    packed[r] = pack_half(from[2 * j] * scale, from[2 * j + 1] * scale);
                 }
+                spread_weights(b[t], packed, lane);
             }
 #pragma unroll
             for (int plane = 0; plane < VALUE_PLANES; plane++) {
@@ -712,19 +782,19 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
     }
 }
 
-// state.out in true units, zeros added (once: by the lanes that carry high parts).
+// state.out in true units, zeros added once.
 __device__ __forceinline__ void finish_sealed(State &state, SealedOutput &sealed, int lane) {
     if constexpr (VALUE_BITS != 16) {
-        const bool low_part = PAIR && (lane & 3) >= 2;
         const float f = power_of_two(sealed.exponent + 24 - P_EXPONENT);
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) {
-            float z0 = low_part ? 0 : sealed.zero0[v], z1 = low_part ? 0 : sealed.zero1[v];
+            float z0 = sealed.zero0[v], z1 = sealed.zero1[v];
 #pragma unroll
-            for (int x = 4; x < 32; x <<= 1) {
+            for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
                 z0 += __shfl_xor_sync(~0u, z0, x);
                 z1 += __shfl_xor_sync(~0u, z1, x);
             }
+            if (second_lane(lane)) z0 = z1 = 0;
 #pragma unroll
             for (int i = v * VALUE_GROUP / 16; i < (v + 1) * VALUE_GROUP / 16; i++) {
                 state.out[i][0] = state.out[i][0] * f + z0, state.out[i][1] = state.out[i][1] * f + z1;
@@ -876,7 +946,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_8x
     const int row = slot.row + query_token;
     const int end = slot.tokens + query_token + 1; // tokens that the query sees
 
-    float *shared_query = (float *)shared_memory();
+    u16 *shared_query = (u16 *)shared_memory();
     u64 *barriers = (u64 *)(shared_memory() + QUERY_BYTES) + warp * STAGES;
     u8 *stages = shared_memory() + QUERY_BYTES + BARRIER_BYTES + warp * STAGES * STAGE_BYTES;
 
@@ -936,20 +1006,25 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_8x
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
         const int exponent = max(ceil_exponent(largest), -90);
+        const float normal = power_of_two(Q_EXPONENT - exponent);
+#pragma unroll
+        for (int k = 0; k < 2 * KD; k++)
+            query.half[k] = pack_half(low_element(query.pair[k]) * normal, high_element(query.pair[k]) * normal);
         query.scale = p.scale * LOG2E;
-        query.normal = power_of_two(Q_EXPONENT - exponent);
-        const float back = query.scale * power_of_two(exponent - Q_EXPONENT + 24);
+        const float back = query.scale * power_of_two(exponent - Q_EXPONENT);
         query.back0 = __shfl_sync(~0u, back, ((2 * c) & HEAD_MASK) * 4);
         query.back1 = __shfl_sync(~0u, back, ((2 * c + 1) & HEAD_MASK) * 4);
         query.all = shared_query;
     }
     if constexpr (KEY_BOOSTED > 0) {
-        for (int i = threadIdx.x; i < D * COLUMNS; i += WARPS * 32) {
-            const int channel = i / COLUMNS, column = i % COLUMNS;
-            float x = 0;
-            if (column < columns) x = element_to_float(p.query[row * p.query_row + (first_head + column) * p.query_head + channel]);
-            shared_query[i] = x;
-        }
+        if (g < COLUMNS)
+#pragma unroll
+            for (int k = 0; k < 2 * KD; k++)
+                if (k % WARPS == warp) {
+                    const int channel = channel_of(k / 2, 2 * c + 8 * (k & 1));
+                    shared_query[channel * COLUMNS + g] = (u16)query.half[k];
+                    shared_query[(channel + 1) * COLUMNS + g] = (u16)(query.half[k] >> 16);
+                }
         __syncthreads();
     }
 
@@ -977,9 +1052,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_8x
         if (half) {
             const int group = (item - sink_units) % (PAGE / 16);
             const u8 *block = block_of(full_pages + (item - sink_units) / (PAGE / 16));
-            const int key_exponent = (signed char)block[KT_HEADER_KEY_EXPONENT];
-            if (KEY_BITS != 16) operand.build(query, block, group * 16 / KEY_GROUP, power_of_two(-key_exponent), lane);
-            score_sealed<1>(s, query, operand, key_exponent, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
+            if constexpr (KEY_BITS != 16) operand.build(query, block, group * 16 / KEY_GROUP, lane);
+            score_group(s[0], query, operand, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
         } else {
             load_rows(x, y, exact.key(min(token, limit - 1)), exact.key(min(token + 8, limit - 1)), c);
             if (__any_sync(~0u, rows_damaged(x, y))) clean_rows(x, y);
@@ -992,7 +1066,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_8x
     }
 
     SealedOutput sealed;
-    start_sealed(state, sealed);
+    start_sealed(state, sealed, lane);
     int at = 0, parity = 0;
     for (; item < items; item += stride) {
         u8 *stage = stages + at * STAGE_BYTES;
@@ -1003,21 +1077,20 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_8x
         __syncwarp();
 #endif
         const int tile = (item - units) % PAGE_CHUNKS * TILES;
-        const int key_exponent = (signed char)stage[KT_HEADER_KEY_EXPONENT];
         const int value_exponent = (signed char)stage[KT_HEADER_VALUE_EXPONENT];
-        float s[2 * TILES][4], r0, r1;
+        float s[GROUPS][4], r0, r1;
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
-            if (KEY_BITS != 16 && (t == 0 || t * 32 % KEY_GROUP == 0))
-                operand.build(query, stage, (tile + t) * 32 / KEY_GROUP, power_of_two(-key_exponent), lane);
-            score_sealed<2>(s + 2 * t, query, operand, key_exponent, stage + KEY_TILES + t * KEY_TILE_BYTES, 0, lane);
+            if constexpr (KEY_BITS != 16)
+                if (t == 0 || t * 32 % KEY_GROUP == 0) operand.build(query, stage, (tile + t) * 32 / KEY_GROUP, lane);
+            score_sealed(s + (PAIR ? 1 : 2) * t, query, operand, stage + KEY_TILES + t * KEY_TILE_BYTES, lane);
         }
         float also = 1;
         if (VALUE_BITS != 16 && value_exponent > sealed.exponent) {
             also = power_of_two(sealed.exponent - value_exponent);
             sealed.exponent = value_exponent;
         }
-        softmax_update<2 * TILES>(state, s, also, r0, r1);
+        softmax_update<GROUPS>(state, s, also, r0, r1);
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] *= r0, sealed.zero1[v] *= r1;
         add_sealed_values(state, sealed, s, stage + KEY_TILES + TILES * KEY_TILE_BYTES, lane);
@@ -1031,9 +1104,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_8x
     }
     finish_sealed(state, sealed, lane);
 
-    // One result per warp: this lane's sums over all tokens, low parts onto high parts.
+    // One result per warp: sums over all lanes' tokens; columns 4..7 onto columns 0..3 where they are of the same heads.
 #pragma unroll
-    for (int x = 4; x < 32; x <<= 1) {
+    for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
         state.sum0 += __shfl_xor_sync(~0u, state.sum0, x);
         state.sum1 += __shfl_xor_sync(~0u, state.sum1, x);
     }

@@ -552,26 +552,34 @@ __device__ __forceinline__ void start_copy(u8 *stage, const u8 *block, int tile,
 
 // ---- merging ----
 
-// Four channels of partial results, merged one after another.
-struct Merge {
-    float4 out;
-    float max, sum;
-    __device__ __forceinline__ Merge() : out(make_float4(0, 0, 0, 0)), max(-infinity()), sum(0) {}
-    __device__ __forceinline__ void add(float2 stat, float4 x) {
-        if (stat.x == -infinity()) return; // nothing was in it
-        const float all = fmaxf(max, stat.x), mine = exp2_fast(max - all), other = exp2_fast(stat.x - all);
-        out.x = out.x * mine + x.x * other, out.y = out.y * mine + x.y * other;
-        out.z = out.z * mine + x.z * other, out.w = out.w * mine + x.w * other;
-        sum = sum * mine + stat.y * other, max = all;
+// Merges `count` (at most `most`) partial results of four channels into out, maximum and sum. stat(i) and part(i) load the i-th; all
+// loads go before the first use.
+template <int most, class Stat, class Part>
+__device__ __forceinline__ void merge_parts(int count, const Stat &stat, const Part &part, float4 &out, float &max, float &sum) {
+    float2 stats[most];
+    float4 parts[most];
+#pragma unroll
+    for (int i = 0; i < most; i++) stats[i] = stat(min(i, count - 1)), parts[i] = part(min(i, count - 1));
+    float all = max;
+#pragma unroll
+    for (int i = 0; i < most; i++) all = fmaxf(all, stats[i].x);
+    const float mine = max == -infinity() ? 0.0f : exp2_fast(max - all);
+    out.x *= mine, out.y *= mine, out.z *= mine, out.w *= mine, sum *= mine;
+#pragma unroll
+    for (int i = 0; i < most; i++) {
+        const float weight = i >= count || stats[i].x == -infinity() ? 0.0f : exp2_fast(stats[i].x - all);
+        out.x += parts[i].x * weight, out.y += parts[i].y * weight, out.z += parts[i].z * weight, out.w += parts[i].w * weight;
+        sum += stats[i].y * weight;
     }
-    __device__ __forceinline__ void store(const kt_attend_params &p, int row, int head, int channel) const {
-        const float scale = 1.0f / sum;
-        *(uint2 *)(p.out + row * p.out_row + head * p.out_head + channel) =
-            make_uint2(pack_element(out.x * scale, out.y * scale), pack_element(out.z * scale, out.w * scale));
-        if (p.lse && channel == 0)
-            p.lse[(long long)row * (p.view.kv_heads * GROUP_HEADS) + head] = (max + log2f(sum)) / LOG2E;
-    }
-};
+    max = all;
+}
+
+__device__ __forceinline__ void store_result(const kt_attend_params &p, int row, int head, int channel, float4 out, float max, float sum) {
+    const float scale = 1.0f / sum;
+    *(uint2 *)(p.out + row * p.out_row + head * p.out_head + channel) =
+        make_uint2(pack_element(out.x * scale, out.y * scale), pack_element(out.z * scale, out.w * scale));
+    if (p.lse && channel == 0) p.lse[(long long)row * (p.view.kv_heads * GROUP_HEADS) + head] = (max + log2f(sum)) / LOG2E;
+}
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __grid_constant__ kt_attend_params p) {
     const int split = blockIdx.x % p.splits, place = blockIdx.x / p.splits; // place: slot * max_fresh + query token
@@ -631,6 +639,21 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
 #endif
     }
 
+    Exact exact;
+    exact.view = &p.view;
+    exact.slab = p.view.slabs + ((long long)slot.slab * p.view.kv_heads + kv_head) * SLAB_BYTES;
+    exact.before = slot.tokens, exact.row = slot.row, exact.head = kv_head;
+    // Where the warp's unit u begins, and whether only its values are exact.
+    auto unit_first = [&](int u) { return u < sink_units ? u * 16 : SINK + full_pages * PAGE + (u - sink_units) * 16; };
+    auto unit_half = [&](int u) { return u >= sink_units && u < sink_units + half_units; };
+    if (first_item < units) { // brings the first unit into the L2 cache
+        const int token = min(unit_first(first_item) + (lane & 15), end - 1);
+        for (int line = lane >> 4; line < D / 64; line += 2) {
+            prefetch_line(exact.value(token) + line * 64);
+            if (!unit_half(first_item)) prefetch_line(exact.key(token) + line * 64);
+        }
+    }
+
     grid_wait();
     grid_launch_next();
 
@@ -681,15 +704,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         for (int e = 0; e < 4; e++) state.out[i][e] = 0;
     state.max0 = state.max1 = -infinity(), state.sum0 = state.sum1 = 0;
 
-    Exact exact;
-    exact.view = &p.view;
-    exact.slab = p.view.slabs + ((long long)slot.slab * p.view.kv_heads + kv_head) * SLAB_BYTES;
-    exact.before = slot.tokens, exact.row = slot.row, exact.head = kv_head;
     int item = first_item;
     for (; item < units; item += stride) {
-        const bool half = item >= sink_units && item < sink_units + half_units;
-        const int first = item < sink_units ? item * 16 : SINK + full_pages * PAGE + (item - sink_units) * 16;
-        const int token = first + g, limit = item < sink_units ? min(end, SINK) : end;
+        const bool half = unit_half(item);
+        const int token = unit_first(item) + g, limit = item < sink_units ? min(end, SINK) : end;
         uint4 x[D / 32], y[D / 32], value_x[D / 32], value_y[D / 32];
         const u16 *row_x = exact.value(min(token, limit - 1)), *row_y = exact.value(min(token + 8, limit - 1));
         if (VALUES_AHEAD) load_rows(value_x, value_y, row_x, row_y, c);
@@ -780,30 +798,28 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     const long long first_row = (long long)row * (p.view.kv_heads * GROUP_HEADS) + first_head; // of [rows, heads]
     for (int i = threadIdx.x; i < columns * (D / 4); i += WARPS * 32) {
         const int column = i / (D / 4), channel = i % (D / 4) * 4;
-        Merge merge;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++)
-            merge.add(stats[w * COLUMNS + column], *(const float4 *)(outs + (w * COLUMNS + column) * OUT_STRIDE + channel));
+        float4 out = make_float4(0, 0, 0, 0);
+        float max = -infinity(), sum = 0;
+        merge_parts<WARPS>(WARPS, [&](int w) { return stats[w * COLUMNS + column]; },
+                           [&](int w) { return *(const float4 *)(outs + (w * COLUMNS + column) * OUT_STRIDE + channel); }, out, max, sum);
         if (splits == 1) {
-            merge.store(p, row, first_head + column, channel);
+            store_result(p, row, first_head + column, channel, out, max, sum);
         } else {
             const long long at = (first_row + column) * p.splits + split;
-            *(float4 *)(p.partial + at * D + channel) = merge.out;
-            if (channel == 0) ((float2 *)p.stats)[at] = make_float2(merge.max, merge.sum);
+            *(float4 *)(p.partial + at * D + channel) = out;
+            if (channel == 0) ((float2 *)p.stats)[at] = make_float2(max, sum);
         }
     }
     if (splits == 1) return;
 
-    // The last block to arrive merges all splits. The barriers and thread 0's fences order every thread's writes before the
-    // count, and the count before every thread's reads.
+    // The last block to arrive merges all splits. The barriers and the count, which releases and acquires, order every thread's writes
+    // before every thread's reads.
     __syncthreads();
     int *last = (int *)shared_memory();
     if (threadIdx.x == 0) {
         int *arrivals = p.arrivals + (long long)place * gridDim.y + blockIdx.y;
-        __threadfence();
-        *last = atomicAdd(arrivals, 1) == splits - 1;
-        if (*last) atomicExch(arrivals, 0);
-        __threadfence();
+        *last = count_in(arrivals) == splits - 1;
+        if (*last) *arrivals = 0;
     }
     __syncthreads();
     if (!*last) return;
@@ -812,19 +828,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         const long long at = (first_row + column) * p.splits;
         const float2 *from_stats = (const float2 *)p.stats + at;
         const float4 *from = (const float4 *)(p.partial + at * D + channel);
-        Merge merge;
-        for (int k = 0; k < splits; k += 8) { // eight loads at a time
-            float2 stat[8];
-            float4 out[8];
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                const int from_split = min(k + j, splits - 1);
-                stat[j] = from_stats[from_split], out[j] = from[from_split * (D / 4)];
-            }
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-                if (k + j < splits) merge.add(stat[j], out[j]);
-        }
-        merge.store(p, row, first_head + column, channel);
+        float4 out = make_float4(0, 0, 0, 0);
+        float max = -infinity(), sum = 0;
+        for (int k = 0; k < splits; k += 8)
+            merge_parts<8>(min(splits - k, 8), [&](int i) { return from_stats[k + i]; }, [&](int i) { return from[(k + i) * (D / 4)]; }, out,
+                           max, sum);
+        store_result(p, row, first_head + column, channel, out, max, sum);
     }
 }

@@ -2,7 +2,7 @@
 //
 //   header      16 bytes: flags and exponent of the keys, of the values; exponent: smallest e with every scale <= 2^e
 //   key part:   [groups, 2, HEAD_DIM] scales (fp16), then zeros (fp16), channels in natural order
-//               KEY_BOOSTED bytes: boosted channels, ascending; zero-padded to 16
+//               KEY_BOOSTED bytes: boosted channels, ascending; zero-padded to KEY_TILES, a multiple of 128
 //               PAGE / 32 tiles of KEY_TILE_BYTES
 //   value part: PAGE / 32 tiles of VALUE_TILE_BYTES, each: [HEAD_DIM / VALUE_GROUP groups, 32] pairs (scale fp16 low, zero fp16
 //               high), then codes

@@ -85,6 +85,14 @@ __device__ __forceinline__ u32 bfloat2_peak(u32 a, u32 b) {
     asm("{\n.reg .b32 x, z;\nabs.bf16x2 x, %1;\nabs.bf16x2 z, %2;\nmax.NaN.bf16x2 %0, x, z;\n}" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
+// Brings the 128 bytes at p into the L2 cache.
+__device__ __forceinline__ void prefetch_line(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+// Adds 1 and returns what was there; orders memory like a lock: what the block wrote is visible to whoever counts later.
+__device__ __forceinline__ int count_in(int *p) {
+    int before;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(p) : "memory");
+    return before;
+}
 // From the L2 cache.
 __device__ __forceinline__ int load_through(const int *p) {
     int x;

@@ -195,6 +195,8 @@ __forceinline__ u32 emulate_peak(u32 a, u32 b, u32 infinity)
 __forceinline__ u32 half2_peak(u32 a, u32 b) { return emulate_peak(a, b, 0x7c00); }
 __forceinline__ u32 bfloat2_peak(u32 a, u32 b) { return emulate_peak(a, b, 0x7f80); }
 __forceinline__ int load_through(const int *p) { return *p; }
+__forceinline__ void prefetch_line(const void *) {}
+
 // Launches of the emulator do not overlap.
 __forceinline__ void grid_wait() {}
 __forceinline__ void grid_launch_next() {}
@@ -220,6 +222,13 @@ __forceinline__ int __float2int_rz(float a) { return (int)a; }
 __forceinline__ u32 __float2uint_rn(float a) { return (u32)rintf(a); }
 __forceinline__ float __int2float_rn(int a) { return (float)a; }
 __forceinline__ float __uint2float_rn(u32 a) { return (float)a; }
+__forceinline__ int count_in(int *p)
+{
+    __threadfence();
+    const int before = atomicAdd(p, 1);
+    __threadfence();
+    return before;
+}
 __forceinline__ int __ffs(u32 x) { return __builtin_ffs((int)x); }
 __forceinline__ int __ffsll(u64 x) { return __builtin_ffsll((long long)x); }
 __forceinline__ int __popc(u32 x) { return __builtin_popcount(x); }

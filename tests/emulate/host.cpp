@@ -15,15 +15,18 @@ namespace emulate {
 
 // ---- buffers ----
 static std::map<const u8 *, std::unique_ptr<region>> regions; // by start
+static region *latest;                                        // looked up
 
 region *global_region(const void *address)
 {
     const u8 *at = (const u8 *)address;
+    if (latest && (size_t)(at - latest->start) < latest->bytes)
+        return latest;
     auto found = regions.upper_bound(at);
     if (found == regions.begin())
         return nullptr;
-    region *last = std::prev(found)->second.get();
-    return (size_t)(at - last->start) < last->bytes ? last : nullptr;
+    latest = std::prev(found)->second.get();
+    return (size_t)(at - latest->start) < latest->bytes ? latest : nullptr;
 }
 
 std::string nearest_region(const void *address)
@@ -48,8 +51,6 @@ std::string nearest_region(const void *address)
 }
 
 // ---- reports ----
-u32 pc_of(const void *return_address) { return (u32)((const u8 *)return_address - m.kernel->base); }
-
 bool in_image(const void *address)
 {
     return (const u8 *)address >= m.kernel->low && (const u8 *)address < m.kernel->high;
@@ -143,6 +144,7 @@ void emulate_unregister(void *address)
         return;
     region_close(found->second.get());
     regions.erase(found);
+    latest = nullptr;
 }
 
 void *emulate_alloc(size_t bytes, int initialised, const char *name)

@@ -1,7 +1,7 @@
 // Runs the kernels of packages under the emulator through the public API, beside the CPU backend: pages must be equal byte for
 // byte, attention within a relative L2 distance, and nothing may be reported. Every attend kernel of a package has its turn.
 //
-//   kernels PACKAGE... [--seed N] [--quick]
+//   kernels PACKAGE... [--seed N] [--quick]    --quick: few steps for all attend kernels, not only for all but the first
 //
 // Sequences of uneven lengths in one batch: a prefill in uneven pieces across page boundaries, single tokens, an idle slot,
 // strided inputs, outliers and elements that are not finite.
@@ -129,7 +129,7 @@ bool compare_outputs(const side &a, const side &b, int dtype, const char *what, 
     return false;
 }
 
-bool run_step(side *both, const int fresh[SLOTS], int dtype, int group_heads, int dim, int step)
+bool run_step(side *both, const int fresh[SLOTS], int dtype, int group_heads, int dim, int step, bool quick)
 {
     int64_t rows = 0;
     for (int i = 0; i < SLOTS; i++)
@@ -158,7 +158,7 @@ bool run_step(side *both, const int fresh[SLOTS], int dtype, int group_heads, in
         const double limit = dtype ? 8e-3 : 2e-3;
         if (!compare_outputs(both[0], both[1], dtype, "attend", limit))
             return false;
-        if (rows <= SLOTS && (!attend(&both[0], layer, t, rows, q_heads, dim, KT_ATTEND_REFERENCE) ||
+        if (rows <= SLOTS && !quick && (!attend(&both[0], layer, t, rows, q_heads, dim, KT_ATTEND_REFERENCE) ||
                               !compare_outputs(both[0], both[1], dtype, "reference", limit / 2)))
             return false;
     }
@@ -241,9 +241,8 @@ bool run_kernel(const char *folder, const kt_format &f, int attend, uint64_t see
         {3, ahead + 2 * page, 2}, // several tokens on a filled cache
         {1, 1, 0},
     };
-    const int count = quick ? 3 : (int)(sizeof steps / sizeof steps[0]);
-    for (int i = 0; good && i < count; i++) {
-        good = run_step(both, steps[i], f.dtype, f.group_heads, f.head_dim, i) && compare_caches(both, info, f);
+    for (int i = 0; good && i < (int)(sizeof steps / sizeof steps[0]); i += quick && i ? 4 : 1) {
+        good = run_step(both, steps[i], f.dtype, f.group_heads, f.head_dim, i, quick) && compare_caches(both, info, f);
         if (!good)
             printf("  step %d, %s, seed %llu\n", i, both[0].engine->package.kernels[attend].name, (unsigned long long)seed);
     }
@@ -261,7 +260,7 @@ bool run_package(const char *folder, uint64_t seed, bool quick)
     bool good = true;
     for (int i = 0; i < package.kernel_count; i++)
         if (package.kernels[i].op == KT__ATTEND)
-            good = run_kernel(folder, package.format, i, seed + (uint64_t)i, quick) && good;
+            good = run_kernel(folder, package.format, i, seed + (uint64_t)i, quick || i) && good;
     kt__package_free(&package);
     return good;
 }

@@ -20,6 +20,15 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
+struct emulate_kernel {
+    std::string name, object;
+    void *handle;
+    void (*entry)(const void *);
+    unsigned long (*params_bytes)();
+    bool checked;                // its loads and stores are seen
+    const u8 *base, *low, *high; // where it is loaded; its code and constants
+};
+
 namespace emulate {
 
 enum { LANES = 32, MAX_THREADS = 1024, MAX_MBARRIERS = 64, STACK_BYTES = 256 << 10, PATIENCE = 1 << 18, TIMES_ASIDE = 64 };
@@ -176,7 +185,7 @@ void region_close(region *);
 // A report by `who` (null: the launch). `pc` is an offset in the kernel's object, 0: none. Ends the launch at the limit.
 void report(emulate_kind kind, u32 pc, const thread *who, const char *format, ...) __attribute__((format(printf, 4, 5)));
 std::string line_of(u32 pc);
-u32 pc_of(const void *return_address);
+inline u32 pc_of(const void *return_address) { return (u32)((const u8 *)return_address - m.kernel->base); }
 bool in_image(const void *address);
 region *global_region(const void *address);          // null: in none
 std::string nearest_region(const void *address);
@@ -188,14 +197,5 @@ void multiply_fragments(thread *const *lanes);
 extern "C" void emulate_swap(void **save, void *to);
 void *fibre_start(u8 *stack, size_t bytes, void (*run)());
 }
-
-struct emulate_kernel {
-    std::string name, object;
-    void *handle;
-    void (*entry)(const void *);
-    unsigned long (*params_bytes)();
-    bool checked;                // its loads and stores are seen
-    const u8 *base, *low, *high; // where it is loaded; its code and constants
-};
 
 #endif

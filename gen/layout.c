@@ -87,35 +87,42 @@ static kg_attend_config attend_config(const kt_format *f, int warps, int stages,
     return c;
 }
 
+typedef struct {
+    int warps, stages, tiles;
+} shape;
+
+// The first of a menu that fits, or false.
+static bool first_fit(const kt_format *f, const shape *menu, int count, int limit, int blocks, kg_attend_config *config)
+{
+    for (int i = 0; i < count; i++) {
+        if (menu[i].tiles > f->page / TILE)
+            continue;
+        *config = attend_config(f, menu[i].warps, menu[i].stages, menu[i].tiles);
+        config->blocks = blocks;
+        // Each block costs 1 KB of the multiprocessor's shared memory besides its own.
+        if (blocks * (config->shared + 1024) <= limit + 1024)
+            return true;
+    }
+    return false;
+}
+
 int kg_attend_configs(const kt_format *f, kg_attend_config configs[KG_ATTEND_CONFIGS])
 {
-    // Two blocks to a multiprocessor let one load its query or merge while the other streams. Of each menu the first that fits.
-    static const struct { int warps, stages, tiles; } throughput[] = {
-        {4, 2, 4}, {4, 2, 2}, {4, 1, 4}, {4, 1, 2}, {4, 2, 1}, {4, 1, 1}, {2, 1, 1},
-    }, latency[] = {{4, 2, 1}, {4, 1, 1}}, single[] = {{8, 2, 4}, {8, 1, 4}, {8, 2, 2}, {8, 1, 2}, {8, 2, 1}, {8, 1, 1}};
-    static const struct { const void *menu; int count, limit, blocks; } classes[] = {
-        {throughput, 7, 227 * 1024, 2}, {latency, 2, 227 * 1024, 2}, {single, 6, 227 * 1024, 1}, // sm_90, 100
-        {throughput, 7, 99 * 1024, 1},                                                         // sm_86, 89 and 120
-    };
+    // Two blocks to a multiprocessor let one load its query or merge while the other streams; a lone sequence of moderate length wants
+    // all warps of a multiprocessor to end together, and short chunks (tests/bench/RESULTS.md).
+    static const shape lone[] = {{8, 2, 2}, {8, 1, 2}, {8, 2, 1}, {8, 1, 1}};
+    static const shape many[] = {{4, 2, 4}, {4, 2, 2}, {4, 1, 4}, {4, 1, 2}, {4, 2, 1}, {4, 1, 1}, {2, 1, 1}};
+    enum { LONE = sizeof lone / sizeof *lone, MANY = sizeof many / sizeof *many };
+    const int large = 227 * 1024, small = 99 * 1024; // shared memory of a block: sm_90 and 100; sm_86, 89 and 120
     int count = 0;
-    for (unsigned c = 0; c < sizeof classes / sizeof *classes; c++) {
-        const int(*menu)[3] = classes[c].menu;
-        for (int m = 0; m < classes[c].count; m++) {
-            if (menu[m][2] > f->page / TILE)
-                continue;
-            kg_attend_config config = attend_config(f, menu[m][0], menu[m][1], menu[m][2]);
-            config.blocks = classes[c].blocks;
-            // Each block costs 1 KB of the multiprocessor's shared memory besides its own.
-            if (config.blocks * (config.shared + 1024) > classes[c].limit + 1024)
-                continue;
-            bool known = false;
-            for (int i = 0; i < count; i++)
-                known = known || (configs[i].warps == config.warps && configs[i].stages == config.stages && configs[i].tiles == config.tiles);
-            if (!known)
-                configs[count++] = config;
-            break;
-        }
+    if (first_fit(f, lone, LONE, large, 1, &configs[count])) {
+        configs[count].most_sequences = 2;
+        configs[count++].most_pages = 64 * 1024 / f->page;
     }
+    count += first_fit(f, many, MANY, large, 2, &configs[count]);
+    // Cards with little shared memory, where the above do not fit.
+    if (!count || configs[count - 1].shared > small)
+        count += first_fit(f, many, MANY, small, 1, &configs[count]);
     return count;
 }
 

@@ -11,15 +11,16 @@ typedef struct {
     int blocks;               // of a multiprocessor at once
     int columns, passes;      // query heads of one pass, passes per KV head
     int shared;               // bytes of dynamic shared memory
+    int most_sequences, most_pages; // what it is for; 0: any number
 } kg_attend_config;
 
-enum { KG_ATTEND_CONFIGS = 6 };
+enum { KG_ATTEND_CONFIGS = 3 };
 
 // Null, or why the (valid) spec has no layout; static text.
 const char *kg_layout(const kg_spec *spec, kt_format *format);
 
-// Fills the configurations in order of preference, largest shared memory first; returns how many. At least one fits in
-// 99 KB (sm_86, 89 and 120).
+// Fills the configurations in the order in which they are to be tried; returns how many. At least one fits in 99 KB (sm_86, 89 and
+// 120) and is for any number of sequences and pages.
 int kg_attend_configs(const kt_format *format, kg_attend_config configs[KG_ATTEND_CONFIGS]);
 
 // Bytes of dynamic shared memory of a block of append.

@@ -34,12 +34,13 @@ void kg_manifest(const kg_package *package, kg_text *out)
         kg_text_add(out, i ? ",\n" : "");
         add_kernel(&package->kernels[i], out);
     }
-    // Preferred first; a row whose kernel does not fit the card's shared memory is passed over.
+    // The first row that applies and whose kernel fits the card's shared memory is taken.
     kg_text_add(out, "\n  ],\n  \"select\": [\n");
     separator = "";
     for (int i = 0; i < package->count; i++) {
-        kg_text_addf(out, "%s    {\"op\": \"%s\", \"sequences\": 0, \"pages\": 0, \"kernel\": \"%s\", \"blocks_per_sm\": %d}", separator,
-                     package->kernels[i].op, package->kernels[i].name, package->kernels[i].config.warps ? package->kernels[i].config.blocks : 1);
+        const kg_attend_config *c = &package->kernels[i].config;
+        kg_text_addf(out, "%s    {\"op\": \"%s\", \"sequences\": %d, \"pages\": %d, \"kernel\": \"%s\", \"blocks_per_sm\": %d}", separator,
+                     package->kernels[i].op, c->most_sequences, c->most_pages, package->kernels[i].name, c->blocks ? c->blocks : 1);
         separator = ",\n";
     }
     kg_text_add(out, "\n  ]\n}\n");

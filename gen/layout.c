@@ -128,11 +128,11 @@ int kg_attend_configs(const kt_format *f, kg_attend_config configs[KG_ATTEND_CON
 
 int kg_append_shared(const kt_format *f)
 {
-    // The page as 16-bit elements, a score and a (scale, zero) pair per group and channel, boosted flags, and 64 bytes of
-    // block-wide results. Values reuse it with a pair per token and group.
-    const int key_groups = f->page / f->key_group, value_groups = f->head_dim / f->value_group;
-    const int pairs = key_groups * f->head_dim > value_groups * f->page ? key_groups * f->head_dim : value_groups * f->page;
-    return round_up(f->page * f->head_dim * 2 + f->head_dim * 4 + pairs * 4 + f->head_dim * 2 + 64, 128);
+    // struct Work of templates/append.cu
+    const int d = f->head_dim, key_pairs = f->page / f->key_group * d, value_pairs = d / f->value_group * f->page;
+    const int pairs = key_pairs > value_pairs ? key_pairs : value_pairs;
+    const int page = f->page * (d + 8) * 2, quantisers = pairs * 12, extremes = f->page / TILE * d * 4, channels = d * (6 * 4 + 2);
+    return round_up(page + quantisers + extremes + channels + 16, 128);
 }
 
 int kg_reference_shared(const kt_format *f, int threads)

@@ -26,6 +26,15 @@ __device__ __forceinline__ u32 peak_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_peak(a, b);
     else return bfloat2_peak(a, b);
 }
+// Per element the smaller and the larger.
+__device__ __forceinline__ u32 smaller_pair(u32 a, u32 b) {
+    if constexpr (DTYPE == 0) return half2_min(a, b);
+    else return bfloat2_min(a, b);
+}
+__device__ __forceinline__ u32 larger_pair(u32 a, u32 b) {
+    if constexpr (DTYPE == 0) return half2_max(a, b);
+    else return bfloat2_max(a, b);
+}
 // The pair with elements that are not finite replaced by 0.
 __device__ __forceinline__ u32 finite_pair(u32 pair) {
     const u32 bad = nonfinite_bits(pair);

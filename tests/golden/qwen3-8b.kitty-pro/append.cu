@@ -37,7 +37,7 @@ constexpr int SLAB_VALUE = 49152; // offset of the value ring
 constexpr int KEY_RING = 128; // tokens of the key ring; token t (>= sink) is at (t - sink) mod key_ring
 constexpr int VALUE_RING = 256; // tokens of the value ring, likewise
 constexpr int THREADS = 256; // of a block
-constexpr int SHARED_BYTES = 34176; // dynamic shared memory of a block
+constexpr int SHARED_BYTES = 41856; // dynamic shared memory of a block
 // Structures that the runtime fills and the kernels read: plain C, pasted into every emitted kernel. All pointers are
 // device addresses (host addresses on the CPU backend); strides count elements; everything is little endian.
 
@@ -174,6 +174,27 @@ __device__ __forceinline__ u32 half2_multiply_add(u32 a, u32 b, u32 c) {
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
     return y;
 }
+// The smaller and the larger of two numbers each; of zeros any.
+__device__ __forceinline__ u32 half2_min(u32 a, u32 b) {
+    u32 y;
+    asm("min.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ u32 half2_max(u32 a, u32 b) {
+    u32 y;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ u32 bfloat2_min(u32 a, u32 b) {
+    u32 y;
+    asm("min.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ u32 bfloat2_max(u32 a, u32 b) {
+    u32 y;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
 // max(|a|, |b|) on two halves, NaN where one is
 __device__ __forceinline__ u32 half2_peak(u32 a, u32 b) {
     u32 y;
@@ -288,6 +309,15 @@ __device__ __forceinline__ u32 peak_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_peak(a, b);
     else return bfloat2_peak(a, b);
 }
+// Per element the smaller and the larger.
+__device__ __forceinline__ u32 smaller_pair(u32 a, u32 b) {
+    if constexpr (DTYPE == 0) return half2_min(a, b);
+    else return bfloat2_min(a, b);
+}
+__device__ __forceinline__ u32 larger_pair(u32 a, u32 b) {
+    if constexpr (DTYPE == 0) return half2_max(a, b);
+    else return bfloat2_max(a, b);
+}
 // The pair with elements that are not finite replaced by 0.
 __device__ __forceinline__ u32 finite_pair(u32 pair) {
     const u32 bad = nonfinite_bits(pair);
@@ -377,6 +407,7 @@ constexpr int VALUE_GROUPS = D / VALUE_GROUP;
 constexpr int VALUE_WORDS = (VALUE_TILE_BYTES - VALUE_META_BYTES) / 128;
 constexpr int KEY_PAIRS = KEY_GROUPS * D, VALUE_PAIRS = VALUE_GROUPS * PAGE;
 constexpr int PAIRS = KEY_PAIRS > VALUE_PAIRS ? KEY_PAIRS : VALUE_PAIRS;
+constexpr int ROW = D + 8;                 // elements from one token of the page to the next: off the bank stride
 constexpr int NO_SCALE = -24;              // exponent of a part whose scales are all 0
 
 // The score of a channel under `random`: plain integer arithmetic, the same in the CPU reference and in every kernel.
@@ -406,11 +437,19 @@ KT_HASH_FUNCTION float kt_random_score(int seed, int layer, int head, int page, 
     return (float)(int)(x >> 40);
 }
 
+// How to quantise with one scale and zero.
+struct Quantiser {
+    float inverse, zero;                   // 1 / scale, 0 where the scale is; x - zero is multiplied by it
+};
+
 // Shared memory of a block.
 struct Work {
-    u16 element[PAGE * D];                 // the page, elements that are not finite and -0 replaced by 0
-    float score[D];
-    u32 pair[PAIRS];                       // (scale, zero): keys [group, channel], values [token, group]
+    u16 element[PAGE * ROW];               // the page, elements that are not finite replaced by 0
+    Quantiser quantiser[PAIRS];            // keys [group, channel], values [token, group]
+    u32 pair[PAIRS];                       // the same as stored: scale low, zero high
+    u32 low[PAGE_TILES * D / 2], high[PAGE_TILES * D / 2]; // extremes of each channel of a tile, two channels to a word
+    float part[4 * D];                     // sums over the tokens of equal remainder by 4
+    float score[D], most[D];               // most: largest code of a channel
     u8 boosted[D], list[D];                // flags by channel; channels in ascending order
     int damaged;                           // an element was not finite or a group overflowed
     int overflows;
@@ -439,30 +478,48 @@ struct Source {
 
 // ---- arithmetic ----
 
-// (scale, zero) of a group with these extremes; (0, 0), which decodes to 0, where one of them is beyond 65504.
-__device__ __forceinline__ u32 make_pair(float low, float high, int bits, Work *work) {
-    const u16 zero = float_to_half(low);
-    const u16 scale = float_to_half(__fdiv_rn(__fsub_rn(high, low), (float)((1 << bits) - 1)));
+// Takes the extremes of group `at` and stores its scale and zero; both 0, which decodes to 0, where one of them is beyond 65504.
+__device__ __forceinline__ u32 set_pair(Work *work, int at, float low, float high, float most) {
+    low = __fadd_rn(low, 0.0f); // -0 becomes +0
+    u16 zero = float_to_half(low);
+    u16 scale = float_to_half(__fdiv_rn(__fsub_rn(high, low), most));
     if ((zero & 0x7c00) == 0x7c00 || (scale & 0x7c00) == 0x7c00) {
         atomicOr(&work->damaged, 1);
         atomicAdd(&work->overflows, 1);
-        return 0;
+        zero = scale = 0;
     }
     if (scale) atomicMax(&work->exponent, ceil_exponent(half_to_float(scale)));
-    return scale | (u32)zero << 16;
+    work->quantiser[at].inverse = scale ? __fdiv_rn(1.0f, half_to_float(scale)) : 0.0f;
+    work->quantiser[at].zero = half_to_float(zero);
+    return work->pair[at] = scale | (u32)zero << 16;
 }
 
-__device__ __forceinline__ u32 code_of(u16 element, u32 pair, int bits) {
+// The definition: rounds half to even, after an IEEE division.
+__device__ __noinline__ u32 exact_code(float x, u32 pair, float most) {
     const float scale = half_to_float((u16)pair), zero = half_to_float((u16)(pair >> 16));
     if (scale == 0) return 0;
-    const float code = rintf(__fdiv_rn(__fsub_rn(element_to_float(element), zero), scale));
-    return (u32)fminf(fmaxf(code, 0), (float)((1 << bits) - 1));
+    return (u32)fminf(fmaxf(rintf(__fdiv_rn(__fsub_rn(x, zero), scale)), 0), most);
 }
 
-// Sum of leaf(i), i = 0 .. PAGE - 1, by the fixed tree s[i] += s[i + w], w = PAGE / 2 .. 1.
-template <int w, class Leaf> __device__ __forceinline__ float tree_sum(int i, const Leaf &leaf) {
-    if constexpr (w == PAGE) return leaf(i);
-    else return __fadd_rn(tree_sum<2 * w>(i, leaf), tree_sum<2 * w>(i + w, leaf));
+// The same by a multiplication, which is off by less than 1e-4; `doubt` grows to how far from a whole number the quotient was, and above
+// CERTAIN the code may be the wrong one of two.
+constexpr float CERTAIN = 0.4999f;
+__device__ __forceinline__ u32 quick_code(float x, Quantiser q, float most, float &doubt) {
+    const float magic = 12582912.0f; // adding it rounds to a whole number, which its low bits then hold
+    const float quotient = fminf(fmaxf(__fmul_rn(__fsub_rn(x, q.zero), q.inverse), 0.0f), most);
+    const float sum = __fadd_rn(quotient, magic);
+    doubt = fmaxf(doubt, fabsf(__fsub_rn(quotient, __fsub_rn(sum, magic))));
+    return (u32)__float_as_int(sum) & 255u;
+}
+
+// Sums of leaf(i), i = 0 .. PAGE - 1, by the fixed tree s[i] += s[i + w], w = PAGE / 2 .. 1: the value at i after step w. For two channels.
+template <int w, class Leaf> __device__ __forceinline__ float2 tree_sum(int i, const Leaf &leaf) {
+    if constexpr (w == PAGE) {
+        return leaf(i);
+    } else {
+        const float2 a = tree_sum<2 * w>(i, leaf), b = tree_sum<2 * w>(i + w, leaf);
+        return make_float2(__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y));
+    }
 }
 
 // ---- loading a page ----
@@ -474,14 +531,22 @@ __device__ __forceinline__ u32 positive_zeros(u32 pair) {
 }
 
 template <bool keys> __device__ __forceinline__ void load_page(Work *work, const Source &source, int first) {
+    constexpr bool exact = (keys ? KEY_BITS : VALUE_BITS) == 16;
+    u32 peak = 0;
+#pragma unroll 4
     for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
         const int token = i / (D / 8), part = i % (D / 8);
         uint4 w = *((const uint4 *)(keys ? source.key(first + token) : source.value(first + token)) + part);
-        if (nonfinite_bits(w.x) | nonfinite_bits(w.y) | nonfinite_bits(w.z) | nonfinite_bits(w.w)) {
-            w.x = finite_pair(w.x), w.y = finite_pair(w.y), w.z = finite_pair(w.z), w.w = finite_pair(w.w);
-            atomicOr(&work->damaged, 1);
+        peak = peak_pair(peak_pair(peak_pair(peak_pair(peak, w.x), w.y), w.z), w.w);
+        if (exact) w = make_uint4(positive_zeros(w.x), positive_zeros(w.y), positive_zeros(w.z), positive_zeros(w.w));
+        *(uint4 *)(work->element + token * ROW + part * 8) = w;
+    }
+    if (nonfinite_bits(peak)) { // cleans what this thread has brought
+        atomicOr(&work->damaged, 1);
+        for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
+            u32 *w = (u32 *)(work->element + i / (D / 8) * ROW + i % (D / 8) * 8);
+            for (int k = 0; k < 4; k++) w[k] = finite_pair(w[k]);
         }
-        ((uint4 *)work->element)[i] = make_uint4(positive_zeros(w.x), positive_zeros(w.y), positive_zeros(w.z), positive_zeros(w.w));
     }
 }
 
@@ -502,32 +567,73 @@ __device__ __forceinline__ void finish_part(Work *work, u8 *block, int flags, in
 
 // ---- keys ----
 
-__device__ __forceinline__ float channel_score(const Work *work, int channel, int layer, int head, int page) {
-    const u16 *column = work->element + channel;
-    if constexpr (KEY_SCORE == 0) {
-        return __fdiv_rn(tree_sum<1>(0, [&](int t) { return fabsf(element_to_float(column[t * D])); }), (float)PAGE);
-    } else if constexpr (KEY_SCORE == 1) {
-        const float mean = __fdiv_rn(tree_sum<1>(0, [&](int t) { return element_to_float(column[t * D]); }), (float)PAGE);
-        return __fdiv_rn(tree_sum<1>(0, [&](int t) {
-            const float x = __fsub_rn(element_to_float(column[t * D]), mean);
-            return __fmul_rn(x, x);
-        }), (float)PAGE);
-    } else if constexpr (KEY_SCORE == 2) {
-        float low = element_to_float(column[0]), high = low;
-        for (int t = 1; t < PAGE; t++) low = fminf(low, element_to_float(column[t * D])), high = fmaxf(high, element_to_float(column[t * D]));
-        return __fsub_rn(high, low);
-    } else {
-        return kt_random_score(KEY_SEED, layer, head, page, channel);
+// Extremes of each channel over each tile of 32 tokens.
+__device__ __forceinline__ void find_extremes(Work *work) {
+    for (int i = threadIdx.x; i < PAGE_TILES * (D / 2); i += THREADS) {
+        const u32 *column = (const u32 *)(work->element + i / (D / 2) * 32 * ROW) + i % (D / 2);
+        u32 low = column[0], high = low;
+#pragma unroll
+        for (int t = 1; t < 32; t++) low = smaller_pair(low, column[t * (ROW / 2)]), high = larger_pair(high, column[t * (ROW / 2)]);
+        work->low[i] = low, work->high[i] = high;
     }
+    __syncthreads();
+}
+
+__device__ __forceinline__ void channel_extremes(const Work *work, int channel, int tile, int tiles, float &low, float &high) {
+    for (int t = 0; t < tiles; t++) {
+        const int at = (tile + t) * D + channel; // as 16-bit elements
+        const float a = element_to_float(((const u16 *)work->low)[at]), b = element_to_float(((const u16 *)work->high)[at]);
+        low = t ? fminf(low, a) : a, high = t ? fmaxf(high, b) : b;
+    }
+    low = __fadd_rn(low, 0.0f), high = __fadd_rn(high, 0.0f);
+}
+
+__device__ __forceinline__ float2 element_pair(const Work *work, int token, int channels) {
+    const u32 w = *(const u32 *)(work->element + token * ROW + 2 * channels);
+    return make_float2(element_to_float((u16)w), element_to_float((u16)(w >> 16)));
+}
+
+// work->score = sum of leaf(token, channels) over the page, divided by PAGE; leaf gives two channels.
+template <class Leaf> __device__ __forceinline__ void mean_of(Work *work, const Leaf &leaf) {
+    for (int i = threadIdx.x; i < 4 * (D / 2); i += THREADS) {
+        const int channels = i % (D / 2), remainder = i / (D / 2);
+        *(float2 *)(work->part + remainder * D + 2 * channels) = tree_sum<4>(remainder, [&](int t) { return leaf(t, channels); });
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < D; i += THREADS) {
+        const float *part = work->part + i;
+        work->score[i] = __fdiv_rn(__fadd_rn(__fadd_rn(part[0], part[2 * D]), __fadd_rn(part[D], part[3 * D])), (float)PAGE);
+    }
+    __syncthreads();
+}
+
+__device__ __forceinline__ void score_channels(Work *work, int layer, int head, int page) {
+    if constexpr (KEY_SCORE <= 1) {
+        mean_of(work, [&](int t, int channels) {
+            const float2 x = element_pair(work, t, channels);
+            return KEY_SCORE == 0 ? make_float2(fabsf(x.x), fabsf(x.y)) : x;
+        });
+        if constexpr (KEY_SCORE == 1)
+            mean_of(work, [&](int t, int channels) {
+                float2 x = element_pair(work, t, channels);
+                x.x = __fsub_rn(x.x, work->score[2 * channels]), x.y = __fsub_rn(x.y, work->score[2 * channels + 1]);
+                return make_float2(__fmul_rn(x.x, x.x), __fmul_rn(x.y, x.y));
+            });
+    } else {
+        for (int channel = threadIdx.x; channel < D; channel += THREADS) {
+            float low, high;
+            channel_extremes(work, channel, 0, PAGE_TILES, low, high);
+            work->score[channel] = KEY_SCORE == 2 ? __fsub_rn(high, low) : kt_random_score(KEY_SEED, layer, head, page, channel);
+        }
+        __syncthreads();
+    }
+    for (int channel = threadIdx.x; channel < D; channel += THREADS)
+        if (work->score[channel] != work->score[channel]) work->score[channel] = infinity(); // bf16 sums can reach infinity minus infinity
+    __syncthreads();
 }
 
 // Flags the KEY_BOOSTED channels with the highest scores, ties to the lower channel, and lists them.
-__device__ __forceinline__ void select_channels(Work *work, int layer, int head, int page) {
-    for (int channel = threadIdx.x; channel < D; channel += THREADS) {
-        const float score = channel_score(work, channel, layer, head, page);
-        work->score[channel] = score == score ? score : infinity(); // bf16 sums can reach infinity minus infinity
-    }
-    __syncthreads();
+__device__ __forceinline__ void select_channels(Work *work) {
     for (int channel = threadIdx.x; channel < D; channel += THREADS) {
         const float mine = work->score[channel];
         int rank = 0;
@@ -544,6 +650,64 @@ __device__ __forceinline__ void select_channels(Work *work, int layer, int head,
     __syncthreads();
 }
 
+// A word of a plane of all channels: tokens 16 m + 8 half + g, four neighbouring channels.
+__device__ __forceinline__ u32 full_word(const Work *work, int tile, int k, int lane) {
+    const int g = lane >> 2, c = lane & 3, plane = k / KD;
+    const int channel = channel_of(k % KD, 2 * c); // of rows 2 c, 2 c + 1, 2 c + 8, 2 c + 9: this one and the next three
+    const Quantiser *quantiser = work->quantiser + tile * 32 / KEY_GROUP * D + channel;
+    u32 word = 0;
+    float doubt = 0;
+    uint2 row[4];
+#pragma unroll
+    for (int y = 0; y < 4; y++) row[y] = *(const uint2 *)(work->element + (tile * 32 + 16 * (y >> 1) + 8 * (y & 1) + g) * ROW + channel);
+#pragma unroll
+    for (int x = 0; x < 4; x++) {
+        const Quantiser q = quantiser[x];
+        const float most = KEY_BOOSTED > 0 ? work->most[channel + x] : (float)((1 << KEY_BITS) - 1);
+#pragma unroll
+        for (int y = 0; y < 4; y++) {
+            const u32 two = x < 2 ? row[y].x : row[y].y;
+            const u32 code = quick_code(element_to_float((u16)(x & 1 ? two >> 16 : two)), q, most, doubt);
+            word |= (code >> (2 * plane) & 3u) << (16 * (x & 1) + 8 * (y >> 1) + 4 * (x >> 1) + 2 * (y & 1));
+        }
+    }
+    if (doubt <= CERTAIN) return word;
+    word = 0;
+    for (int i = 0; i < 16; i++) {
+        const int x = i >> 2, y = i & 3;
+        const u16 element = work->element[(tile * 32 + 16 * (y >> 1) + 8 * (y & 1) + g) * ROW + channel + x];
+        const float most = KEY_BOOSTED > 0 ? work->most[channel + x] : (float)((1 << KEY_BITS) - 1);
+        const u32 code = exact_code(element_to_float(element), work->pair[tile * 32 / KEY_GROUP * D + channel + x], most);
+        word |= (code >> (2 * plane) & 3u) << (16 * (x & 1) + 8 * (y >> 1) + 4 * (x >> 1) + 2 * (y & 1));
+    }
+    return word;
+}
+
+// A word of the boosted channels' further planes; rows beyond them are 0.
+__device__ __forceinline__ u32 boosted_word(const Work *work, int tile, int k, int lane) {
+    const int g = lane >> 2, c = lane & 3;
+    u32 word = 0;
+#pragma unroll
+    for (int x = 0; x < 4; x++) { // rows 2 c + 8 j + e
+        const int j = x >> 1, e = x & 1, row = (k - KEY_PLANES * KD) * 16 + 2 * c + 8 * j + e, further = row / BOOST_LIST;
+        if (row >= KEY_EXTRA * KEY_BOOSTED) continue;
+        const int channel = work->list[row - further * BOOST_LIST], plane = KEY_PLANES + further;
+        const int group = tile * 32 / KEY_GROUP * D + channel;
+        const Quantiser q = work->quantiser[group];
+        const float most = (float)((1 << KEY_BOOST_BITS) - 1);
+#pragma unroll
+        for (int y = 0; y < 4; y++) { // tokens 16 m + 8 half + g
+            const int m = y >> 1, half = y & 1;
+            const float element = element_to_float(work->element[(tile * 32 + 16 * m + 8 * half + g) * ROW + channel]);
+            float doubt = 0;
+            u32 code = quick_code(element, q, most, doubt);
+            if (doubt > CERTAIN) code = exact_code(element, work->pair[group], most);
+            word |= (code >> (2 * plane) & 3u) << (16 * e + 8 * m + 4 * j + 2 * half);
+        }
+    }
+    return word;
+}
+
 __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int head, int page, u8 *block) {
     if constexpr (KEY_BITS == 16) {
         for (int i = threadIdx.x; i < PAGE_TILES * 2 * KD * 32; i += THREADS) {
@@ -551,49 +715,33 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int he
             u32 w[4];
             for (int r = 0; r < 4; r++) {
                 const int half = r & 1, j = r >> 1;
-                const u16 *row = work->element + (tile * 32 + 16 * m + 8 * half + g) * D;
+                const u16 *row = work->element + (tile * 32 + 16 * m + 8 * half + g) * ROW;
                 w[r] = row[channel_of(k, 2 * c + 8 * j)] | (u32)row[channel_of(k, 2 * c + 8 * j + 1)] << 16;
             }
             ((uint4 *)(block + KEY_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
         }
     } else {
-        if constexpr (KEY_BOOSTED > 0) select_channels(work, view.layer, head, page);
+        find_extremes(work);
+        if constexpr (KEY_BOOSTED > 0) {
+            score_channels(work, view.layer, head, page);
+            select_channels(work);
+        }
         for (int i = threadIdx.x; i < KEY_PAIRS; i += THREADS) {
             const int group = i / D, channel = i % D;
-            const u16 *column = work->element + group * KEY_GROUP * D + channel;
-            float low = element_to_float(column[0]), high = low;
-            for (int t = 1; t < KEY_GROUP; t++) low = fminf(low, element_to_float(column[t * D])), high = fmaxf(high, element_to_float(column[t * D]));
-            work->pair[i] = make_pair(low, high, KEY_BOOSTED > 0 && work->boosted[channel] ? KEY_BOOST_BITS : KEY_BITS, work);
+            const int bits = KEY_BOOSTED > 0 && work->boosted[channel] ? KEY_BOOST_BITS : KEY_BITS;
+            float low, high;
+            channel_extremes(work, channel, group * (KEY_GROUP / 32), KEY_GROUP / 32, low, high);
+            const u32 pair = set_pair(work, i, low, high, (float)((1 << bits) - 1));
             u16 *scales = (u16 *)(block + KEY_META) + group * 2 * D;
-            scales[channel] = (u16)work->pair[i], scales[D + channel] = (u16)(work->pair[i] >> 16);
+            scales[channel] = (u16)pair, scales[D + channel] = (u16)(pair >> 16);
+            if (group == 0) work->most[channel] = (float)((1 << bits) - 1);
         }
         for (int i = threadIdx.x; i < KEY_TILES - KEY_INDEX; i += THREADS)
             block[KEY_INDEX + i] = i < KEY_BOOSTED ? work->list[i] : 0;
         __syncthreads();
         for (int i = threadIdx.x; i < PAGE_TILES * KEY_WORDS * 32; i += THREADS) {
-            const int lane = i & 31, k = i / 32 % KEY_WORDS, tile = i / 32 / KEY_WORDS, g = lane >> 2, c = lane & 3;
-            u32 word = 0;
-#pragma unroll
-            for (int x = 0; x < 4; x++) { // rows 2 c + 8 j + e
-                const int j = x >> 1, e = x & 1;
-                int channel, plane;
-                if (k < KEY_PLANES * KD) {
-                    channel = channel_of(k % KD, 2 * c + 8 * j + e), plane = k / KD;
-                } else {
-                    const int row = (k - KEY_PLANES * KD) * 16 + 2 * c + 8 * j + e;
-                    if (row >= KEY_EXTRA * KEY_BOOSTED) continue; // padding
-                    const int further = row / BOOST_LIST;
-                    channel = work->list[row - further * KEY_BOOSTED], plane = KEY_PLANES + further;
-                }
-                const int bits = KEY_BOOSTED > 0 && work->boosted[channel] ? KEY_BOOST_BITS : KEY_BITS;
-                const u32 pair = work->pair[tile * 32 / KEY_GROUP * D + channel];
-#pragma unroll
-                for (int y = 0; y < 4; y++) { // tokens 16 m + 8 half + g
-                    const int m = y >> 1, half = y & 1;
-                    const u16 element = work->element[(tile * 32 + 16 * m + 8 * half + g) * D + channel];
-                    word |= (code_of(element, pair, bits) >> (2 * plane) & 3u) << (16 * e + 8 * m + 4 * j + 2 * half);
-                }
-            }
+            const int lane = i & 31, k = i / 32 % KEY_WORDS, tile = i / 32 / KEY_WORDS;
+            const u32 word = KEY_BOOSTED == 0 || k < KEY_PLANES * KD ? full_word(work, tile, k, lane) : boosted_word(work, tile, k, lane);
             ((u32 *)(block + KEY_TILES + tile * KEY_TILE_BYTES))[lane_word(k, KEY_WORDS, lane)] = word;
         }
     }
@@ -608,41 +756,65 @@ __device__ __forceinline__ void seal_value(Work *work, u8 *block) {
             u32 w[4];
             for (int r = 0; r < 4; r++) {
                 const int half = r & 1, j = r >> 1;
-                const u16 *first = work->element + (tile * 32 + 16 * m + 2 * c + 8 * j) * D + channel_of(k, 8 * half + g);
-                w[r] = first[0] | (u32)first[D] << 16;
+                const u16 *first = work->element + (tile * 32 + 16 * m + 2 * c + 8 * j) * ROW + channel_of(k, 8 * half + g);
+                w[r] = first[0] | (u32)first[ROW] << 16;
             }
             ((uint4 *)(block + VALUE_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
         }
     } else {
-        const int lane = threadIdx.x & 31;
-        for (int i = threadIdx.x >> 5; i < VALUE_PAIRS; i += THREADS / 32) {
-            const int token = i / VALUE_GROUPS, group = i % VALUE_GROUPS;
-            const u16 *row = work->element + token * D + group * VALUE_GROUP;
-            float low = element_to_float(row[lane]), high = low;
-            for (int k = lane + 32; k < VALUE_GROUP; k += 32) low = fminf(low, element_to_float(row[k])), high = fmaxf(high, element_to_float(row[k]));
-            for (int x = 16; x > 0; x >>= 1) {
-                low = fminf(low, __shfl_xor_sync(~0u, low, x));
-                high = fmaxf(high, __shfl_xor_sync(~0u, high, x));
+        // A thread has 32 channels of a token, neighbours the rest of its group.
+        constexpr int SHARE = VALUE_GROUP / 32, AT_ONCE = THREADS / SHARE;
+        constexpr bool even = (SHARE & (SHARE - 1)) == 0; // else a thread has its group alone
+        for (int i = threadIdx.x / (even ? SHARE : 1); i < VALUE_PAIRS; i += even ? AT_ONCE : THREADS) {
+            const int token = i / VALUE_GROUPS, group = i % VALUE_GROUPS, share = even ? (int)threadIdx.x % SHARE : 0;
+            const uint4 *row = (const uint4 *)(work->element + token * ROW + group * VALUE_GROUP + share * 32);
+            u32 low = row[0].x, high = low;
+#pragma unroll
+            for (int k = 0; k < (even ? 4 : VALUE_GROUP / 8); k++) {
+                const uint4 w = row[k];
+                low = smaller_pair(smaller_pair(smaller_pair(smaller_pair(low, w.x), w.y), w.z), w.w);
+                high = larger_pair(larger_pair(larger_pair(larger_pair(high, w.x), w.y), w.z), w.w);
             }
-            if (lane == 0) {
-                const u32 pair = make_pair(low, high, VALUE_BITS, work);
+            if constexpr (even)
+#pragma unroll
+                for (int x = 1; x < SHARE; x <<= 1) {
+                    low = smaller_pair(low, __shfl_xor_sync(~0u, low, x));
+                    high = larger_pair(high, __shfl_xor_sync(~0u, high, x));
+                }
+            if (share == 0) {
+                const float least = fminf(element_to_float((u16)low), element_to_float((u16)(low >> 16)));
+                const float largest = fmaxf(element_to_float((u16)high), element_to_float((u16)(high >> 16)));
+                const u32 pair = set_pair(work, i, least, largest, (float)((1 << VALUE_BITS) - 1));
                 const int t = token & 31;
-                work->pair[i] = pair;
                 ((u32 *)(block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
             }
         }
         __syncthreads();
+        constexpr float most = (float)((1 << VALUE_BITS) - 1);
         for (int i = threadIdx.x; i < PAGE_TILES * VALUE_WORDS * 32; i += THREADS) {
             const int l = i & 31, w = i / 32 % VALUE_WORDS, tile = i / 32 / VALUE_WORDS, g = l >> 2, c = l & 3;
             const int plane = w / KD, k = w % KD;
+            const int channel = channel_of(k, g), group = channel / VALUE_GROUP; // half 1: two channels on
             u32 word = 0;
+            float doubt = 0;
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const int channel = channel_of(k, 8 * half + g), group = channel / VALUE_GROUP;
+            for (int y = 0; y < 8; y++) { // tokens 16 m + 2 c + 8 j + e
+                const int m = y >> 2, j = y >> 1 & 1, e = y & 1, token = tile * 32 + 16 * m + 2 * c + 8 * j + e;
+                const uint2 four = *(const uint2 *)(work->element + token * ROW + (channel & ~3));
+                const Quantiser q = work->quantiser[token * VALUE_GROUPS + group];
 #pragma unroll
-                for (int y = 0; y < 8; y++) { // tokens 16 m + 2 c + 8 j + e
-                    const int m = y >> 2, j = y >> 1 & 1, e = y & 1, token = tile * 32 + 16 * m + 2 * c + 8 * j + e;
-                    const u32 code = code_of(work->element[token * D + channel], work->pair[token * VALUE_GROUPS + group], VALUE_BITS);
+                for (int half = 0; half < 2; half++) {
+                    const u32 two = half ? four.y : four.x;
+                    const u32 code = quick_code(element_to_float((u16)(g & 1 ? two >> 16 : two)), q, most, doubt);
+                    word |= (code >> (2 * plane) & 3u) << (16 * e + 8 * m + 4 * j + 2 * half);
+                }
+            }
+            if (doubt > CERTAIN) {
+                word = 0;
+                for (int y = 0; y < 16; y++) {
+                    const int half = y >> 3, m = y >> 2 & 1, j = y >> 1 & 1, e = y & 1, token = tile * 32 + 16 * m + 2 * c + 8 * j + e;
+                    const u32 code = exact_code(element_to_float(work->element[token * ROW + channel + 2 * half]),
+                                                work->pair[token * VALUE_GROUPS + group], most);
                     word |= (code >> (2 * plane) & 3u) << (16 * e + 8 * m + 4 * j + 2 * half);
                 }
             }
@@ -676,7 +848,7 @@ __device__ __forceinline__ void count_nonfinite(const Source &source, int fresh,
     if (count) atomicAdd(&control->nonfinite, (u64)count);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) kitty_append(const __grid_constant__ kt_append_params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) kitty_append(const __grid_constant__ kt_append_params p) {
     grid_wait();
     grid_launch_next();
     if (!p.view.control->ready) return;

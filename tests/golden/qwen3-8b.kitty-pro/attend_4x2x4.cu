@@ -179,6 +179,27 @@ __device__ __forceinline__ u32 half2_multiply_add(u32 a, u32 b, u32 c) {
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
     return y;
 }
+// The smaller and the larger of two numbers each; of zeros any.
+__device__ __forceinline__ u32 half2_min(u32 a, u32 b) {
+    u32 y;
+    asm("min.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ u32 half2_max(u32 a, u32 b) {
+    u32 y;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ u32 bfloat2_min(u32 a, u32 b) {
+    u32 y;
+    asm("min.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ u32 bfloat2_max(u32 a, u32 b) {
+    u32 y;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
 // max(|a|, |b|) on two halves, NaN where one is
 __device__ __forceinline__ u32 half2_peak(u32 a, u32 b) {
     u32 y;
@@ -292,6 +313,15 @@ __device__ __forceinline__ u32 nonfinite_bits(u32 pair) { return ((pair & EXPONE
 __device__ __forceinline__ u32 peak_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_peak(a, b);
     else return bfloat2_peak(a, b);
+}
+// Per element the smaller and the larger.
+__device__ __forceinline__ u32 smaller_pair(u32 a, u32 b) {
+    if constexpr (DTYPE == 0) return half2_min(a, b);
+    else return bfloat2_min(a, b);
+}
+__device__ __forceinline__ u32 larger_pair(u32 a, u32 b) {
+    if constexpr (DTYPE == 0) return half2_max(a, b);
+    else return bfloat2_max(a, b);
 }
 // The pair with elements that are not finite replaced by 0.
 __device__ __forceinline__ u32 finite_pair(u32 pair) {

@@ -39,7 +39,7 @@ struct Work {
     float score[D], most[D];               // most: largest code of a channel
     u8 boosted[D], list[D];                // flags by channel; channels in ascending order
     int damaged;                           // an element was not finite or a group overflowed
-    int overflows;
+    int count;                             // overflowed groups, and elements of the step's own tokens that were not finite
     int exponent;
 };
 static_assert(sizeof(Work) <= SHARED_BYTES, "work fits");
@@ -72,7 +72,7 @@ __device__ __forceinline__ u32 set_pair(Work *work, int at, float low, float hig
     u16 scale = float_to_half(__fdiv_rn(__fsub_rn(high, low), most));
     if ((zero & 0x7c00) == 0x7c00 || (scale & 0x7c00) == 0x7c00) {
         atomicOr(&work->damaged, 1);
-        atomicAdd(&work->overflows, 1);
+        atomicAdd(&work->count, 1);
         zero = scale = 0;
     }
     if (scale) atomicMax(&work->exponent, ceil_exponent(half_to_float(scale)));
@@ -128,18 +128,23 @@ template <bool keys> __device__ __forceinline__ void load_page(Work *work, const
         if (exact) w = make_uint4(positive_zeros(w.x), positive_zeros(w.y), positive_zeros(w.z), positive_zeros(w.w));
         *(uint4 *)(work->element + token * ROW + part * 8) = w;
     }
-    if (nonfinite_bits(peak)) { // cleans what this thread has brought
+    if (nonfinite_bits(peak)) { // cleans what this thread has brought, and counts what the step has
+        int count = 0;
         atomicOr(&work->damaged, 1);
         for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
             u32 *w = (u32 *)(work->element + i / (D / 8) * ROW + i % (D / 8) * 8);
-            for (int k = 0; k < 4; k++) w[k] = finite_pair(w[k]);
+            for (int k = 0; k < 4; k++) {
+                if (first + i / (D / 8) >= source.before) count += __popc(nonfinite_bits(w[k]));
+                w[k] = finite_pair(w[k]);
+            }
         }
+        atomicAdd(&work->count, count);
     }
 }
 
 __device__ __forceinline__ void start_part(Work *work) {
     __syncthreads(); // the last part is done with the work area
-    if (threadIdx.x == 0) work->damaged = 0, work->overflows = 0, work->exponent = NO_SCALE;
+    if (threadIdx.x == 0) work->damaged = 0, work->count = 0, work->exponent = NO_SCALE;
     __syncthreads();
 }
 
@@ -148,7 +153,7 @@ __device__ __forceinline__ void finish_part(Work *work, u8 *block, int flags, in
     if (threadIdx.x == 0) {
         block[flags] = (u8)work->damaged;
         block[exponent] = scaled ? (u8)work->exponent : 0;
-        if (work->overflows) atomicAdd(&control->nonfinite, (u64)work->overflows);
+        if (work->count) atomicAdd(&control->nonfinite, (u64)work->count);
     }
 }
 
@@ -412,35 +417,42 @@ __device__ __forceinline__ void seal_value(Work *work, u8 *block) {
 
 // ---- exact tokens ----
 
-// Copies the rows of tokens [first, last) from where the step began to where it ends.
-template <bool keys> __device__ __forceinline__ void copy_exact(const Source &source, u8 *slab, int first, int last) {
-    for (int i = threadIdx.x; i < (last - first) * (D / 8); i += THREADS) {
-        const int token = first + i / (D / 8), part = i % (D / 8);
-        const u16 *from = keys ? source.key(token) : source.value(token);
-        u8 *to = keys ? token < SINK ? slab + token * D * 2 : slab + SLAB_KEY + (token - SINK) % KEY_RING * D * 2
-                      : token < SINK ? slab + SLAB_SINK_VALUE + token * D * 2 : slab + SLAB_VALUE + (token - SINK) % VALUE_RING * D * 2;
-        ((uint4 *)to)[part] = ((const uint4 *)from)[part];
-    }
+// Where an exact token's row is in a slab.
+template <bool keys> __device__ __forceinline__ u8 *slab_row(u8 *slab, int token) {
+    if (token < SINK) return slab + (keys ? 0 : SLAB_SINK_VALUE) + token * D * 2;
+    return slab + (keys ? SLAB_KEY : SLAB_VALUE) + (token - SINK) % (keys ? KEY_RING : VALUE_RING) * D * 2;
 }
 
-// Counts elements of the step's own tokens that are not finite.
-__device__ __forceinline__ void count_nonfinite(const Source &source, int fresh, kt_control *control) {
+// Stores the step's own tokens that stay exact, those before SINK and from `rest` on, and counts their elements that are not finite;
+// those of the others are counted where they are sealed.
+template <bool keys> __device__ __forceinline__ int store_fresh(const Source &source, u8 *slab, int fresh, int rest) {
+    const int after = source.before + fresh, later = max(source.before, rest);
+    const int sinks = max(min(after, SINK) - source.before, 0), tokens = sinks + max(after - later, 0);
     int count = 0;
-    for (int i = threadIdx.x; i < fresh * (D / 8); i += THREADS) {
-        const int token = source.before + i / (D / 8), part = i % (D / 8);
-        const uint4 k = ((const uint4 *)source.key(token))[part], v = ((const uint4 *)source.value(token))[part];
-        count += __popc(nonfinite_bits(k.x)) + __popc(nonfinite_bits(k.y)) + __popc(nonfinite_bits(k.z)) + __popc(nonfinite_bits(k.w)) +
-                 __popc(nonfinite_bits(v.x)) + __popc(nonfinite_bits(v.y)) + __popc(nonfinite_bits(v.z)) + __popc(nonfinite_bits(v.w));
+    // Half of the threads each for keys and values, so that both are fetched at once.
+    const int half = THREADS / 2, mine = (int)threadIdx.x - (keys ? 0 : half);
+    for (int i = mine; mine >= 0 && mine < half && i < tokens * (D / 8); i += half) {
+        const int at = i / (D / 8), token = at < sinks ? source.before + at : later + at - sinks, part = i % (D / 8);
+        const uint4 w = ((const uint4 *)(keys ? source.key(token) : source.value(token)))[part];
+        ((uint4 *)slab_row<keys>(slab, token))[part] = w;
+        count += __popc(nonfinite_bits(w.x)) + __popc(nonfinite_bits(w.y)) + __popc(nonfinite_bits(w.z)) + __popc(nonfinite_bits(w.w));
     }
-    if (count) atomicAdd(&control->nonfinite, (u64)count);
+    return count;
+}
+
+// Moves older tokens [first, last) to the slab of the step's end.
+template <bool keys> __device__ __forceinline__ void move_older(const Source &source, u8 *slab, int first, int last) {
+    for (int i = threadIdx.x; i < (last - first) * (D / 8); i += THREADS) {
+        const int token = first + i / (D / 8), part = i % (D / 8);
+        ((uint4 *)slab_row<keys>(slab, token))[part] = ((const uint4 *)(keys ? source.key(token) : source.value(token)))[part];
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 3) $entry(const __grid_constant__ kt_append_params p) {
+    const kt_slot slot = load_settled(p.view.slots + blockIdx.z); // final since before the launch ahead began
     grid_wait();
     grid_launch_next();
-    if (!p.view.control->ready) return;
-    const kt_slot slot = p.view.slots[blockIdx.z];
-    if (slot.fresh == 0) return;
+    if (!p.view.control->ready || slot.fresh == 0) return;
     Work *work = (Work *)shared_memory();
     const int head = blockIdx.y, before = slot.tokens, after = before + slot.fresh;
     const long long slab = ((long long)slot.slab * p.view.kv_heads + head) * SLAB_BYTES;
@@ -456,14 +468,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) $entry(const __grid_con
 
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
         if (unit == 0) {
-            // In place, what was there stays; in another slab everything that is still exact moves.
-            const int keep = slot.slab_next == slot.slab ? before : 0;
             u8 *to = p.view.slabs + slab_next;
-            copy_exact<true>(source, to, min(keep, SINK), min(after, SINK));
-            copy_exact<false>(source, to, min(keep, SINK), min(after, SINK));
-            copy_exact<true>(source, to, max(keep, SINK + key_pages * PAGE), max(after, SINK + key_pages * PAGE));
-            copy_exact<false>(source, to, max(keep, SINK + value_pages * PAGE), max(after, SINK + value_pages * PAGE));
-            count_nonfinite(source, slot.fresh, p.view.control);
+            const int key_rest = SINK + key_pages * PAGE, value_rest = SINK + value_pages * PAGE;
+            const int count = store_fresh<true>(source, to, slot.fresh, key_rest) + store_fresh<false>(source, to, slot.fresh, value_rest);
+            if (count) atomicAdd(&p.view.control->nonfinite, (u64)count);
+            if (slot.slab_next != slot.slab) { // in place, older tokens stay where they are
+                move_older<true>(source, to, 0, min(before, SINK));
+                move_older<false>(source, to, 0, min(before, SINK));
+                move_older<true>(source, to, key_rest, max(before, key_rest));
+                move_older<false>(source, to, value_rest, max(before, value_rest));
+            }
             continue;
         }
         const bool keys = unit <= key_pages - key_page;

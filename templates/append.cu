@@ -26,7 +26,7 @@ constexpr int NO_SCALE = -24;              // exponent of a part whose scales ar
 
 // How to quantise with one scale and zero.
 struct Quantiser {
-    float inverse, zero;                   // 1 / scale, 0 where the scale is; x - zero is multiplied by it
+    float inverse, zero;                   // 1 / (scale * largest code), 0 where the scale is 0; x - zero is multiplied by it
 };
 
 // Shared memory of a block.
@@ -36,8 +36,10 @@ struct Work {
     u32 pair[PAIRS];                       // the same as stored: scale low, zero high
     u32 low[PAGE_TILES * D / 2], high[PAGE_TILES * D / 2]; // extremes of each channel of a tile, two channels to a word
     float part[4 * D];                     // sums over the tokens of equal remainder by 4
-    float score[D], most[D];               // most: largest code of a channel
-    u8 boosted[D], list[D];                // flags by channel; channels in ascending order
+    alignas(16) float score[D];
+    float most[D];                         // largest code of a channel
+    alignas(4) u8 boosted[D];              // flags by channel
+    u8 list[D];                            // channels in ascending order
     int damaged;                           // an element was not finite or a group overflowed
     int count;                             // overflowed groups, and elements of the step's own tokens that were not finite
     int exponent;
@@ -76,7 +78,7 @@ __device__ __forceinline__ u32 set_pair(Work *work, int at, float low, float hig
         zero = scale = 0;
     }
     if (scale) atomicMax(&work->exponent, ceil_exponent(half_to_float(scale)));
-    work->quantiser[at].inverse = scale ? __fdiv_rn(1.0f, half_to_float(scale)) : 0.0f;
+    work->quantiser[at].inverse = scale ? __fdiv_rn(1.0f, __fmul_rn(half_to_float(scale), most)) : 0.0f;
     work->quantiser[at].zero = half_to_float(zero);
     return work->pair[at] = scale | (u32)zero << 16;
 }
@@ -88,15 +90,15 @@ __device__ __noinline__ u32 exact_code(float x, u32 pair, float most) {
     return (u32)fminf(fmaxf(rintf(__fdiv_rn(__fsub_rn(x, zero), scale)), 0), most);
 }
 
-// The same by a multiplication, which is off by less than 1e-4; `doubt` grows to how far from a whole number the quotient was, and above
-// CERTAIN the code may be the wrong one of two.
+// The same by multiplications, which are off by less than 1e-4; `doubt` grows to how far from a whole number the quotient was, and above
+// CERTAIN the code may be the wrong one of two. The code is in the low 8 bits of what is returned.
 constexpr float CERTAIN = 0.4999f;
 __device__ __forceinline__ u32 quick_code(float x, Quantiser q, float most, float &doubt) {
     const float magic = 12582912.0f; // adding it rounds to a whole number, which its low bits then hold
-    const float quotient = fminf(fmaxf(__fmul_rn(__fsub_rn(x, q.zero), q.inverse), 0.0f), most);
-    const float sum = __fadd_rn(quotient, magic);
-    doubt = fmaxf(doubt, fabsf(__fsub_rn(quotient, __fsub_rn(sum, magic))));
-    return (u32)__float_as_int(sum) & 255u;
+    const float share = __saturatef(__fmul_rn(__fsub_rn(x, q.zero), q.inverse));
+    const float sum = __fmaf_rn(share, most, magic);
+    doubt = fmaxf(doubt, fabsf(__fmaf_rn(share, most, __fsub_rn(magic, sum))));
+    return (u32)__float_as_int(sum);
 }
 
 // Sums of leaf(i), i = 0 .. PAGE - 1, by the fixed tree s[i] += s[i + w], w = PAGE / 2 .. 1: the value at i after step w. For two channels.
@@ -120,13 +122,31 @@ __device__ __forceinline__ u32 positive_zeros(u32 pair) {
 template <bool keys> __device__ __forceinline__ void load_page(Work *work, const Source &source, int first) {
     constexpr bool exact = (keys ? KEY_BITS : VALUE_BITS) == 16;
     u32 peak = 0;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
-        const int token = i / (D / 8), part = i % (D / 8);
-        uint4 w = *((const uint4 *)(keys ? source.key(first + token) : source.value(first + token)) + part);
+    auto keep = [&](int token, int part, uint4 w) {
         peak = peak_pair(peak_pair(peak_pair(peak_pair(peak, w.x), w.y), w.z), w.w);
         if (exact) w = make_uint4(positive_zeros(w.x), positive_zeros(w.y), positive_zeros(w.z), positive_zeros(w.w));
         *(uint4 *)(work->element + token * ROW + part * 8) = w;
+    };
+    if (THREADS % (D / 8) == 0 && first >= source.before) { // the whole page is of this step: rows at one distance
+        constexpr int STEP = THREADS / (D / 8), COUNT = (PAGE + STEP - 1) / STEP;
+        const int token = threadIdx.x / (D / 8), part = threadIdx.x % (D / 8);
+        const long long stride = (keys ? source.view->key_row : source.view->value_row) * STEP;
+        const u16 *from = (keys ? source.key(first + token) : source.value(first + token)) + part * 8;
+#pragma unroll
+        for (int k = 0; k < COUNT; k += 4) { // four loads at a time
+            uint4 w[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                if (k + j < COUNT && token + (k + j) * STEP < PAGE) w[j] = *(const uint4 *)(from + (k + j) * stride);
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                if (k + j < COUNT && token + (k + j) * STEP < PAGE) keep(token + (k + j) * STEP, part, w[j]);
+        }
+    } else {
+        for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
+            const int token = i / (D / 8), part = i % (D / 8);
+            keep(token, part, *((const uint4 *)(keys ? source.key(first + token) : source.value(first + token)) + part));
+        }
     }
     if (nonfinite_bits(peak)) { // cleans what this thread has brought, and counts what the step has
         int count = 0;
@@ -226,17 +246,30 @@ __device__ __forceinline__ void score_channels(Work *work, int layer, int head, 
 
 // Flags the KEY_BOOSTED channels with the highest scores, ties to the lower channel, and lists them.
 __device__ __forceinline__ void select_channels(Work *work) {
-    for (int channel = threadIdx.x; channel < D; channel += THREADS) {
-        const float mine = work->score[channel];
-        int rank = 0;
-        for (int i = 0; i < D; i++) rank += work->score[i] > mine || (work->score[i] == mine && i < channel);
-        work->boosted[channel] = rank < KEY_BOOSTED;
+    // Scores are not negative, so their bits order like them; of equal ones the lower channel goes first.
+    int *rank = (int *)work->part;
+    for (int i = threadIdx.x; i < D; i += THREADS) rank[i] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < 4 * D; i += THREADS) { // a quarter of the others each
+        const int channel = i % D, first = i / D * (D / 4), mine = __float_as_int(work->score[channel]);
+        int before = 0;
+#pragma unroll 8
+        for (int k = 0; k < D / 4; k += 4) {
+            const int4 other = *(const int4 *)(work->score + first + k);
+            const int at = first + k - channel; // negative: a lower channel
+            before += (other.x > mine - (at < 0)) + (other.y > mine - (at + 1 < 0)) + (other.z > mine - (at + 2 < 0)) +
+                      (other.w > mine - (at + 3 < 0));
+        }
+        atomicAdd(rank + channel, before);
     }
+    __syncthreads();
+    for (int channel = threadIdx.x; channel < D; channel += THREADS) work->boosted[channel] = rank[channel] < KEY_BOOSTED;
     __syncthreads();
     for (int channel = threadIdx.x; channel < D; channel += THREADS)
         if (work->boosted[channel]) {
-            int at = 0;
-            for (int i = 0; i < channel; i++) at += work->boosted[i];
+            int at = 0; // flags below it, four to a word
+            for (int i = 0; i < channel / 4; i++) at += __popc(((const u32 *)work->boosted)[i]);
+            for (int i = channel & ~3; i < channel; i++) at += work->boosted[i];
             work->list[at] = (u8)channel;
         }
     __syncthreads();

@@ -18,7 +18,7 @@ extern "C" __global__ void __launch_bounds__(256) bandwidth_read(const uint4 *da
         uint4 loaded[IN_FLIGHT];
 #pragma unroll
         for (int i = 0; i < IN_FLIGHT; i++)
-            loaded[i] = __ldcs(data + at + i * stride);
+            loaded[i] = data[at + i * stride];
 #pragma unroll
         for (int i = 0; i < IN_FLIGHT; i++)
             bits ^= loaded[i].x ^ loaded[i].y ^ loaded[i].z ^ loaded[i].w;

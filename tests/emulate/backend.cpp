@@ -23,7 +23,7 @@ struct emulator {
     std::vector<emulate_kernel *> kernels;
     std::set<void *> pools; // pages and slabs seen, which start without contents
     uint64_t seed;
-    int launches, attend_limit;
+    int launches, attend_limit, overlap;
 };
 
 emulator *of(kt__backend *backend) { return (emulator *)(void *)backend; }
@@ -51,12 +51,14 @@ kt_status upload(kt__backend *, void *to, const void *from, size_t bytes, void *
 {
     memcpy(to, from, bytes);
     emulate_initialised(to, bytes, 1);
+    emulate_settle();
     return KT_OK;
 }
 
 kt_status download(kt__backend *, void *to, const void *from, size_t bytes)
 {
     memcpy(to, from, bytes);
+    emulate_settle();
     return KT_OK;
 }
 
@@ -152,6 +154,7 @@ kt_status launch(kt__backend *backend, int index, const kt__extent *extent, cons
     args.shared = (size_t)k->shared;
     args.params = params;
     args.params_bytes = bytes;
+    args.overlap = e->overlap;
     args.seed = e->seed + (uint64_t)e->launches++;
     if (k->shared > backend->shared_limit)
         return kt__fail(KT_UNSUPPORTED, "%s needs %d bytes of shared memory; the emulated card has %d", k->name, k->shared,
@@ -176,6 +179,7 @@ kt_status launch(kt__backend *backend, int index, const kt__extent *extent, cons
     }
     if (k->op == KT__ATTEND && ((const kt_attend_params *)params)->max_fresh > e->attend_limit) {
         kt__cpu_attend(f, (const kt_attend_params *)params);
+        emulate_settle();
         return KT_OK;
     }
     std::vector<void *> made = register_spans(spans);
@@ -257,6 +261,7 @@ kt_status kt__emulate_open(const kt__package *package, const char *cache_dir, kt
     e->base.multiprocessors = number("KT_EMULATE_SMS", 4);
     e->base.shared_limit = number("KT_EMULATE_SHARED", bulk ? 232448 : 101376);
     e->seed = (uint64_t)number("KT_EMULATE_SEED", 0);
+    e->overlap = bulk; // as the CUDA backend asks for on such cards
     e->attend_limit = number("KT_EMULATE_ATTEND", 1 << 30);
     snprintf(e->base.device_name, sizeof e->base.device_name, "emulated sm_%d", bulk ? 90 : 80);
     const std::string error = make_kernels(e, package, folder, bulk, checks);

@@ -86,6 +86,8 @@ void barrier_init_fence(void);
 void barrier_expect(u64 *bar, int bytes);
 void barrier_wait(u64 *bar, int parity);
 void bulk_copy(void *dst, const void *src, int bytes, u64 *bar);
+void grid_wait(void);
+void grid_launch_next(void);
 #endif
 void async_copy16(void *dst, const void *src);
 void async_commit(void);
@@ -95,6 +97,8 @@ void async_commit(void);
 __forceinline__ void barrier_expect(u64 *, int) {}
 __forceinline__ void barrier_wait(u64 *, int) {}
 __forceinline__ void bulk_copy(void *, const void *, int, u64 *) {}
+__forceinline__ void grid_wait() {}
+__forceinline__ void grid_launch_next() {}
 #endif
 __forceinline__ u32 pack_half(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
 __forceinline__ u32 pack_bfloat(float low, float high) { return float_to_bfloat(low) | (u32)float_to_bfloat(high) << 16; }
@@ -212,9 +216,6 @@ __forceinline__ u32 bfloat2_max(u32 a, u32 b) { return emulate_choose(a, b, true
 __forceinline__ int load_through(const int *p) { return *p; }
 __forceinline__ void prefetch_line(const void *) {}
 
-// Launches of the emulator do not overlap.
-__forceinline__ void grid_wait() {}
-__forceinline__ void grid_launch_next() {}
 __forceinline__ float __int_as_float(int x) { return emulate_bits<float>(x); }
 __forceinline__ float __uint_as_float(u32 x) { return emulate_bits<float>(x); }
 __forceinline__ int __float_as_int(float x) { return emulate_bits<int>(x); }
@@ -224,6 +225,7 @@ __forceinline__ float __fsub_rn(float a, float b) { return a - b; }
 __forceinline__ float __fmul_rn(float a, float b) { return a * b; }
 __forceinline__ float __fdiv_rn(float a, float b) { return a / b; }
 __forceinline__ float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+__forceinline__ float __saturatef(float a) { return a > 0 ? a < 1 ? a : 1 : 0; }
 __forceinline__ float __fsqrt_rn(float a) { return sqrtf(a); }
 __forceinline__ float __frcp_rn(float a) { return 1.0f / a; }
 __forceinline__ float __fdividef(float a, float b) { return a / b; }

@@ -68,9 +68,12 @@ typedef struct {
     size_t params_bytes; // checked against the kernel's own size
     uint64_t seed;       // order of blocks, warps, lanes and copies
     int report_limit;    // reports kept, at most EMULATE_REPORTS; 0: all of those
+    int overlap;         // 1: launched while the launch before it still runs; grid_wait waits for that one
 } emulate_launch_args;
 // Runs the grid. Returns how many reports there are; they stay valid until the next launch.
 int emulate_launch(const emulate_kernel *kernel, const emulate_launch_args *args, const emulate_report **reports);
+// The host, or a copy between launches, has waited for all of them: the next one overlaps with none.
+void emulate_settle(void);
 
 #ifdef __cplusplus
 }

@@ -279,6 +279,7 @@ static bool block_start(block *b, u32 linear)
     b->threads.resize(m.threads);
     b->warps.assign(m.warps, warp());
     b->alive = (int)m.threads;
+    b->launched_next = false;
     b->barrier_bytes.assign(b->shared.bytes / 8 + 1, 0);
     b->shared.epoch = next_epoch();
     if (b->shared.bytes)
@@ -429,6 +430,8 @@ int emulate_launch(const emulate_kernel *kernel, const emulate_launch_args *args
     m.eager = draw() & 1;
     m.launch = next_epoch();
     m.patience = PATIENCE;
+    m.some_waited = m.in_order = false;
+    launch_overlaps(args->overlap);
     if (!launch_refused(kernel, args)) {
         m.threads = args->block[0] * args->block[1] * args->block[2];
         m.warps = (m.threads + LANES - 1) / LANES;
@@ -445,6 +448,10 @@ int emulate_launch(const emulate_kernel *kernel, const emulate_launch_args *args
         m.resident.clear();
         m.published.clear();
     }
+    if (m.reports.empty())
+        launch_ended();
+    else
+        emulate_settle();
     *reports = m.reports.data();
     return (int)m.reports.size();
 }

@@ -122,6 +122,7 @@ struct thread {
     int mbarrier_index = 0, parity = 0;
     u32 groups = 0, groups_done = 0; // 16-byte copies: groups committed, groups waited for
     int times_aside = 0;             // set aside since it last met others
+    bool waited = false;             // grid_wait has returned
     clock *view = nullptr;
 };
 struct block {
@@ -130,6 +131,7 @@ struct block {
     std::vector<thread> threads;
     std::vector<warp> warps;
     int alive = 0, at_barrier = 0;
+    bool launched_next = false;
     region shared;
     std::vector<u8> barrier_bytes;   // per 8 bytes of shared memory: holds an mbarrier
     std::vector<mbarrier> mbarriers;
@@ -149,6 +151,8 @@ struct machine {
     u32 launch;                      // epoch of global memory
     u32 threads, warps, actors;      // of a block; actors = 2 * threads + MAX_MBARRIERS
     int report_limit;
+    bool some_waited;                // a lane came to grid_wait
+    bool in_order;                   // one did before its block let the next launch begin
     int patience;                    // accesses until the lane is set aside
     u64 random;
     std::vector<emulate_report> reports;
@@ -178,6 +182,8 @@ void check_copy(u8 *to, const u8 *from, int bytes, u32 actor, u32 stamp, u32 pc)
 bool knows(const thread *, u32 actor, u32 stamp); // of the own block
 std::string place_of(const void *address);
 u32 next_epoch();
+void launch_overlaps(bool overlap); // m.launch begins; what may still run
+void launch_ended();
 bool region_open(region *);        // maps the cells
 void region_close(region *);
 

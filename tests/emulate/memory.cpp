@@ -178,6 +178,40 @@ struct event {
     u32 actor, stamp, pc, warp;
 };
 
+// ---- launches that overlap ----
+// Earlier launches that may still run, by epoch, with their kernels' names: until the lane's grid_wait, and after it.
+typedef std::map<u32, std::string> launches;
+static launches before_wait, after_wait;
+
+// A launch begins once all blocks of the one ahead have let it, or ended. If one of them had waited by then, only the launch ahead
+// still runs; else also what that one overlaps with. grid_wait waits for the launch ahead alone: what no lane of that one waited for
+// may run on.
+void launch_overlaps(bool overlap)
+{
+    if (!overlap)
+        emulate_settle();
+}
+
+void launch_ended()
+{
+    if (!m.some_waited)
+        after_wait = before_wait;
+    if (m.in_order)
+        before_wait = after_wait;
+    before_wait[m.launch] = m.kernel->name;
+}
+
+static void check_launches(const event &e, const cell *c)
+{
+    const launches &running = e.t->waited ? after_wait : before_wait;
+    auto found = running.find(c->epoch);
+    if (found == running.end() || !(c->writer || (c->reader && (e.how == WRITE || e.how == ATOMIC))))
+        return;
+    report(EMULATE_RACE, e.pc, e.t, "%s of %zu bytes at %s, which %s %s, a launch before this one that may still run %s", doing[e.how],
+           e.bytes, place_of(e.at).c_str(), found->second.c_str(), c->writer ? "writes" : "reads",
+           e.t->waited ? "as no lane between them waited" : "before grid_wait");
+}
+
 // One byte, or four with a cell in common. False after a report.
 static bool check_cell(const event &e, cell *c, bool written)
 {
@@ -237,6 +271,8 @@ static void check_bytes(const event &e)
         cell *c = &e.r->cells[at / 4];
         const size_t next = std::min(end, at / 4 * 4 + 4);
         if (c->epoch != now) {
+            if (!e.r->epoch && c->writer != SPLIT)
+                check_launches(e, c);
             *c = cell();
             c->epoch = now;
         }
@@ -397,7 +433,24 @@ extern "C" void __wrap___ubsan_handle_type_mismatch_v1(type_mismatch *data, void
                1u << data->log_alignment, place_of(address).c_str());
 }
 
-// ---- fences and atomics ----
+// ---- overlapping launches, fences and atomics ----
+void grid_wait(void)
+{
+    m.self->waited = m.some_waited = true;
+    m.in_order = m.in_order || !m.self->home->launched_next;
+}
+
+void grid_launch_next(void)
+{
+    m.self->home->launched_next = true;
+}
+
+void emulate_settle(void)
+{
+    before_wait.clear();
+    after_wait.clear();
+}
+
 void __threadfence(void)
 {
     thread *t = m.self;

@@ -28,7 +28,7 @@ struct planted {
     int fault;
 };
 
-enum { RESULT = EMULATE_KINDS, SEEDS = 6 }; // RESULT: no report, but out[i] != out[512 + i] somewhere
+enum { RESULT = EMULATE_KINDS, SEEDS = 6, OVERLAPS = 4 }; // RESULT: no report, but out[i] != out[512 + i] somewhere
 
 struct file {
     const char *name;
@@ -123,12 +123,36 @@ bool build_one(const std::string &folder, file *f, int bulk, std::string *error)
 
 int run(const file &f, int bulk, int fault, uint64_t seed, const emulate_report **reports)
 {
-    emulate_launch_args args = {{f.grid, 1, 1}, {f.threads, 1, 1}, f.shared, &params, sizeof params, seed, 0};
+    emulate_launch_args args = {{f.grid, 1, 1}, {f.threads, 1, 1}, f.shared, &params, sizeof params, seed, 0, 0};
     memset(params.out, 0xd7, 4096);
     emulate_initialised(params.out, 4096, 0);
     memset(params.counter, 0, 16);
     params.fault = fault;
     return emulate_launch(f.kernels[bulk], &args, reports);
+}
+
+// Launches that overlap: sound when `fault` is 0, else a report of the launch at fault, whichever role it has.
+void test_overlap(const emulate_kernel *kernel, int fault)
+{
+    for (uint64_t seed = 0; seed < SEEDS; seed++) {
+        std::string all;
+        bool race = false;
+        memset(params.out, 0, 4096);
+        emulate_initialised(params.out, 4096, 1);
+        emulate_settle();
+        for (int role = 0; role < 3; role++) {
+            const emulate_report *reports;
+            emulate_launch_args args = {{2, 1, 1}, {32, 1, 1}, 0, &params, sizeof params, seed, 0, 1};
+            params.fault = 8 * fault + role;
+            const int count = emulate_launch(kernel, &args, &reports);
+            for (int i = 0; i < count; i++) {
+                race = race || (reports[i].kind == EMULATE_RACE && strstr(reports[i].text, "may still run"));
+                all += std::string("\n     ") + reports[i].text;
+            }
+        }
+        if (fault ? !race : !all.empty())
+            fail("overlap " + std::to_string(fault) + ", seed " + std::to_string(seed) + ":" + (all.empty() ? " not found" : all));
+    }
 }
 
 bool results_equal()
@@ -179,11 +203,11 @@ void test_launches()
         emulate_launch_args args;
         const char *text;
     } cases[] = {
-        {{{1, 1, 1}, {1056, 1, 1}, 0, &params, sizeof params, 0, 0}, "1056 threads"},
-        {{{0, 1, 1}, {64, 1, 1}, 0, &params, sizeof params, 0, 0}, "grid 0"},
-        {{{1, 65536, 1}, {64, 1, 1}, 0, &params, sizeof params, 0, 0}, "grid 1 x 65536"},
-        {{{1, 1, 1}, {64, 1, 1}, 232449, &params, sizeof params, 0, 0}, "232449 bytes of shared memory"},
-        {{{1, 1, 1}, {64, 1, 1}, 0, &params, sizeof params - 8, 0, 0}, "24 bytes of parameters"},
+        {{{1, 1, 1}, {1056, 1, 1}, 0, &params, sizeof params, 0, 0, 0}, "1056 threads"},
+        {{{0, 1, 1}, {64, 1, 1}, 0, &params, sizeof params, 0, 0, 0}, "grid 0"},
+        {{{1, 65536, 1}, {64, 1, 1}, 0, &params, sizeof params, 0, 0, 0}, "grid 1 x 65536"},
+        {{{1, 1, 1}, {64, 1, 1}, 232449, &params, sizeof params, 0, 0, 0}, "232449 bytes of shared memory"},
+        {{{1, 1, 1}, {64, 1, 1}, 0, &params, sizeof params - 8, 0, 0, 0}, "24 bytes of parameters"},
     };
     for (const auto &c : cases) {
         const emulate_report *reports;
@@ -253,8 +277,16 @@ int main(int argc, char **argv)
         for (int bulk = 0; bulk < 2; bulk++)
             if (t.bulk < 0 || t.bulk == bulk)
                 test_fault(t, bulk);
+    char error[2048] = "";
+    const std::string source = std::string(EMULATE_FOLDER) + "/faults/overlap.cu", object = std::string(argv[1]) + "/overlap.so";
+    const emulate_build build_overlap = {source.c_str(), "overlap", object.c_str(), 1, 1};
+    emulate_kernel *overlap = emulate_compile(&build_overlap, error, sizeof error) ? nullptr : emulate_load(object.c_str(), "overlap", error, sizeof error);
+    if (!overlap)
+        fail(error);
+    for (int i = 0; overlap && i <= OVERLAPS; i++)
+        test_overlap(overlap, i);
     test_launches();
     test_conversions();
-    printf("%zu faults, %d failures\n", sizeof faults / sizeof faults[0], failures);
+    printf("%zu faults, %d failures\n", sizeof faults / sizeof faults[0] + OVERLAPS, failures);
     return failures != 0;
 }

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include "bench.h"
 #include "cuda.h"
 #include "exact.h"
 #include "random.h"
@@ -115,14 +116,7 @@ int bed_decode(bed *b)
     return KG_OK;
 }
 
-double bed_bytes(const bed *b, int tokens, int fresh)
-{
-    const kt_format *f = &b->format;
-    const int keys = kt_sealed_pages(tokens, f->sink, f->key_window, f->page), values = kt_sealed_pages(tokens, f->sink, f->value_window, f->page);
-    const double sealed = (double)keys * f->value_tiles + (double)values * (f->block_bytes - f->value_tiles);
-    const double exact = (double)(2 * (tokens + fresh) - (keys + values) * f->page) * f->head_dim * 2;
-    return b->kv_heads * (sealed + exact);
-}
+double bed_bytes(const bed *b, int tokens, int fresh) { return kg_bench_attend_bytes(&b->format, b->kv_heads, tokens, fresh); }
 
 double bed_difference(const bed *b, const uint16_t *value, const uint16_t *reference, size_t count)
 {

@@ -439,7 +439,7 @@ KT_HASH_FUNCTION float kt_random_score(int seed, int layer, int head, int page, 
 
 // How to quantise with one scale and zero.
 struct Quantiser {
-    float inverse, zero;                   // 1 / scale, 0 where the scale is; x - zero is multiplied by it
+    float inverse, zero;                   // 1 / (scale * largest code), 0 where the scale is 0; x - zero is multiplied by it
 };
 
 // Shared memory of a block.
@@ -449,10 +449,12 @@ struct Work {
     u32 pair[PAIRS];                       // the same as stored: scale low, zero high
     u32 low[PAGE_TILES * D / 2], high[PAGE_TILES * D / 2]; // extremes of each channel of a tile, two channels to a word
     float part[4 * D];                     // sums over the tokens of equal remainder by 4
-    float score[D], most[D];               // most: largest code of a channel
-    u8 boosted[D], list[D];                // flags by channel; channels in ascending order
+    alignas(16) float score[D];
+    float most[D];                         // largest code of a channel
+    alignas(4) u8 boosted[D];              // flags by channel
+    u8 list[D];                            // channels in ascending order
     int damaged;                           // an element was not finite or a group overflowed
-    int overflows;
+    int count;                             // overflowed groups, and elements of the step's own tokens that were not finite
     int exponent;
 };
 static_assert(sizeof(Work) <= SHARED_BYTES, "work fits");
@@ -485,11 +487,11 @@ __device__ __forceinline__ u32 set_pair(Work *work, int at, float low, float hig
     u16 scale = float_to_half(__fdiv_rn(__fsub_rn(high, low), most));
     if ((zero & 0x7c00) == 0x7c00 || (scale & 0x7c00) == 0x7c00) {
         atomicOr(&work->damaged, 1);
-        atomicAdd(&work->overflows, 1);
+        atomicAdd(&work->count, 1);
         zero = scale = 0;
     }
     if (scale) atomicMax(&work->exponent, ceil_exponent(half_to_float(scale)));
-    work->quantiser[at].inverse = scale ? __fdiv_rn(1.0f, half_to_float(scale)) : 0.0f;
+    work->quantiser[at].inverse = scale ? __fdiv_rn(1.0f, __fmul_rn(half_to_float(scale), most)) : 0.0f;
     work->quantiser[at].zero = half_to_float(zero);
     return work->pair[at] = scale | (u32)zero << 16;
 }
@@ -501,15 +503,15 @@ __device__ __noinline__ u32 exact_code(float x, u32 pair, float most) {
     return (u32)fminf(fmaxf(rintf(__fdiv_rn(__fsub_rn(x, zero), scale)), 0), most);
 }
 
-// The same by a multiplication, which is off by less than 1e-4; `doubt` grows to how far from a whole number the quotient was, and above
-// CERTAIN the code may be the wrong one of two.
+// The same by multiplications, which are off by less than 1e-4; `doubt` grows to how far from a whole number the quotient was, and above
+// CERTAIN the code may be the wrong one of two. The code is in the low 8 bits of what is returned.
 constexpr float CERTAIN = 0.4999f;
 __device__ __forceinline__ u32 quick_code(float x, Quantiser q, float most, float &doubt) {
     const float magic = 12582912.0f; // adding it rounds to a whole number, which its low bits then hold
-    const float quotient = fminf(fmaxf(__fmul_rn(__fsub_rn(x, q.zero), q.inverse), 0.0f), most);
-    const float sum = __fadd_rn(quotient, magic);
-    doubt = fmaxf(doubt, fabsf(__fsub_rn(quotient, __fsub_rn(sum, magic))));
-    return (u32)__float_as_int(sum) & 255u;
+    const float share = __saturatef(__fmul_rn(__fsub_rn(x, q.zero), q.inverse));
+    const float sum = __fmaf_rn(share, most, magic);
+    doubt = fmaxf(doubt, fabsf(__fmaf_rn(share, most, __fsub_rn(magic, sum))));
+    return (u32)__float_as_int(sum);
 }
 
 // Sums of leaf(i), i = 0 .. PAGE - 1, by the fixed tree s[i] += s[i + w], w = PAGE / 2 .. 1: the value at i after step w. For two channels.
@@ -533,26 +535,49 @@ __device__ __forceinline__ u32 positive_zeros(u32 pair) {
 template <bool keys> __device__ __forceinline__ void load_page(Work *work, const Source &source, int first) {
     constexpr bool exact = (keys ? KEY_BITS : VALUE_BITS) == 16;
     u32 peak = 0;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
-        const int token = i / (D / 8), part = i % (D / 8);
-        uint4 w = *((const uint4 *)(keys ? source.key(first + token) : source.value(first + token)) + part);
+    auto keep = [&](int token, int part, uint4 w) {
         peak = peak_pair(peak_pair(peak_pair(peak_pair(peak, w.x), w.y), w.z), w.w);
         if (exact) w = make_uint4(positive_zeros(w.x), positive_zeros(w.y), positive_zeros(w.z), positive_zeros(w.w));
         *(uint4 *)(work->element + token * ROW + part * 8) = w;
+    };
+    if (THREADS % (D / 8) == 0 && first >= source.before) { // the whole page is of this step: rows at one distance
+        constexpr int STEP = THREADS / (D / 8), COUNT = (PAGE + STEP - 1) / STEP;
+        const int token = threadIdx.x / (D / 8), part = threadIdx.x % (D / 8);
+        const long long stride = (keys ? source.view->key_row : source.view->value_row) * STEP;
+        const u16 *from = (keys ? source.key(first + token) : source.value(first + token)) + part * 8;
+#pragma unroll
+        for (int k = 0; k < COUNT; k += 4) { // four loads at a time
+            uint4 w[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                if (k + j < COUNT && token + (k + j) * STEP < PAGE) w[j] = *(const uint4 *)(from + (k + j) * stride);
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                if (k + j < COUNT && token + (k + j) * STEP < PAGE) keep(token + (k + j) * STEP, part, w[j]);
+        }
+    } else {
+        for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
+            const int token = i / (D / 8), part = i % (D / 8);
+            keep(token, part, *((const uint4 *)(keys ? source.key(first + token) : source.value(first + token)) + part));
+        }
     }
-    if (nonfinite_bits(peak)) { // cleans what this thread has brought
+    if (nonfinite_bits(peak)) { // cleans what this thread has brought, and counts what the step has
+        int count = 0;
         atomicOr(&work->damaged, 1);
         for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
             u32 *w = (u32 *)(work->element + i / (D / 8) * ROW + i % (D / 8) * 8);
-            for (int k = 0; k < 4; k++) w[k] = finite_pair(w[k]);
+            for (int k = 0; k < 4; k++) {
+                if (first + i / (D / 8) >= source.before) count += __popc(nonfinite_bits(w[k]));
+                w[k] = finite_pair(w[k]);
+            }
         }
+        atomicAdd(&work->count, count);
     }
 }
 
 __device__ __forceinline__ void start_part(Work *work) {
     __syncthreads(); // the last part is done with the work area
-    if (threadIdx.x == 0) work->damaged = 0, work->overflows = 0, work->exponent = NO_SCALE;
+    if (threadIdx.x == 0) work->damaged = 0, work->count = 0, work->exponent = NO_SCALE;
     __syncthreads();
 }
 
@@ -561,7 +586,7 @@ __device__ __forceinline__ void finish_part(Work *work, u8 *block, int flags, in
     if (threadIdx.x == 0) {
         block[flags] = (u8)work->damaged;
         block[exponent] = scaled ? (u8)work->exponent : 0;
-        if (work->overflows) atomicAdd(&control->nonfinite, (u64)work->overflows);
+        if (work->count) atomicAdd(&control->nonfinite, (u64)work->count);
     }
 }
 
@@ -634,17 +659,30 @@ __device__ __forceinline__ void score_channels(Work *work, int layer, int head, 
 
 // Flags the KEY_BOOSTED channels with the highest scores, ties to the lower channel, and lists them.
 __device__ __forceinline__ void select_channels(Work *work) {
-    for (int channel = threadIdx.x; channel < D; channel += THREADS) {
-        const float mine = work->score[channel];
-        int rank = 0;
-        for (int i = 0; i < D; i++) rank += work->score[i] > mine || (work->score[i] == mine && i < channel);
-        work->boosted[channel] = rank < KEY_BOOSTED;
+    // Scores are not negative, so their bits order like them; of equal ones the lower channel goes first.
+    int *rank = (int *)work->part;
+    for (int i = threadIdx.x; i < D; i += THREADS) rank[i] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < 4 * D; i += THREADS) { // a quarter of the others each
+        const int channel = i % D, first = i / D * (D / 4), mine = __float_as_int(work->score[channel]);
+        int before = 0;
+#pragma unroll 8
+        for (int k = 0; k < D / 4; k += 4) {
+            const int4 other = *(const int4 *)(work->score + first + k);
+            const int at = first + k - channel; // negative: a lower channel
+            before += (other.x > mine - (at < 0)) + (other.y > mine - (at + 1 < 0)) + (other.z > mine - (at + 2 < 0)) +
+                      (other.w > mine - (at + 3 < 0));
+        }
+        atomicAdd(rank + channel, before);
     }
+    __syncthreads();
+    for (int channel = threadIdx.x; channel < D; channel += THREADS) work->boosted[channel] = rank[channel] < KEY_BOOSTED;
     __syncthreads();
     for (int channel = threadIdx.x; channel < D; channel += THREADS)
         if (work->boosted[channel]) {
-            int at = 0;
-            for (int i = 0; i < channel; i++) at += work->boosted[i];
+            int at = 0; // flags below it, four to a word
+            for (int i = 0; i < channel / 4; i++) at += __popc(((const u32 *)work->boosted)[i]);
+            for (int i = channel & ~3; i < channel; i++) at += work->boosted[i];
             work->list[at] = (u8)channel;
         }
     __syncthreads();
@@ -825,35 +863,42 @@ __device__ __forceinline__ void seal_value(Work *work, u8 *block) {
 
 // ---- exact tokens ----
 
-// Copies the rows of tokens [first, last) from where the step began to where it ends.
-template <bool keys> __device__ __forceinline__ void copy_exact(const Source &source, u8 *slab, int first, int last) {
-    for (int i = threadIdx.x; i < (last - first) * (D / 8); i += THREADS) {
-        const int token = first + i / (D / 8), part = i % (D / 8);
-        const u16 *from = keys ? source.key(token) : source.value(token);
-        u8 *to = keys ? token < SINK ? slab + token * D * 2 : slab + SLAB_KEY + (token - SINK) % KEY_RING * D * 2
-                      : token < SINK ? slab + SLAB_SINK_VALUE + token * D * 2 : slab + SLAB_VALUE + (token - SINK) % VALUE_RING * D * 2;
-        ((uint4 *)to)[part] = ((const uint4 *)from)[part];
-    }
+// Where an exact token's row is in a slab.
+template <bool keys> __device__ __forceinline__ u8 *slab_row(u8 *slab, int token) {
+    if (token < SINK) return slab + (keys ? 0 : SLAB_SINK_VALUE) + token * D * 2;
+    return slab + (keys ? SLAB_KEY : SLAB_VALUE) + (token - SINK) % (keys ? KEY_RING : VALUE_RING) * D * 2;
 }
 
-// Counts elements of the step's own tokens that are not finite.
-__device__ __forceinline__ void count_nonfinite(const Source &source, int fresh, kt_control *control) {
+// Stores the step's own tokens that stay exact, those before SINK and from `rest` on, and counts their elements that are not finite;
+// those of the others are counted where they are sealed.
+template <bool keys> __device__ __forceinline__ int store_fresh(const Source &source, u8 *slab, int fresh, int rest) {
+    const int after = source.before + fresh, later = max(source.before, rest);
+    const int sinks = max(min(after, SINK) - source.before, 0), tokens = sinks + max(after - later, 0);
     int count = 0;
-    for (int i = threadIdx.x; i < fresh * (D / 8); i += THREADS) {
-        const int token = source.before + i / (D / 8), part = i % (D / 8);
-        const uint4 k = ((const uint4 *)source.key(token))[part], v = ((const uint4 *)source.value(token))[part];
-        count += __popc(nonfinite_bits(k.x)) + __popc(nonfinite_bits(k.y)) + __popc(nonfinite_bits(k.z)) + __popc(nonfinite_bits(k.w)) +
-                 __popc(nonfinite_bits(v.x)) + __popc(nonfinite_bits(v.y)) + __popc(nonfinite_bits(v.z)) + __popc(nonfinite_bits(v.w));
+    // Half of the threads each for keys and values, so that both are fetched at once.
+    const int half = THREADS / 2, mine = (int)threadIdx.x - (keys ? 0 : half);
+    for (int i = mine; mine >= 0 && mine < half && i < tokens * (D / 8); i += half) {
+        const int at = i / (D / 8), token = at < sinks ? source.before + at : later + at - sinks, part = i % (D / 8);
+        const uint4 w = ((const uint4 *)(keys ? source.key(token) : source.value(token)))[part];
+        ((uint4 *)slab_row<keys>(slab, token))[part] = w;
+        count += __popc(nonfinite_bits(w.x)) + __popc(nonfinite_bits(w.y)) + __popc(nonfinite_bits(w.z)) + __popc(nonfinite_bits(w.w));
     }
-    if (count) atomicAdd(&control->nonfinite, (u64)count);
+    return count;
+}
+
+// Moves older tokens [first, last) to the slab of the step's end.
+template <bool keys> __device__ __forceinline__ void move_older(const Source &source, u8 *slab, int first, int last) {
+    for (int i = threadIdx.x; i < (last - first) * (D / 8); i += THREADS) {
+        const int token = first + i / (D / 8), part = i % (D / 8);
+        ((uint4 *)slab_row<keys>(slab, token))[part] = ((const uint4 *)(keys ? source.key(token) : source.value(token)))[part];
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 3) kitty_append(const __grid_constant__ kt_append_params p) {
+    const kt_slot slot = load_settled(p.view.slots + blockIdx.z); // final since before the launch ahead began
     grid_wait();
     grid_launch_next();
-    if (!p.view.control->ready) return;
-    const kt_slot slot = p.view.slots[blockIdx.z];
-    if (slot.fresh == 0) return;
+    if (!p.view.control->ready || slot.fresh == 0) return;
     Work *work = (Work *)shared_memory();
     const int head = blockIdx.y, before = slot.tokens, after = before + slot.fresh;
     const long long slab = ((long long)slot.slab * p.view.kv_heads + head) * SLAB_BYTES;
@@ -869,14 +914,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) kitty_append(const __gr
 
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
         if (unit == 0) {
-            // In place, what was there stays; in another slab everything that is still exact moves.
-            const int keep = slot.slab_next == slot.slab ? before : 0;
             u8 *to = p.view.slabs + slab_next;
-            copy_exact<true>(source, to, min(keep, SINK), min(after, SINK));
-            copy_exact<false>(source, to, min(keep, SINK), min(after, SINK));
-            copy_exact<true>(source, to, max(keep, SINK + key_pages * PAGE), max(after, SINK + key_pages * PAGE));
-            copy_exact<false>(source, to, max(keep, SINK + value_pages * PAGE), max(after, SINK + value_pages * PAGE));
-            count_nonfinite(source, slot.fresh, p.view.control);
+            const int key_rest = SINK + key_pages * PAGE, value_rest = SINK + value_pages * PAGE;
+            const int count = store_fresh<true>(source, to, slot.fresh, key_rest) + store_fresh<false>(source, to, slot.fresh, value_rest);
+            if (count) atomicAdd(&p.view.control->nonfinite, (u64)count);
+            if (slot.slab_next != slot.slab) { // in place, older tokens stay where they are
+                move_older<true>(source, to, 0, min(before, SINK));
+                move_older<false>(source, to, 0, min(before, SINK));
+                move_older<true>(source, to, key_rest, max(before, key_rest));
+                move_older<false>(source, to, value_rest, max(before, value_rest));
+            }
             continue;
         }
         const bool keys = unit <= key_pages - key_page;

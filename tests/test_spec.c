@@ -579,10 +579,10 @@ static const struct {
      "  model      36 layers, 32 query heads, 8 KV heads, head_dim 128, bf16\n"
      "  keys       2 bits, 32 of 128 channels at 4, groups of 128 tokens, window 0\n"
      "  values     2 bits, groups of 128 channels, window 128\n"
-     "  page       128 tokens: 10288 bytes per KV head (header 16, keys 5664, values 4608); sink 32\n"
-     "  per token  80.38 bytes per KV head; fp16 512, 6.37 times that\n"
+     "  page       128 tokens: 10368 bytes per KV head (header 16, keys 5744, values 4608); sink 32\n"
+     "  per token  81 bytes per KV head; fp16 512, 6.32 times that\n"
      "  exact      114688 bytes per sequence and KV head\n"
-     "  memory     209.5 MiB for one sequence of 8192 tokens; fp16 1152.0 MiB\n"},
+     "  memory     210.9 MiB for one sequence of 8192 tokens; fp16 1152.0 MiB\n"},
     {"check -- --json", 2, "--json: no shipped model"},
     {"check no.lua qwen3_8b/int4", 2, "no.lua: No such file or directory\nqwen3-8b.int4\n"},
     {"check qwen3_8b/int4 > /dev/full", 3, "kittygen: cannot write to the standard output\n"},
@@ -606,7 +606,7 @@ START_TEST(check_json)
     cJSON *root = cJSON_Parse(output);
     ck_assert_int_eq(cJSON_GetArraySize(root), 6);
     const cJSON *fp16 = cJSON_GetArrayItem(root, 0), *kitty = cJSON_GetArrayItem(root, 2);
-    ck_assert_double_eq(cJSON_GetObjectItem(kitty, "bytes_per_token")->valuedouble, 76.25);
+    ck_assert_double_eq(cJSON_GetObjectItem(kitty, "bytes_per_token")->valuedouble, 77);
     ck_assert_double_eq(cJSON_GetObjectItem(kitty, "boosted_channels")->valuedouble, 16);
     ck_assert_double_eq(cJSON_GetObjectItem(fp16, "fp16_memory_bytes")->valuedouble, 36.0 * 8 * 8192 * 512);
     cJSON_Delete(root);

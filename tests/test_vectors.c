@@ -52,7 +52,7 @@ static double steps(const kt_format *f, kt_part part, const unsigned char *block
         const int groups = f->page / f->key_group;
         for (int i = 0; i < groups * f->head_dim; i++) {
             unsigned short scale;
-            memcpy(&scale, block + f->key_meta + 4 * i, 2);
+            memcpy(&scale, block + f->key_meta + (i / f->head_dim * 2 * f->head_dim + i % f->head_dim) * 2, 2);
             sum += kt__half_to_float(scale) * f->key_group;
         }
     } else {

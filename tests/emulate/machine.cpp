@@ -544,7 +544,8 @@ static void complete(warp *w, u32 mask)
     }
     if (lanes[0]->op.what == MATRIX)
         multiply_fragments(by_lane);
-    meet(lanes, count);
+    if (lanes[0]->op.what == SYNC) // the others exchange registers; they order no memory
+        meet(lanes, count);
     w->waiting &= ~mask;
     for (int i = 0; i < count; i++)
         make_ready(lanes[i]);

@@ -53,8 +53,9 @@ static kt_status allocate_host(kt_batch *b)
     b->views = calloc(layers, sizeof *b->views);
     b->appended = calloc(layers, sizeof *b->appended);
     b->items = calloc(slots, sizeof *b->items);
+    b->lengths = calloc(slots, sizeof *b->lengths);
     b->row_owner = calloc((size_t)b->max_rows, sizeof *b->row_owner);
-    if (!b->entries || !b->planned || !b->uploaded || !b->table || !b->stamps || !b->pages_before || !b->views || !b->items ||
+    if (!b->entries || !b->planned || !b->uploaded || !b->table || !b->stamps || !b->pages_before || !b->views || !b->items || !b->lengths ||
         !b->appended || !b->row_owner)
         return kt__fail(KT_MEMORY, "kt_batch_open: no host memory for %d slots of %d pages", b->slots, b->table_stride);
     return KT_OK;
@@ -101,6 +102,7 @@ static void destroy(kt_batch *b)
     free(b->views);
     free(b->appended);
     free(b->items);
+    free(b->lengths);
     free(b->row_owner);
     free(b);
 }
@@ -239,6 +241,32 @@ static kt_status plan_slot(kt_batch *b, int slot, long long row, const char *cal
     return claim_rows(b, slot, call);
 }
 
+static int longer_first(const void *left, const void *right)
+{
+    const kt__length *a = left, *b = right;
+    return a->tokens != b->tokens ? (a->tokens < b->tokens ? 1 : -1) : a->slot - b->slot;
+}
+
+// Where the longest sequence is well above the shortest, blocks go by length: a long one that starts last would end alone.
+static void order_slots(kt_batch *b)
+{
+    int least = MOST_TOKENS, most = 0;
+    for (int slot = 0; slot < b->used_slots; slot++) {
+        const kt_slot *p = &b->planned[slot];
+        b->lengths[slot] = (kt__length){p->fresh ? p->tokens : -1, slot};
+        if (p->fresh) {
+            least = p->tokens < least ? p->tokens : least;
+            most = p->tokens > most ? p->tokens : most;
+        }
+    }
+    b->ordered = most > least + least / 4;
+    if (b->ordered)
+        qsort(b->lengths, (size_t)b->used_slots, sizeof *b->lengths, longer_first);
+    // Of all slots: a captured step goes over unused ones too, and may have been captured in order of length.
+    for (int slot = 0; slot < b->slots; slot++)
+        b->planned[slot].order = b->ordered && slot < b->used_slots ? b->lengths[slot].slot : slot;
+}
+
 kt_status kt__batch_plan(kt_batch *b, const char *call)
 {
     kt_status status;
@@ -253,6 +281,7 @@ kt_status kt__batch_plan(kt_batch *b, const char *call)
             return status;
         row += entry->fresh;
     }
+    order_slots(b);
     return KT_OK;
 }
 

@@ -45,6 +45,10 @@ typedef struct {
     int fresh, row; // row < 0: after the slots before it
 } kt__entry;
 
+typedef struct {
+    int tokens, slot; // tokens -1: idle
+} kt__length;
+
 struct kt_batch {
     kt_cache *cache;
     kt_batch *next;
@@ -70,6 +74,8 @@ struct kt_batch {
     bool *appended;          // per layer
     int *pages_before;       // per slot
     int active, max_fresh, rows, max_pages, units, used_slots;
+    kt__length *lengths;     // of the slots, longest first where `ordered`
+    bool ordered;
     int *items;              // per slot, in attend's units of work
     const kt__kernel *divided; // what the step's division below is for, or null
     int splits, split_items;

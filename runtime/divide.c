@@ -31,6 +31,14 @@ static long long blocks_at(const kt_batch *b, int per_query, int split_items, in
     return blocks;
 }
 
+static double work_at(const kt_batch *b, int per_query)
+{
+    double items = 0;
+    for (int slot = 0; slot < b->used_slots; slot++)
+        items += (double)b->items[slot] * per_query * b->planned[slot].fresh;
+    return items;
+}
+
 void kt__divide(kt_batch *b, const kt__kernel *kernel, int blocks_per_sm, int *splits, int *split_items)
 {
     const kt_format *f = &b->cache->engine->package.format;
@@ -62,9 +70,12 @@ void kt__divide(kt_batch *b, const kt__kernel *kernel, int blocks_per_sm, int *s
         }
         low = low < largest ? low : largest;
         const long long blocks = blocks_at(b, per_query, low, &most);
-        const double rounds = (double)((low < largest ? low : largest) + warps - 1) / warps;
+        const double rounds = (double)(low + warps - 1) / warps, block = BLOCK_COST + (most > 1 ? SPLIT_COST : 0);
+        // Equal blocks come in whole waves; unequal ones, longest first, fill the card until the work is done.
         const double turns = (double)((blocks + at_once - 1) / at_once);
-        const double cost = turns * (rounds + BLOCK_COST + (most > 1 ? SPLIT_COST : 0));
+        const double filled = (work_at(b, per_query) / warps + (double)blocks * block) / (double)at_once;
+        const double alone = rounds + block;
+        const double cost = !b->ordered ? turns * alone : filled > alone ? filled : alone;
         if (!waves || cost < best) {
             best = cost;
             *splits = most;

@@ -304,7 +304,7 @@ kt_status kt_attend(kt_batch *b, const kt_attend_args *args)
         .query_row = query.row, .query_head = query.head, .out_row = out.row, .out_head = out.head,
         .partial = b->partial, .stats = b->partial + b->partial_floats / ((size_t)engine->package.format.head_dim + 2) * (size_t)engine->package.format.head_dim,
         .arrivals = b->arrivals, .scale = (float)scale,
-        .max_fresh = b->max_fresh ? b->max_fresh : 1, .splits = splits, .split_items = split_items,
+        .max_fresh = b->max_fresh ? b->max_fresh : 1, .splits = splits, .split_items = split_items, .ordered = b->ordered,
     };
 
     if ((status = launch(b, op, kernel, &extent, &params, sizeof params)))

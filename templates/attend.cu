@@ -583,9 +583,10 @@ __device__ __forceinline__ void store_result(const kt_attend_params &p, int row,
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __grid_constant__ kt_attend_params p) {
     const int split = blockIdx.x % p.splits, place = blockIdx.x / p.splits; // place: slot * max_fresh + query token
-    const int slot_index = place / p.max_fresh, query_token = place % p.max_fresh;
     // Before grid_wait only what was final before the launch ahead, the layer's append, began: the step's tables, and pages sealed by
     // earlier steps. A block must not end before it has waited, or the launch behind this one would not wait for the one ahead.
+    const int query_token = place % p.max_fresh;
+    const int slot_index = p.ordered ? load_settled(&p.view.slots[place / p.max_fresh].order) : place / p.max_fresh;
     const kt_slot slot = load_settled(p.view.slots + slot_index);
     if (!load_settled(&p.view.control->ready) || query_token >= slot.fresh) {
         grid_wait();

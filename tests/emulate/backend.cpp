@@ -23,7 +23,7 @@ struct emulator {
     std::vector<emulate_kernel *> kernels;
     std::set<void *> pools; // pages and slabs seen, which start without contents
     uint64_t seed;
-    int launches, attend_limit, overlap;
+    int launches, attend_limit, overlap, most_units;
 };
 
 emulator *of(kt__backend *backend) { return (emulator *)(void *)backend; }
@@ -85,6 +85,7 @@ kt_status capturing(kt__backend *, void *, bool *yes)
 struct span {
     char *start, *end;
     std::string name;
+    int writes; // whether a kernel of the caller just ahead may write it, or read what was there
 };
 
 // Elements [rows, heads, width] with these strides.
@@ -93,7 +94,7 @@ void add_span(std::vector<span> &spans, const void *base, long long rows, long l
 {
     if (!base || !rows)
         return;
-    span s = {(char *)base, (char *)base + ((rows - 1) * row + (heads - 1) * head + width) * size, name};
+    span s = {(char *)base, (char *)base + ((rows - 1) * row + (heads - 1) * head + width) * size, name, strcmp(name, "out") && strcmp(name, "lse")};
     spans.push_back(s);
 }
 
@@ -148,7 +149,9 @@ kt_status launch(kt__backend *backend, int index, const kt__extent *extent, cons
     for (int d = 0; d < 3; d++) {
         args.grid[d] = 1;
         for (int i = 0; i < KT__GRID_FACTORS; i++)
-            args.grid[d] *= k->grid[d][i] == KT__ONE ? 1u : (unsigned)extent->ones[k->grid[d][i]];
+            args.grid[d] *= k->grid[d][i] == KT__ONE     ? 1u
+                            : k->grid[d][i] == KT__UNITS ? (unsigned)std::min(extent->ones[KT__UNITS], e->most_units)
+                                                         : (unsigned)extent->ones[k->grid[d][i]];
         args.block[d] = d ? 1u : (unsigned)k->threads;
     }
     args.shared = (size_t)k->shared;
@@ -182,7 +185,11 @@ kt_status launch(kt__backend *backend, int index, const kt__extent *extent, cons
         emulate_settle();
         return KT_OK;
     }
+    const std::vector<span> tensors = spans;
     std::vector<void *> made = register_spans(spans);
+    for (const span &s : tensors)
+        if (e->overlap && (k->op == KT__APPEND || (s.name != "key" && s.name != "value"))) // those were there before append
+            emulate_outside(s.start, (size_t)(s.end - s.start), s.writes, "a kernel of the caller");
     const int count = emulate_launch(e->kernels[(size_t)index], &args, &reports);
     for (void *address : made)
         emulate_unregister(address);
@@ -261,6 +268,7 @@ kt_status kt__emulate_open(const kt__package *package, const char *cache_dir, kt
     e->base.multiprocessors = number("KT_EMULATE_SMS", 4);
     e->base.shared_limit = number("KT_EMULATE_SHARED", bulk ? 232448 : 101376);
     e->seed = (uint64_t)number("KT_EMULATE_SEED", 0);
+    e->most_units = number("KT_EMULATE_UNITS", 1 << 30);
     e->overlap = bulk; // as the CUDA backend asks for on such cards
     e->attend_limit = number("KT_EMULATE_ATTEND", 1 << 30);
     snprintf(e->base.device_name, sizeof e->base.device_name, "emulated sm_%d", bulk ? 90 : 80);

@@ -7,6 +7,7 @@
 //   KT_EMULATE_SHARED  bytes of shared memory a block may have (232448; 101376 without bulk copies)
 //   KT_EMULATE_SMS     multiprocessors (4)
 //   KT_EMULATE_ATTEND  largest step (new tokens of a sequence) whose attend is emulated; the CPU backend does larger ones
+//   KT_EMULATE_UNITS   most blocks that share a slot's append, which is made for any number of them
 //   KT_EMULATE_FAST    1: without checks of loads and stores
 #ifndef KITTY_EMULATE_BACKEND_H
 #define KITTY_EMULATE_BACKEND_H

@@ -74,6 +74,8 @@ typedef struct {
 int emulate_launch(const emulate_kernel *kernel, const emulate_launch_args *args, const emulate_report **reports);
 // The host, or a copy between launches, has waited for all of them: the next one overlaps with none.
 void emulate_settle(void);
+// The next launch overlaps with one of the driver's, called `name`, that writes (1) or reads (0) these bytes.
+void emulate_outside(const void *address, size_t bytes, int writes, const char *name);
 
 #ifdef __cplusplus
 }

@@ -241,6 +241,7 @@ bool run_kernel(const char *folder, const kt_format &f, int attend, uint64_t see
     kt_engine_info info = {};
     both[0].name = "emulated", both[1].name = "CPU";
     state = seed;
+    setenv("KT_EMULATE_UNITS", attend % 2 ? "3" : "1000", 1); // a block to each unit of append, or several
     bool good = open_side(&both[0], folder, KT_DEVICE_CUDA, attend, &info) && open_side(&both[1], folder, KT_DEVICE_CPU, attend, &info);
     const int page = f.page, ahead = f.sink + (f.key_window > f.value_window ? f.key_window : f.value_window);
     const step steps[] = {

@@ -167,6 +167,9 @@ void block_self();                 // until made ready
 void yield_self();
 [[noreturn]] void give_up();       // leaves the lanes where they are; the launch ends
 void make_ready(thread *);
+std::string doing(const thread *); // "at __syncthreads, line ..."
+
+// order.cpp
 void meet(thread *const *lanes, int count); // joins what they know; a new stamp for each warp
 
 // copy.cpp
@@ -179,6 +182,7 @@ std::string waiting_for(const thread *);
 void check(const void *address, size_t bytes, access how, u32 pc);
 // A copy that the running lane starts, recorded as a write by `actor` at `stamp`.
 void check_copy(u8 *to, const u8 *from, int bytes, u32 actor, u32 stamp, u32 pc);
+void check_aligned(const void *address, size_t bytes, u32 pc);
 bool knows(const thread *, u32 actor, u32 stamp); // of the own block
 std::string place_of(const void *address);
 u32 next_epoch();

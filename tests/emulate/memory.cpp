@@ -94,14 +94,14 @@ static std::string actor_text(u32 actor)
     return "thread " + std::to_string(local) + text;
 }
 
-static const char *const doing[] = {"read", "write", "atomic", "read"};
+static const char *const access_names[] = {"read", "write", "atomic", "read"};
 
 static void report_write(const thread *t, const u8 *at, size_t bytes, access how, const cell *c, u32 pc)
 {
     u32 actor = c->writer - 1;
     bool copied = actor % m.actors >= m.threads;
     report(copied ? EMULATE_WAIT : EMULATE_RACE, pc, t, "%s of %zu bytes at %s, which nothing orders after the %s by %s, %s",
-           doing[how], bytes, place_of(at).c_str(), copied ? "writing" : c->write_stamp & IS_ATOMIC ? "atomic" : "write",
+           access_names[how], bytes, place_of(at).c_str(), copied ? "writing" : c->write_stamp & IS_ATOMIC ? "atomic" : "write",
            actor_text(actor).c_str(), line_of(c->write_pc).c_str());
 }
 
@@ -110,7 +110,7 @@ static void report_read(const thread *t, const u8 *at, size_t bytes, access how,
     u32 block = r.warp / m.warps;
     std::string where = block == t->home->linear ? "" : " of block " + std::to_string(block) + " (linear)";
     report(EMULATE_RACE, pc, t, "%s of %zu bytes at %s, which nothing orders after the read by warp %u (lanes 0x%08x)%s, %s",
-           doing[how], bytes, place_of(at).c_str(), r.warp % m.warps, r.mask, where.c_str(), line_of(r.pc).c_str());
+           access_names[how], bytes, place_of(at).c_str(), r.warp % m.warps, r.mask, where.c_str(), line_of(r.pc).c_str());
 }
 
 static void add_reader(thread *t, cell *c, bool shared, u32 me, u32 pc)
@@ -207,7 +207,7 @@ static void check_launches(const event &e, const cell *c)
     auto found = running.find(c->epoch);
     if (found == running.end() || !(c->writer || (c->reader && (e.how == WRITE || e.how == ATOMIC))))
         return;
-    report(EMULATE_RACE, e.pc, e.t, "%s of %zu bytes at %s, which %s %s, a launch before this one that may still run %s", doing[e.how],
+    report(EMULATE_RACE, e.pc, e.t, "%s of %zu bytes at %s, which %s %s, a launch before this one that may still run %s", access_names[e.how],
            e.bytes, place_of(e.at).c_str(), found->second.c_str(), c->writer ? "writes" : "reads",
            e.t->waited ? "as no lane between them waited" : "before grid_wait");
 }
@@ -222,7 +222,7 @@ static bool check_cell(const event &e, cell *c, bool written)
     if (e.r->epoch)
         written = c->writer && !(c->write_stamp & IS_VOID);
     if (!written && (e.how == READ || e.how == ATOMIC)) {
-        report(EMULATE_UNINITIALISED, e.pc, e.t, "%s of %zu bytes at %s, some of which nothing wrote%s", doing[e.how], e.bytes,
+        report(EMULATE_UNINITIALISED, e.pc, e.t, "%s of %zu bytes at %s, some of which nothing wrote%s", access_names[e.how], e.bytes,
                place_of(e.at).c_str(), c->writer ? ", nor what was copied there" : "");
         return false;
     }
@@ -317,7 +317,7 @@ static region *region_of(thread *t, const u8 *at, size_t bytes, access how, u32 
     for (const block *b : m.resident)
         for (const thread &other : b->threads)
             stack = stack || (at >= other.stack && at < other.stack + STACK_BYTES);
-    report(EMULATE_BOUNDS, pc, t, "%s of %zu bytes at %s, %s", doing[how], bytes, place_of(at).c_str(),
+    report(EMULATE_BOUNDS, pc, t, "%s of %zu bytes at %s, %s", access_names[how], bytes, place_of(at).c_str(),
            stack ? "the local memory of another thread" : r ? "past its end" : "outside every buffer");
     give_up();
 }
@@ -343,7 +343,7 @@ void check(const void *address, size_t bytes, access how, u32 pc)
         const std::vector<u8> &flags = t->home->barrier_bytes;
         size_t first = (size_t)(at - r->start) / 8, last = ((size_t)(at - r->start) + bytes - 1) / 8;
         if (std::find(flags.begin() + first, flags.begin() + last + 1, 1) != flags.begin() + last + 1)
-            report(EMULATE_COPY, pc, t, "plain %s of %zu bytes at %s, which holds an mbarrier", doing[how], bytes, place_of(at).c_str());
+            report(EMULATE_COPY, pc, t, "plain %s of %zu bytes at %s, which holds an mbarrier", access_names[how], bytes, place_of(at).c_str());
     }
     if (how == WRITE && !r->epoch)
         for (const block *b : m.resident)
@@ -372,7 +372,7 @@ void check_copy(u8 *to, const u8 *from, int bytes, u32 actor, u32 stamp, u32 pc)
             split(&r->cells[(to - r->start + i) / 4])[i % 4].write_stamp |= IS_VOID;
 }
 
-static void check_aligned(const void *address, size_t bytes, u32 pc)
+void check_aligned(const void *address, size_t bytes, u32 pc)
 {
     if (m.self && (u64)address % bytes)
         report(EMULATE_ALIGNMENT, pc, m.self, "access of %zu bytes at %s, which is not a multiple of it", bytes, place_of(address).c_str());
@@ -433,7 +433,7 @@ extern "C" void __wrap___ubsan_handle_type_mismatch_v1(type_mismatch *data, void
                1u << data->log_alignment, place_of(address).c_str());
 }
 
-// ---- overlapping launches, fences and atomics ----
+// ---- overlapping launches ----
 void grid_wait(void)
 {
     m.self->waited = m.some_waited = true;
@@ -445,65 +445,21 @@ void grid_launch_next(void)
     m.self->home->launched_next = true;
 }
 
+void emulate_outside(const void *address, size_t bytes, int writes, const char *name)
+{
+    region *r = global_region(address);
+    const u32 outside = next_epoch();
+    before_wait[outside] = name;
+    for (size_t at = r ? (size_t)((const u8 *)address - r->start) / 4 * 4 : 0; r && at < r->bytes && r->start + at < (const u8 *)address + bytes; at += 4) {
+        cell *c = &r->cells[at / 4];
+        *c = cell();
+        c->epoch = outside;
+        (writes ? c->writer : c->reader) = 1;
+    }
+}
+
 void emulate_settle(void)
 {
     before_wait.clear();
     after_wait.clear();
-}
-
-void __threadfence(void)
-{
-    thread *t = m.self;
-    clock *c = clock_own(t);
-    for (auto &entry : c->collected)
-        raise(entry.first == t->home->linear ? c->known : c->others[entry.first], entry.second);
-    c->collected.clear();
-    raise(c->fenced, c->others);
-    stamps &own = c->fenced[t->home->linear];
-    raise(own, c->known);
-    own[t->index] = t->team->stamp++;
-    own[m.threads + t->index] = t->groups_done;
-}
-
-static u64 combine(u64 old, int how, int type, int bytes, u64 operand, u64 expected)
-{
-    if (type == EMULATE_FLOAT) {
-        float a, b;
-        memcpy(&a, &old, 4);
-        memcpy(&b, &operand, 4);
-        a += b;
-        u64 sum = 0;
-        memcpy(&sum, &a, 4);
-        return sum;
-    }
-    long long a = bytes == 4 ? (long long)(int)old : (long long)old, b = bytes == 4 ? (long long)(int)operand : (long long)operand;
-    bool less = type == EMULATE_INT ? a < b : old < operand;
-    switch (how) {
-    case EMULATE_ADD: return old + operand;
-    case EMULATE_MAX: return less ? operand : old;
-    case EMULATE_MIN: return less ? old : operand;
-    case EMULATE_OR: return old | operand;
-    case EMULATE_AND: return old & operand;
-    case EMULATE_SWAP: return old == expected ? operand : old;
-    default: return operand;
-    }
-}
-
-u64 emulate_atomic(void *address, int how, int type, int bytes, u64 operand, u64 expected)
-{
-    if (!(draw() & 3))
-        yield_self();
-    thread *t = m.self;
-    u32 pc = pc_of(__builtin_return_address(0));
-    check_aligned(address, bytes, pc);
-    check(address, bytes, ATOMIC, pc);
-    knowledge &here = m.published[address];
-    if (!here.empty())
-        raise(clock_own(t)->collected, here);
-    raise(here, t->view->fenced);
-    u64 old = 0;
-    memcpy(&old, address, bytes);
-    u64 result = combine(old, how, type, bytes, operand, expected);
-    memcpy(address, &result, bytes);
-    return old;
 }

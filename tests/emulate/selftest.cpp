@@ -83,6 +83,7 @@ const fault faults[] = {
     {RACE, 8, EMULATE_RACE, -1, "'out'+2800", 0},
     {RACE, 9, EMULATE_RACE, -1, "", 0},
     {RACE, 10, EMULATE_RACE, -1, "'counter'+0", 0},
+    {RACE, 11, EMULATE_RACE, -1, "shared+", 0},
     {COPIES, 1, EMULATE_WAIT, 1, "a bulk copy for mbarrier", 0},
     {COPIES, 2, EMULATE_WAIT, 1, "mbarrier", EMULATE_COPY},
     {COPIES, 3, EMULATE_WAIT, 0, "a 16-byte copy by thread", 0},

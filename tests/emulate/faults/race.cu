@@ -5,6 +5,7 @@
 //   5  a merge without a fence after the counter                   6  a plain counter
 //   7  a block overwrites what another reads                       8  two blocks write one word
 //   9  a warp barrier that leaves a lane out                       10 a plain read of a counter under way
+//   11 a shuffle in place of a warp barrier
 extern "C" __global__ void __launch_bounds__(64) race(const __grid_constant__ planted p)
 {
     u32 *tile = (u32 *)shared_memory();
@@ -18,7 +19,9 @@ extern "C" __global__ void __launch_bounds__(64) race(const __grid_constant__ pl
         __syncthreads();
     tile[tid] = x;
     if (fault != 2) {
-        if (fault == 9 && lane != 4)
+        if (fault == 11)
+            x += __shfl_sync(~0u, x, 0);
+        else if (fault == 9 && lane != 4)
             __syncwarp(~(1u << 4));
         else if (fault != 9)
             __syncwarp();

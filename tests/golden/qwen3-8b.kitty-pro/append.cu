@@ -49,7 +49,8 @@ typedef struct {
     int capacity;  // tokens that the reserved pages can hold
     int slab;      // exact tokens as they were before the step
     int slab_next; // where the step's exact tokens go: `slab` itself where nothing live is overwritten
-    int unused[2];
+    int order;     // of entry i: the slot that comes i-th where long sequences go first
+    int unused;
 } kt_slot;
 
 // State of a batch that kernels change.
@@ -90,6 +91,7 @@ typedef struct {
     int max_fresh;
     int splits;                    // most splits of a sequence: width of the grid
     int split_items;               // items of work that make a split worth while; see attend.cu
+    int ordered;                   // 1: blocks go by kt_slot.order, for very unequal lengths; 0: by slot
 } kt_attend_params;
 
 typedef struct {
@@ -403,6 +405,7 @@ constexpr int KEY_EXTRA = (KEY_BOOST_BITS - KEY_BITS) / 2;
 constexpr int BOOST_LIST = KEY_BOOSTED > 0 ? KEY_BOOSTED : 1;
 constexpr int KEY_GROUPS = PAGE / KEY_GROUP;
 constexpr int KEY_WORDS = KEY_TILE_BYTES / 128;
+constexpr int VALUE_PLANES = VALUE_BITS / 2;
 constexpr int VALUE_GROUPS = D / VALUE_GROUP;
 constexpr int VALUE_WORDS = (VALUE_TILE_BYTES - VALUE_META_BYTES) / 128;
 constexpr int KEY_PAIRS = KEY_GROUPS * D, VALUE_PAIRS = VALUE_GROUPS * PAGE;
@@ -688,37 +691,45 @@ __device__ __forceinline__ void select_channels(Work *work) {
     __syncthreads();
 }
 
-// A word of a plane of all channels: tokens 16 m + 8 half + g, four neighbouring channels.
-__device__ __forceinline__ u32 full_word(const Work *work, int tile, int k, int lane) {
-    const int g = lane >> 2, c = lane & 3, plane = k / KD;
-    const int channel = channel_of(k % KD, 2 * c); // of rows 2 c, 2 c + 1, 2 c + 8, 2 c + 9: this one and the next three
-    const Quantiser *quantiser = work->quantiser + tile * 32 / KEY_GROUP * D + channel;
-    u32 word = 0;
+// Puts two bits of a code into each plane's word, at bit `at`.
+template <int planes> __device__ __forceinline__ void put_code(u32 (&words)[planes], u32 code, int at) {
+#pragma unroll
+    for (int p = 0; p < planes; p++) words[p] += (code >> (2 * p) & 3u) << at;
+}
+
+// The k-th words of the planes of all channels: tokens 16 m + 8 half + g, four neighbouring channels.
+__device__ __forceinline__ void full_words(u32 (&words)[KEY_PLANES > 0 ? KEY_PLANES : 1], const Work *work, int tile, int k, int lane) {
+    const int g = lane >> 2, c = lane & 3;
+    const int channel = channel_of(k, 2 * c); // of rows 2 c, 2 c + 1, 2 c + 8, 2 c + 9: this one and the next three
+    const int group = tile * 32 / KEY_GROUP * D + channel;
+    const u16 *element = work->element + (tile * 32 + g) * ROW + channel;
     float doubt = 0;
     uint2 row[4];
 #pragma unroll
-    for (int y = 0; y < 4; y++) row[y] = *(const uint2 *)(work->element + (tile * 32 + 16 * (y >> 1) + 8 * (y & 1) + g) * ROW + channel);
+    for (int y = 0; y < 4; y++) row[y] = *(const uint2 *)(element + 8 * y * ROW);
+#pragma unroll
+    for (int p = 0; p < KEY_PLANES; p++) words[p] = 0;
 #pragma unroll
     for (int x = 0; x < 4; x++) {
-        const Quantiser q = quantiser[x];
+        const Quantiser q = work->quantiser[group + x];
         const float most = KEY_BOOSTED > 0 ? work->most[channel + x] : (float)((1 << KEY_BITS) - 1);
 #pragma unroll
         for (int y = 0; y < 4; y++) {
             const u32 two = x < 2 ? row[y].x : row[y].y;
             const u32 code = quick_code(element_to_float((u16)(x & 1 ? two >> 16 : two)), q, most, doubt);
-            word |= (code >> (2 * plane) & 3u) << (16 * (x & 1) + 8 * (y >> 1) + 4 * (x >> 1) + 2 * (y & 1));
+            put_code(words, code, 16 * (x & 1) + 8 * (y >> 1) + 4 * (x >> 1) + 2 * (y & 1));
         }
     }
-    if (doubt <= CERTAIN) return word;
-    word = 0;
+    if (doubt <= CERTAIN) return;
+#pragma unroll
+    for (int p = 0; p < KEY_PLANES; p++) words[p] = 0;
+#pragma unroll 1
     for (int i = 0; i < 16; i++) {
         const int x = i >> 2, y = i & 3;
-        const u16 element = work->element[(tile * 32 + 16 * (y >> 1) + 8 * (y & 1) + g) * ROW + channel + x];
         const float most = KEY_BOOSTED > 0 ? work->most[channel + x] : (float)((1 << KEY_BITS) - 1);
-        const u32 code = exact_code(element_to_float(element), work->pair[tile * 32 / KEY_GROUP * D + channel + x], most);
-        word |= (code >> (2 * plane) & 3u) << (16 * (x & 1) + 8 * (y >> 1) + 4 * (x >> 1) + 2 * (y & 1));
+        const u32 code = exact_code(element_to_float(element[8 * y * ROW + x]), work->pair[group + x], most);
+        put_code(words, code, 16 * (x & 1) + 8 * (y >> 1) + 4 * (x >> 1) + 2 * (y & 1));
     }
-    return word;
 }
 
 // A word of the boosted channels' further planes; rows beyond them are 0.
@@ -777,11 +788,20 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int he
         for (int i = threadIdx.x; i < KEY_TILES - KEY_INDEX; i += THREADS)
             block[KEY_INDEX + i] = i < KEY_BOOSTED ? work->list[i] : 0;
         __syncthreads();
-        for (int i = threadIdx.x; i < PAGE_TILES * KEY_WORDS * 32; i += THREADS) {
-            const int lane = i & 31, k = i / 32 % KEY_WORDS, tile = i / 32 / KEY_WORDS;
-            const u32 word = KEY_BOOSTED == 0 || k < KEY_PLANES * KD ? full_word(work, tile, k, lane) : boosted_word(work, tile, k, lane);
-            ((u32 *)(block + KEY_TILES + tile * KEY_TILE_BYTES))[lane_word(k, KEY_WORDS, lane)] = word;
+        for (int i = threadIdx.x; i < PAGE_TILES * KD * 32; i += THREADS) {
+            const int lane = i & 31, k = i / 32 % KD, tile = i / 32 / KD;
+            u32 words[KEY_PLANES > 0 ? KEY_PLANES : 1];
+            full_words(words, work, tile, k, lane);
+#pragma unroll
+            for (int p = 0; p < KEY_PLANES; p++)
+                ((u32 *)(block + KEY_TILES + tile * KEY_TILE_BYTES))[lane_word(p * KD + k, KEY_WORDS, lane)] = words[p];
         }
+        constexpr int further = KEY_WORDS - KEY_PLANES * KD;
+        if constexpr (further > 0)
+            for (int i = threadIdx.x; i < PAGE_TILES * further * 32; i += THREADS) {
+                const int lane = i & 31, k = KEY_PLANES * KD + i / 32 % further, tile = i / 32 / further;
+                ((u32 *)(block + KEY_TILES + tile * KEY_TILE_BYTES))[lane_word(k, KEY_WORDS, lane)] = boosted_word(work, tile, k, lane);
+            }
     }
 }
 
@@ -829,34 +849,41 @@ __device__ __forceinline__ void seal_value(Work *work, u8 *block) {
         }
         __syncthreads();
         constexpr float most = (float)((1 << VALUE_BITS) - 1);
-        for (int i = threadIdx.x; i < PAGE_TILES * VALUE_WORDS * 32; i += THREADS) {
-            const int l = i & 31, w = i / 32 % VALUE_WORDS, tile = i / 32 / VALUE_WORDS, g = l >> 2, c = l & 3;
-            const int plane = w / KD, k = w % KD;
+        for (int i = threadIdx.x; i < PAGE_TILES * KD * 32; i += THREADS) {
+            const int l = i & 31, k = i / 32 % KD, tile = i / 32 / KD, g = l >> 2, c = l & 3;
             const int channel = channel_of(k, g), group = channel / VALUE_GROUP; // half 1: two channels on
-            u32 word = 0;
+            const u16 *element = work->element + (tile * 32 + 2 * c) * ROW;
+            const int first = (tile * 32 + 2 * c) * VALUE_GROUPS + group;
+            u32 words[VALUE_PLANES];
             float doubt = 0;
 #pragma unroll
+            for (int p = 0; p < VALUE_PLANES; p++) words[p] = 0;
+#pragma unroll
             for (int y = 0; y < 8; y++) { // tokens 16 m + 2 c + 8 j + e
-                const int m = y >> 2, j = y >> 1 & 1, e = y & 1, token = tile * 32 + 16 * m + 2 * c + 8 * j + e;
-                const uint2 four = *(const uint2 *)(work->element + token * ROW + (channel & ~3));
-                const Quantiser q = work->quantiser[token * VALUE_GROUPS + group];
+                const int m = y >> 2, j = y >> 1 & 1, e = y & 1, token = 16 * m + 8 * j + e;
+                const uint2 four = *(const uint2 *)(element + token * ROW + (channel & ~3));
+                const Quantiser q = work->quantiser[first + token * VALUE_GROUPS];
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     const u32 two = half ? four.y : four.x;
                     const u32 code = quick_code(element_to_float((u16)(g & 1 ? two >> 16 : two)), q, most, doubt);
-                    word |= (code >> (2 * plane) & 3u) << (16 * e + 8 * m + 4 * j + 2 * half);
+                    put_code(words, code, 16 * e + 8 * m + 4 * j + 2 * half);
                 }
             }
             if (doubt > CERTAIN) {
-                word = 0;
+#pragma unroll
+                for (int p = 0; p < VALUE_PLANES; p++) words[p] = 0;
+#pragma unroll 1
                 for (int y = 0; y < 16; y++) {
-                    const int half = y >> 3, m = y >> 2 & 1, j = y >> 1 & 1, e = y & 1, token = tile * 32 + 16 * m + 2 * c + 8 * j + e;
-                    const u32 code = exact_code(element_to_float(work->element[token * ROW + channel + 2 * half]),
-                                                work->pair[token * VALUE_GROUPS + group], most);
-                    word |= (code >> (2 * plane) & 3u) << (16 * e + 8 * m + 4 * j + 2 * half);
+                    const int half = y >> 3, m = y >> 2 & 1, j = y >> 1 & 1, e = y & 1, token = 16 * m + 8 * j + e;
+                    const u32 code = exact_code(element_to_float(element[token * ROW + channel + 2 * half]),
+                                                work->pair[first + token * VALUE_GROUPS], most);
+                    put_code(words, code, 16 * e + 8 * m + 4 * j + 2 * half);
                 }
             }
-            ((u32 *)(block + VALUE_TILES + tile * VALUE_TILE_BYTES + VALUE_META_BYTES))[lane_word(w, VALUE_WORDS, l)] = word;
+#pragma unroll
+            for (int p = 0; p < VALUE_PLANES; p++)
+                ((u32 *)(block + VALUE_TILES + tile * VALUE_TILE_BYTES + VALUE_META_BYTES))[lane_word(p * KD + k, VALUE_WORDS, l)] = words[p];
         }
     }
 }

@@ -54,7 +54,8 @@ typedef struct {
     int capacity;  // tokens that the reserved pages can hold
     int slab;      // exact tokens as they were before the step
     int slab_next; // where the step's exact tokens go: `slab` itself where nothing live is overwritten
-    int unused[2];
+    int order;     // of entry i: the slot that comes i-th where long sequences go first
+    int unused;
 } kt_slot;
 
 // State of a batch that kernels change.
@@ -95,6 +96,7 @@ typedef struct {
     int max_fresh;
     int splits;                    // most splits of a sequence: width of the grid
     int split_items;               // items of work that make a split worth while; see attend.cu
+    int ordered;                   // 1: blocks go by kt_slot.order, for very unequal lengths; 0: by slot
 } kt_attend_params;
 
 typedef struct {
@@ -976,9 +978,10 @@ __device__ __forceinline__ void store_result(const kt_attend_params &p, int row,
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x2x4(const __grid_constant__ kt_attend_params p) {
     const int split = blockIdx.x % p.splits, place = blockIdx.x / p.splits; // place: slot * max_fresh + query token
-    const int slot_index = place / p.max_fresh, query_token = place % p.max_fresh;
     // Before grid_wait only what was final before the launch ahead, the layer's append, began: the step's tables, and pages sealed by
     // earlier steps. A block must not end before it has waited, or the launch behind this one would not wait for the one ahead.
+    const int query_token = place % p.max_fresh;
+    const int slot_index = p.ordered ? load_settled(&p.view.slots[place / p.max_fresh].order) : place / p.max_fresh;
     const kt_slot slot = load_settled(p.view.slots + slot_index);
     if (!load_settled(&p.view.control->ready) || query_token >= slot.fresh) {
         grid_wait();

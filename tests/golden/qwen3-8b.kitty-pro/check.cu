@@ -20,7 +20,8 @@ typedef struct {
     int capacity;  // tokens that the reserved pages can hold
     int slab;      // exact tokens as they were before the step
     int slab_next; // where the step's exact tokens go: `slab` itself where nothing live is overwritten
-    int unused[2];
+    int order;     // of entry i: the slot that comes i-th where long sequences go first
+    int unused;
 } kt_slot;
 
 // State of a batch that kernels change.
@@ -61,6 +62,7 @@ typedef struct {
     int max_fresh;
     int splits;                    // most splits of a sequence: width of the grid
     int split_items;               // items of work that make a split worth while; see attend.cu
+    int ordered;                   // 1: blocks go by kt_slot.order, for very unequal lengths; 0: by slot
 } kt_attend_params;
 
 typedef struct {

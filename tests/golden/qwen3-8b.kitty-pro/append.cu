@@ -396,7 +396,7 @@ constexpr __host__ __device__ int lane_word(int w, int words, int lane) {
 //
 // Nothing that a block writes is read by another: pages are sealed from the slab (tokens before the step) and from the input
 // (the step's own), and a slab is rewritten in place only where no live token stands (kt_slot.slab_next).
-// All arithmetic is IEEE fp32, one rounding per operation, in the order that DESIGN and runtime/cpu/quantise.c give.
+// All arithmetic is IEEE fp32, one rounding per operation, in the order of runtime/cpu/quantise.c, which defines the bytes.
 constexpr int D = HEAD_DIM;
 constexpr int KD = D / 16;
 constexpr int PAGE_TILES = PAGE / 32;

@@ -21,6 +21,7 @@ typedef struct {
     kt__environment environment;
     kt__nvrtc nvrtc;
     int packages, cubins, compiled, spilling; // totals
+    kg_text folders; // written in this run, a line each
 } build;
 
 // "sm_90a,sm_80" or "all"; returns an exit code.
@@ -162,6 +163,10 @@ static int build_spec(build *b, const kg_spec *spec, char *error, size_t error_s
         code = kg_fail(KG_USER, error, error_size, "-o: path too long");
         goto fail;
     }
+    if (b->to && kg_text_seen(&b->folders, folder)) {
+        code = kg_fail(KG_USER, error, error_size, "%s: two specs of this run would go to this folder; give them different names", folder);
+        goto fail;
+    }
     if (b->to && (code = kg_emit_package(spec, folder, error, error_size)))
         goto fail;
     jobs = calloc((size_t)(package.count * b->arch_count), sizeof *jobs);
@@ -252,6 +257,7 @@ int kg_command_build(int argc, char **argv)
             code = build_spec(&b, &specs[s], error, sizeof error);
         free(specs);
     }
+    kg_text_free(&b.folders);
     clock_gettime(CLOCK_MONOTONIC, &end);
     const double seconds = (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) * 1e-9;
     if (b.json)

@@ -48,7 +48,12 @@ int kg_command_emit(int argc, char **argv)
     if (count < 0)
         return code;
 
+    if (only && json) {
+        fprintf(stderr, "kittygen emit: --kernel prints a source; it does not go with --json\n");
+        return KG_USER;
+    }
     char error[KG_ERROR];
+    kg_text folders = {0};
     const kg_spec_options spec_options = {.dtype = dtype};
     int printed = 0;
     if (json)
@@ -77,7 +82,11 @@ int kg_command_emit(int argc, char **argv)
                     snprintf(folder, sizeof folder, "%s", to);
                 else
                     snprintf(folder, sizeof folder, "%s%s%s", to ? to : "", to ? "/" : "", specs[s].name);
-                code = kg_emit_package(&specs[s], folder, error, sizeof error);
+                if (kg_text_seen(&folders, folder))
+                    code = kg_fail(KG_USER, error, sizeof error, "%s: two specs of this run would go to this folder; give them different names",
+                                   folder);
+                else
+                    code = kg_emit_package(&specs[s], folder, error, sizeof error);
                 if (!code)
                     print_package(&package, folder, json, !printed++);
             }
@@ -85,6 +94,7 @@ int kg_command_emit(int argc, char **argv)
         }
         free(specs);
     }
+    kg_text_free(&folders);
     if (json)
         printf("]\n");
     if (code)

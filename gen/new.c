@@ -58,6 +58,10 @@ static int check_kind(config *c)
     const cJSON *cap = find(c, "attn_logit_softcapping");
     if (cap && (!cJSON_IsNumber(cap) || cap->valuedouble != 0))
         return refuse(c, "attn_logit_softcapping", "a soft cap on logits is not supported");
+    // With kinds of layers given, those with full attention are taken (read_shape); else a window is of all layers.
+    const cJSON *window = find(c, "sliding_window"), *use = find(c, "use_sliding_window");
+    if (!find(c, "layer_types") && cJSON_IsNumber(window) && !cJSON_IsFalse(use))
+        return refuse(c, "sliding_window", "sliding windows are not supported; set it to null if every layer is to attend all tokens");
     return KG_OK;
 }
 
@@ -88,6 +92,14 @@ static int read_shape(config *c, kg_spec *spec)
         (code = set_number(c, spec, "model.q_heads", "num_attention_heads", 0, &heads)) ||
         (code = set_number(c, spec, "model.kv_heads", "num_key_value_heads", heads, &kv_heads)))
         return code;
+    const cJSON *kinds = find(c, "layer_types"), *kind;
+    if (cJSON_IsArray(kinds)) {
+        int full = 0;
+        cJSON_ArrayForEach(kind, kinds) full += cJSON_IsString(kind) && !strcmp(kind->valuestring, "full_attention");
+        if (!full)
+            return refuse(c, "layer_types", "no layer has full attention; others are not supported");
+        spec->model.layers = full;
+    }
     if (!find(c, "head_dim")) {
         if (!hidden || !cJSON_IsNumber(hidden))
             return refuse(c, "head_dim", "missing, and so is hidden_size, from which it would follow");

@@ -87,6 +87,10 @@ int kg_options(const kg_usage *usage, int argc, char **argv, int *code)
             fprintf(stderr, "%s: %s needs a value: %s\n", command, option->name, option->value);
             return -1;
         }
+        if (option->value && !*(equals ? equals + 1 : argv[i + 1])) {
+            fprintf(stderr, "%s: %s is empty; it takes %s\n", command, option->name, option->value);
+            return -1;
+        }
         if (!option->value)
             *option->flag = 1;
         else

@@ -147,6 +147,8 @@ static int run_all(const options *o, const kg_spec *specs, int count, char *erro
         printf(count > 1 ? "[%s]\n" : "%s\n", json.data);
     if (!code && json.failed)
         code = kg_fail(KG_MACHINE, error, error_size, "out of memory");
+    if (!code && o->order && count < 2)
+        code = kg_fail(KG_USER, error, sizeof error, "--order: one spec has no order; name several variants, or a model alone");
     if (!code && count > 1 && !kg_report_order(reports, count, !o->json) && o->order)
         passed = false;
     for (int i = 0; reports && i < count; i++)

@@ -118,6 +118,16 @@ static int distance(const char *a, const char *b)
     return rows[m % 3][n];
 }
 
+int kg_text_seen(kg_text *seen, const char *line)
+{
+    const size_t length = strlen(line);
+    for (const char *at = seen->data; at && *at; at = strchr(at, '\n') + 1)
+        if (!strncmp(at, line, length) && at[length] == '\n')
+            return 1;
+    kg_text_addf(seen, "%s\n", line);
+    return 0;
+}
+
 const char *kg_nearest(const char *word, const char *const *candidates, int count)
 {
     const char *nearest = 0;

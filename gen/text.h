@@ -24,6 +24,9 @@ void kg_text_json(kg_text *text, const char *string);
 // The shortest decimal that reads back as the same double.
 void kg_text_number(kg_text *text, double number);
 
+// Whether a line equal to `line` was added to `seen` before; adds it if not. Texts without line breaks.
+int kg_text_seen(kg_text *seen, const char *line);
+
 // The candidate nearest to `word`, or null if none is near. Hyphens and underscores count as equal.
 const char *kg_nearest(const char *word, const char *const *candidates, int count);
 

@@ -4,7 +4,7 @@
 // byte budget. A *sequence* lives in a cache. A *batch* is a set of slots at fixed device addresses; a *step* brings new
 // tokens to the sequences in a batch's slots:
 //
-//     kt_batch_set(batch, slot, sequence, fresh)      for each slot that changes
+//     kt_batch_set(batch, slot, sequence, fresh, -1)  for each slot that changes
 //     kt_step_begin(batch, stream)                    reserves everything, or changes nothing
 //     kt_append, then kt_attend                       per layer: append once; attend any number of times, or never
 //     kt_step_commit(batch) or kt_step_abort(batch)

@@ -158,6 +158,8 @@ KT_API kt_status kt_batch_set(kt_batch *batch, int slot, kt_sequence sequence, i
 // have been uploaded by kt_batch_upload.
 KT_API kt_status kt_step_begin(kt_batch *batch, void *stream);
 // Uploads slots, reservations and lengths as the host has them, for a graph to be captured or replayed.
+// A replay must follow an upload: call this after kt_batch_set, kt_sequence_reserve or kt_sequence_close, and after any step that was not
+// captured, committed, aborted or failed, before a graph of the batch is replayed again. Rows must stay those of every captured graph.
 KT_API kt_status kt_batch_upload(kt_batch *batch, void *stream);
 
 typedef struct {

@@ -8,16 +8,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "internal.h"
+
+// The runtime's own choice of a cache folder; without any, one of the user's under /tmp.
 static int cache_folder(char path[KG_PATH])
 {
-    static const struct {
-        const char *variable, *tail;
-    } places[] = {{"KT_CACHE_DIR", ""}, {"XDG_CACHE_HOME", "/kittygen"}, {"HOME", "/.cache/kittygen"}};
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        const char *base = getenv(places[i].variable);
-        if (base && *base)
-            return snprintf(path, KG_PATH, "%s%s", base, places[i].tail);
-    }
+    kt__environment environment;
+    kt__environment_read(&environment);
+    if (*environment.cache_dir)
+        return snprintf(path, KG_PATH, "%s", environment.cache_dir);
     return snprintf(path, KG_PATH, "/tmp/kittygen-%ld", (long)getuid());
 }
 

@@ -162,6 +162,7 @@ bool run_step(side *both, const step &given, int dtype, int group_heads, int dim
             kt_append_args a = {};
             a.size = sizeof a, a.layer = layer, a.key = t.key.data(), a.value = t.value.data();
             a.key_row = a.value_row = t.kv_row;
+            a.flags = given.what != step::PREFILL && layer ? KT_APPEND_BEHIND_ATTEND : 0;
             if (failed(both[s].name, kt_append(both[s].batch, &a)) ||
                 (given.what != step::PREFILL && !attend(&both[s], layer, t, rows, q_heads, dim, 0)))
                 return false;

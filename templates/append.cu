@@ -36,7 +36,8 @@ struct Work {
     u32 pair[PAIRS];                       // as stored: scale low, zero high; keys [group, channel], values [token, group]
     Quantiser quantiser[PAIRS];            // of the same
     alignas(16) u16 step[4 * PAIRS];       // keys [group, 3, channel], values [group, token / 2, 4, token % 2]
-    u32 low[EXTREMES * D / 2], high[EXTREMES * D / 2]; // keys [part or tile, channel]: of a group in its first
+    alignas(16) u32 low[EXTREMES * D / 2]; // extremes of keys [part or tile, channel], in the end of a group in its first
+    u32 high[EXTREMES * D / 2];
     union {
         alignas(16) float part[PARTS * D];             // sums of each channel over the tokens of a part
         u32 patch[PATCHES];                // low planes of the boosted channels, 0 elsewhere, in the order of the words
@@ -203,8 +204,10 @@ __device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot
             }
             continue;
         }
-        const bool keys = unit <= key_pages - key_page;
-        const int page = keys ? key_page + unit - 1 : value_page + unit - 1 - (key_pages - key_page), first = SINK + page * PAGE;
+        // Keys and values by turns, while there are both: the ones are more work, the others more waiting.
+        const int at = unit - 1, both = min(key_pages - key_page, value_pages - value_page);
+        const bool keys = at < 2 * both ? at % 2 == 0 : key_pages - key_page > both;
+        const int page = (keys ? key_page : value_page) + (at < 2 * both ? at / 2 : at - both), first = SINK + page * PAGE;
         u8 *block = p.view.pages + ((long long)load_settled(table + page) * p.view.kv_heads + head) * BLOCK_BYTES;
         if (keys) {
             load_page<true>(work, source, first);

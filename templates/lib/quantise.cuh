@@ -4,7 +4,7 @@ constexpr __host__ __device__ float largest_code(int bits) { return (float)((1 <
 
 // Scale (low) and zero (high) of a group with these extremes; 0, which decodes to 0, and `over` where one is beyond 65504.
 __device__ __forceinline__ u32 pair_of(float low, float high, float most, bool &over) {
-    low = __fadd_rn(low, 0.0f); // -0 becomes +0
+    low = __fadd_rn(low, 0.0f), high = __fadd_rn(high, 0.0f); // -0 becomes +0
     const u32 zero = float_to_half(low), scale = float_to_half(__fdiv_rn(__fsub_rn(high, low), most));
     over = (zero & 0x7c00) == 0x7c00 || (scale & 0x7c00) == 0x7c00;
     return over ? 0 : scale | zero << 16;
@@ -58,13 +58,12 @@ __device__ __forceinline__ bool reaches(int order, u32 pair, int code) {
 __device__ __forceinline__ u16 step_of(u32 pair, int code) {
     constexpr int END = EXPONENT_BITS & 0xffff; // infinity
     if ((pair & 0xffff) == 0) return END;
-    int at = order_of(float_to_element(__fmaf_rn(scale_of(pair), (float)code - 0.5f, zero_of(pair))));
-    // Next to where it should be, nearly always.
-    if (reaches(at, pair, code)) {
-        if (!reaches(at - 1, pair, code)) return element_at(at);
-    } else if (reaches(at + 1, pair, code)) {
-        return element_at(at + 1);
-    }
+    const float goal = __fmaf_rn(scale_of(pair), (float)code - 0.5f, zero_of(pair));
+    int at = order_of(float_to_element(goal));
+    at += element_to_float(element_at(at)) < goal;
+    const bool here = reaches(at, pair, code), before = reaches(at - 1, pair, code);
+    if (here && !before) return element_at(at); // nearly always
+    if (!here && reaches(at + 1, pair, code)) return element_at(at + 1);
     int below = -END;
     at = END;
 #pragma unroll 1
@@ -82,8 +81,8 @@ struct Steps {
 };
 // Puts the 2-bit codes of a pair of elements into the word, at bits `at` and 16 + at.
 __device__ __forceinline__ void put_codes(u32 &word, u32 pair, const Steps &steps, int at) {
-    const u32 one = pair_reaches(pair, steps.one), two = pair_reaches(pair, steps.two), three = pair_reaches(pair, steps.three);
-    const u32 low = 0x00010001u << at, high = 0x00020002u << at;
-    word = (word & ~low) | (((one & ~two) | three) & low);
-    word = (word & ~high) | (two & high);
+    const u32 upper = pair_reaches(pair, steps.two), lower = pair_reaches(pair, (steps.one & ~upper) | (steps.three & upper));
+    const u32 high = 0x00020002u << at, low = 0x00010001u << at;
+    word = (word & ~high) | (upper & high);
+    word = (word & ~low) | (lower & low);
 }

@@ -125,15 +125,20 @@ __device__ __forceinline__ void select_channels(Work *work) {
         const float s = work->score[j * 32 + lane];
         score[j] = s != s ? 0x7f800000u : (u32)__float_as_int(s); // bf16 sums can reach infinity minus infinity
     }
-    // The largest bound, found from the highest bit down, that KEY_BOOSTED scores or more reach.
+    // The largest bound, found from the highest two bits down, that KEY_BOOSTED scores or more reach.
     u32 bound = 0;
 #pragma unroll 1
-    for (u32 bit = 1u << 30; bit; bit >>= 1) {
-        int count = 0;
+    for (int bit = 30; bit >= 0; bit -= 2) {
+        u32 counts = 0; // of scores that reach the bound with 1, 2 and 3 for these bits, ten bits each
 #pragma unroll
-        for (int j = 0; j < EACH; j++) count += __popc(__ballot_sync(~0u, score[j] >= (bound | bit)));
-        if (count >= KEY_BOOSTED) bound |= bit;
-        if (count == KEY_BOOSTED) break;
+        for (int j = 0; j < EACH; j++)
+#pragma unroll
+            for (u32 x = 1; x < 4; x++) counts += score[j] >= bound + (x << bit) ? 1u << (10 * (x - 1)) : 0;
+        counts = __reduce_add_sync(~0u, counts);
+        const u32 one = counts & 1023, two = counts >> 10 & 1023, three = counts >> 20;
+        const u32 x = three >= KEY_BOOSTED ? 3 : two >= KEY_BOOSTED ? 2 : one >= KEY_BOOSTED ? 1 : 0;
+        bound += x << bit;
+        if (one == KEY_BOOSTED || two == KEY_BOOSTED || three == KEY_BOOSTED) break;
     }
     int above = 0, ties = 0, at = 0; // scores above the bound; of those at it and of chosen ones, in lower channels
 #pragma unroll

@@ -1,31 +1,24 @@
 // Sealing the values of a page: codes and packing of the page in `work`. By all threads of a block.
 
-// Extremes of each group of a token: lanes take 16 bytes in turn.
+// Extremes of each part of a group of a token, smallest low, largest high, at work->low [group, part, token]: lanes take a token each.
+constexpr int VALUE_PARTS = VALUE_PAIRS * 4 <= THREADS ? 4 : VALUE_PAIRS * 2 <= THREADS ? 2 : 1;
+static_assert(VALUE_PARTS * VALUE_PAIRS <= EXTREMES * D, "low and high hold them");
 __device__ __forceinline__ void find_value_extremes(Work *work) {
-    constexpr int UNITS = VALUE_GROUP / 8, LANES = UNITS % 8 == 0 ? 8 : 4;
-    static_assert(UNITS % LANES == 0 && VALUE_PAIRS * LANES % 32 == 0, "whole warps");
-    for (int i = threadIdx.x; i < VALUE_PAIRS * LANES; i += THREADS) {
-        const int at = i / LANES, lane = i % LANES;
-        const uint4 *units = (const uint4 *)(work->element + at / VALUE_GROUPS * ROW + at % VALUE_GROUPS * VALUE_GROUP) + lane;
+    constexpr int UNITS = VALUE_GROUP / 8 / VALUE_PARTS; // of 16 bytes
+    for (int i = threadIdx.x; i < VALUE_PAIRS * VALUE_PARTS; i += THREADS) {
+        const int token = i % PAGE, at = i / PAGE; // group * VALUE_PARTS + part
+        const uint4 *units = (const uint4 *)(work->element + token * ROW) + at * UNITS;
         u32 low = units[0].x, high = low;
 #pragma unroll
-        for (int k = 0; k < UNITS; k += LANES) {
+        for (int k = 0; k < UNITS; k++) {
             const uint4 w = units[k];
             low = smaller_pair(smaller_pair(low, smaller_pair(w.x, w.y)), smaller_pair(w.z, w.w));
             high = larger_pair(larger_pair(high, larger_pair(w.x, w.y)), larger_pair(w.z, w.w));
         }
-        // One word from here on: the smallest and the largest element.
-        low = smaller_pair(low, low >> 16 | low << 16), high = larger_pair(high, high >> 16 | high << 16);
-#pragma unroll
-        for (int x = 1; x < LANES; x <<= 1) {
-            low = smaller_pair(low, __shfl_xor_sync(~0u, low, x));
-            high = larger_pair(high, __shfl_xor_sync(~0u, high, x));
-        }
-        if (lane == 0) {
-            const u32 both = (low & 0xffffu) | (high & 0xffff0000u);
-            work->pair[at] = both;
-            if (nonfinite_bits(both)) atomicOr(&work->dirty, 1);
-        }
+        low = smaller_pair(low, low >> 16), high = larger_pair(high, high << 16);
+        const u32 both = (low & 0xffffu) | (high & 0xffff0000u);
+        work->low[i] = both;
+        if (nonfinite_bits(both)) atomicOr(&work->dirty, 1);
     }
 }
 
@@ -34,10 +27,14 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block) {
     u32 largest = 0;
     int overflows = 0;
     for (int i = threadIdx.x; i < VALUE_PAIRS; i += THREADS) {
-        const int token = i / VALUE_GROUPS, group = i % VALUE_GROUPS, t = token & 31;
-        const u32 both = work->pair[i];
+        const int token = i % PAGE, group = i / PAGE, t = token & 31;
+        const u32 *extremes = work->low + group * VALUE_PARTS * PAGE + token;
+        u32 low = extremes[0], high = low; // the low half of the one, the high half of the other
+#pragma unroll
+        for (int part = 1; part < VALUE_PARTS; part++)
+            low = smaller_pair(low, extremes[part * PAGE]), high = larger_pair(high, extremes[part * PAGE]);
         bool over;
-        const u32 pair = pair_of(element_to_float((u16)both), element_to_float((u16)(both >> 16)), largest_code(VALUE_BITS), over);
+        const u32 pair = pair_of(element_to_float((u16)low), element_to_float((u16)(high >> 16)), largest_code(VALUE_BITS), over);
         overflows += over, largest = max(largest, pair & 0xffff);
         ((u32 *)(block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
         if constexpr (VALUE_STEPS) {
@@ -45,7 +42,8 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block) {
 #pragma unroll
             for (int code = 1; code < 4; code++) step[2 * (code - 1)] = step_of(pair, code);
         } else {
-            work->pair[i] = pair, work->quantiser[i] = quantiser_of(pair, largest_code(VALUE_BITS));
+            const int at = token * VALUE_GROUPS + group;
+            work->pair[at] = pair, work->quantiser[at] = quantiser_of(pair, largest_code(VALUE_BITS));
         }
     }
     note_scales(work, largest, overflows);

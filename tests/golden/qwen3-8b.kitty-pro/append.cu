@@ -478,7 +478,7 @@ constexpr __host__ __device__ float largest_code(int bits) { return (float)((1 <
 
 // Scale (low) and zero (high) of a group with these extremes; 0, which decodes to 0, and `over` where one is beyond 65504.
 __device__ __forceinline__ u32 pair_of(float low, float high, float most, bool &over) {
-    low = __fadd_rn(low, 0.0f); // -0 becomes +0
+    low = __fadd_rn(low, 0.0f), high = __fadd_rn(high, 0.0f); // -0 becomes +0
     const u32 zero = float_to_half(low), scale = float_to_half(__fdiv_rn(__fsub_rn(high, low), most));
     over = (zero & 0x7c00) == 0x7c00 || (scale & 0x7c00) == 0x7c00;
     return over ? 0 : scale | zero << 16;
@@ -532,13 +532,12 @@ __device__ __forceinline__ bool reaches(int order, u32 pair, int code) {
 __device__ __forceinline__ u16 step_of(u32 pair, int code) {
     constexpr int END = EXPONENT_BITS & 0xffff; // infinity
     if ((pair & 0xffff) == 0) return END;
-    int at = order_of(float_to_element(__fmaf_rn(scale_of(pair), (float)code - 0.5f, zero_of(pair))));
-    // Next to where it should be, nearly always.
-    if (reaches(at, pair, code)) {
-        if (!reaches(at - 1, pair, code)) return element_at(at);
-    } else if (reaches(at + 1, pair, code)) {
-        return element_at(at + 1);
-    }
+    const float goal = __fmaf_rn(scale_of(pair), (float)code - 0.5f, zero_of(pair));
+    int at = order_of(float_to_element(goal));
+    at += element_to_float(element_at(at)) < goal;
+    const bool here = reaches(at, pair, code), before = reaches(at - 1, pair, code);
+    if (here && !before) return element_at(at); // nearly always
+    if (!here && reaches(at + 1, pair, code)) return element_at(at + 1);
     int below = -END;
     at = END;
 #pragma unroll 1
@@ -556,10 +555,10 @@ struct Steps {
 };
 // Puts the 2-bit codes of a pair of elements into the word, at bits `at` and 16 + at.
 __device__ __forceinline__ void put_codes(u32 &word, u32 pair, const Steps &steps, int at) {
-    const u32 one = pair_reaches(pair, steps.one), two = pair_reaches(pair, steps.two), three = pair_reaches(pair, steps.three);
-    const u32 low = 0x00010001u << at, high = 0x00020002u << at;
-    word = (word & ~low) | (((one & ~two) | three) & low);
-    word = (word & ~high) | (two & high);
+    const u32 upper = pair_reaches(pair, steps.two), lower = pair_reaches(pair, (steps.one & ~upper) | (steps.three & upper));
+    const u32 high = 0x00020002u << at, low = 0x00010001u << at;
+    word = (word & ~high) | (upper & high);
+    word = (word & ~low) | (lower & low);
 }
 
 // Shared memory of a block.
@@ -568,7 +567,8 @@ struct Work {
     u32 pair[PAIRS];                       // as stored: scale low, zero high; keys [group, channel], values [token, group]
     Quantiser quantiser[PAIRS];            // of the same
     alignas(16) u16 step[4 * PAIRS];       // keys [group, 3, channel], values [group, token / 2, 4, token % 2]
-    u32 low[EXTREMES * D / 2], high[EXTREMES * D / 2]; // keys [part or tile, channel]: of a group in its first
+    alignas(16) u32 low[EXTREMES * D / 2]; // extremes of keys [part or tile, channel], in the end of a group in its first
+    u32 high[EXTREMES * D / 2];
     union {
         alignas(16) float part[PARTS * D];             // sums of each channel over the tokens of a part
         u32 patch[PATCHES];                // low planes of the boosted channels, 0 elsewhere, in the order of the words
@@ -825,15 +825,20 @@ __device__ __forceinline__ void select_channels(Work *work) {
         const float s = work->score[j * 32 + lane];
         score[j] = s != s ? 0x7f800000u : (u32)__float_as_int(s); // bf16 sums can reach infinity minus infinity
     }
-    // The largest bound, found from the highest bit down, that KEY_BOOSTED scores or more reach.
+    // The largest bound, found from the highest two bits down, that KEY_BOOSTED scores or more reach.
     u32 bound = 0;
 #pragma unroll 1
-    for (u32 bit = 1u << 30; bit; bit >>= 1) {
-        int count = 0;
+    for (int bit = 30; bit >= 0; bit -= 2) {
+        u32 counts = 0; // of scores that reach the bound with 1, 2 and 3 for these bits, ten bits each
 #pragma unroll
-        for (int j = 0; j < EACH; j++) count += __popc(__ballot_sync(~0u, score[j] >= (bound | bit)));
-        if (count >= KEY_BOOSTED) bound |= bit;
-        if (count == KEY_BOOSTED) break;
+        for (int j = 0; j < EACH; j++)
+#pragma unroll
+            for (u32 x = 1; x < 4; x++) counts += score[j] >= bound + (x << bit) ? 1u << (10 * (x - 1)) : 0;
+        counts = __reduce_add_sync(~0u, counts);
+        const u32 one = counts & 1023, two = counts >> 10 & 1023, three = counts >> 20;
+        const u32 x = three >= KEY_BOOSTED ? 3 : two >= KEY_BOOSTED ? 2 : one >= KEY_BOOSTED ? 1 : 0;
+        bound += x << bit;
+        if (one == KEY_BOOSTED || two == KEY_BOOSTED || three == KEY_BOOSTED) break;
     }
     int above = 0, ties = 0, at = 0; // scores above the bound; of those at it and of chosen ones, in lower channels
 #pragma unroll
@@ -1053,32 +1058,25 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int he
 
 // Sealing the values of a page: codes and packing of the page in `work`. By all threads of a block.
 
-// Extremes of each group of a token: lanes take 16 bytes in turn.
+// Extremes of each part of a group of a token, smallest low, largest high, at work->low [group, part, token]: lanes take a token each.
+constexpr int VALUE_PARTS = VALUE_PAIRS * 4 <= THREADS ? 4 : VALUE_PAIRS * 2 <= THREADS ? 2 : 1;
+static_assert(VALUE_PARTS * VALUE_PAIRS <= EXTREMES * D, "low and high hold them");
 __device__ __forceinline__ void find_value_extremes(Work *work) {
-    constexpr int UNITS = VALUE_GROUP / 8, LANES = UNITS % 8 == 0 ? 8 : 4;
-    static_assert(UNITS % LANES == 0 && VALUE_PAIRS * LANES % 32 == 0, "whole warps");
-    for (int i = threadIdx.x; i < VALUE_PAIRS * LANES; i += THREADS) {
-        const int at = i / LANES, lane = i % LANES;
-        const uint4 *units = (const uint4 *)(work->element + at / VALUE_GROUPS * ROW + at % VALUE_GROUPS * VALUE_GROUP) + lane;
+    constexpr int UNITS = VALUE_GROUP / 8 / VALUE_PARTS; // of 16 bytes
+    for (int i = threadIdx.x; i < VALUE_PAIRS * VALUE_PARTS; i += THREADS) {
+        const int token = i % PAGE, at = i / PAGE; // group * VALUE_PARTS + part
+        const uint4 *units = (const uint4 *)(work->element + token * ROW) + at * UNITS;
         u32 low = units[0].x, high = low;
 #pragma unroll
-        for (int k = 0; k < UNITS; k += LANES) {
+        for (int k = 0; k < UNITS; k++) {
             const uint4 w = units[k];
             low = smaller_pair(smaller_pair(low, smaller_pair(w.x, w.y)), smaller_pair(w.z, w.w));
             high = larger_pair(larger_pair(high, larger_pair(w.x, w.y)), larger_pair(w.z, w.w));
         }
-        // One word from here on: the smallest and the largest element.
-        low = smaller_pair(low, low >> 16 | low << 16), high = larger_pair(high, high >> 16 | high << 16);
-#pragma unroll
-        for (int x = 1; x < LANES; x <<= 1) {
-            low = smaller_pair(low, __shfl_xor_sync(~0u, low, x));
-            high = larger_pair(high, __shfl_xor_sync(~0u, high, x));
-        }
-        if (lane == 0) {
-            const u32 both = (low & 0xffffu) | (high & 0xffff0000u);
-            work->pair[at] = both;
-            if (nonfinite_bits(both)) atomicOr(&work->dirty, 1);
-        }
+        low = smaller_pair(low, low >> 16), high = larger_pair(high, high << 16);
+        const u32 both = (low & 0xffffu) | (high & 0xffff0000u);
+        work->low[i] = both;
+        if (nonfinite_bits(both)) atomicOr(&work->dirty, 1);
     }
 }
 
@@ -1087,10 +1085,14 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block) {
     u32 largest = 0;
     int overflows = 0;
     for (int i = threadIdx.x; i < VALUE_PAIRS; i += THREADS) {
-        const int token = i / VALUE_GROUPS, group = i % VALUE_GROUPS, t = token & 31;
-        const u32 both = work->pair[i];
+        const int token = i % PAGE, group = i / PAGE, t = token & 31;
+        const u32 *extremes = work->low + group * VALUE_PARTS * PAGE + token;
+        u32 low = extremes[0], high = low; // the low half of the one, the high half of the other
+#pragma unroll
+        for (int part = 1; part < VALUE_PARTS; part++)
+            low = smaller_pair(low, extremes[part * PAGE]), high = larger_pair(high, extremes[part * PAGE]);
         bool over;
-        const u32 pair = pair_of(element_to_float((u16)both), element_to_float((u16)(both >> 16)), largest_code(VALUE_BITS), over);
+        const u32 pair = pair_of(element_to_float((u16)low), element_to_float((u16)(high >> 16)), largest_code(VALUE_BITS), over);
         overflows += over, largest = max(largest, pair & 0xffff);
         ((u32 *)(block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
         if constexpr (VALUE_STEPS) {
@@ -1098,7 +1100,8 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block) {
 #pragma unroll
             for (int code = 1; code < 4; code++) step[2 * (code - 1)] = step_of(pair, code);
         } else {
-            work->pair[i] = pair, work->quantiser[i] = quantiser_of(pair, largest_code(VALUE_BITS));
+            const int at = token * VALUE_GROUPS + group;
+            work->pair[at] = pair, work->quantiser[at] = quantiser_of(pair, largest_code(VALUE_BITS));
         }
     }
     note_scales(work, largest, overflows);
@@ -1257,8 +1260,10 @@ __device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot
             }
             continue;
         }
-        const bool keys = unit <= key_pages - key_page;
-        const int page = keys ? key_page + unit - 1 : value_page + unit - 1 - (key_pages - key_page), first = SINK + page * PAGE;
+        // Keys and values by turns, while there are both: the ones are more work, the others more waiting.
+        const int at = unit - 1, both = min(key_pages - key_page, value_pages - value_page);
+        const bool keys = at < 2 * both ? at % 2 == 0 : key_pages - key_page > both;
+        const int page = (keys ? key_page : value_page) + (at < 2 * both ? at / 2 : at - both), first = SINK + page * PAGE;
         u8 *block = p.view.pages + ((long long)load_settled(table + page) * p.view.kv_heads + head) * BLOCK_BYTES;
         if (keys) {
             load_page<true>(work, source, first);

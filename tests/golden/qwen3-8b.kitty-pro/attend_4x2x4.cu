@@ -1015,9 +1015,9 @@ __device__ __forceinline__ void store_result(const kt_attend_params &p, int row,
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x2x4(const __grid_constant__ kt_attend_params p) {
     // In order of launch: the passes of a head side by side, so that all but the first find its pages in the L2 cache; the heads of a
     // split, whose blocks are neighbours; splits; queries, of long sequences first where that is asked for.
-    const unsigned at = blockIdx.y * gridDim.x + blockIdx.x;
-    const int column = at % gridDim.y, kv_head = column / PASSES, pass = column % PASSES;
-    const int split = at / gridDim.y % p.splits, place = at / gridDim.y / p.splits; // place: slot * max_fresh + query token
+    const unsigned turn = blockIdx.y * gridDim.x + blockIdx.x;
+    const int column = turn % gridDim.y, kv_head = column / PASSES, pass = column % PASSES;
+    const int split = turn / gridDim.y % p.splits, place = turn / gridDim.y / p.splits; // place: slot * max_fresh + query token
     // Before grid_wait only what was final before the launch ahead, the layer's append, began: the step's tables, and pages sealed by
     // earlier steps. A block must not end before it has waited, or the launch behind this one would not wait for the one ahead.
     const int query_token = place % p.max_fresh;

@@ -116,14 +116,15 @@ int kg_attend_configs(const kt_format *f, kg_attend_config configs[KG_ATTEND_CON
     static const shape lone[] = {{8, 2, 2}, {8, 1, 2}, {8, 2, 1}, {8, 1, 1}};
     static const shape many[] = {{4, 2, 4}, {4, 2, 2}, {4, 1, 4}, {4, 1, 2}, {4, 2, 1}, {4, 1, 1}, {2, 1, 1}};
     enum { LONE = sizeof lone / sizeof *lone, MANY = sizeof many / sizeof *many };
-    const int narrow = f->head_dim <= 64; // small pages: more warps keep as many bytes under way
     const int large = LARGE_SHARED, small = SMALL_SHARED;
     int count = 0;
     if (first_fit(f, lone, LONE, large, 1, &configs[count])) {
         configs[count].most_sequences = 2;
         configs[count++].most_pages = 64 * 1024 / f->page;
     }
-    count += first_fit(f, many, MANY, large, narrow ? 3 : 2, &configs[count]);
+    // Small pages: more warps keep as many bytes under way.
+    const bool narrow = f->head_dim <= 96 && first_fit(f, many, 1, large, 3, &configs[count]);
+    count += narrow || first_fit(f, many, MANY, large, 2, &configs[count]);
     // Cards with little shared memory, where the above do not fit.
     if (!count || configs[count - 1].shared > small)
         count += first_fit(f, many, MANY, small, 1, &configs[count]);

@@ -105,7 +105,12 @@ template <bool keys> __device__ __forceinline__ void load_page(Work *work, const
         }
     }
     async_commit();
-    async_wait<0>();
+}
+
+template <bool keys> __device__ __forceinline__ void prefetch_page(const Exact &source, int first) {
+    constexpr int LINES = (D * 2 + 127) / 128;
+    for (int i = threadIdx.x; i < PAGE * LINES; i += THREADS)
+        prefetch_line((keys ? source.key(first + i / LINES) : source.value(first + i / LINES)) + i % LINES * 64);
 }
 
 // 16-bit parts are stored as they are, but for what is not finite and -0.
@@ -189,6 +194,12 @@ __device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot
     const int units = 1 + key_pages - key_page + value_pages - value_page;
     const int *table = p.view.table + (long long)blockIdx.z * p.view.table_stride;
 
+    // Units after the first: keys and values by turns, while there are both: the ones are more work, the others more waiting.
+    const int both = min(key_pages - key_page, value_pages - value_page);
+    auto is_keys = [&](int unit) { return unit - 1 < 2 * both ? unit % 2 == 1 : key_pages - key_page > both; };
+    auto page_of = [&](int unit) {
+        return (is_keys(unit) ? key_page : value_page) + (unit - 1 < 2 * both ? (unit - 1) / 2 : unit - 1 - both);
+    };
     if (threadIdx.x == 0) start_part(work);
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
         if (unit == 0) {
@@ -204,18 +215,20 @@ __device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot
             }
             continue;
         }
-        // Keys and values by turns, while there are both: the ones are more work, the others more waiting.
-        const int at = unit - 1, both = min(key_pages - key_page, value_pages - value_page);
-        const bool keys = at < 2 * both ? at % 2 == 0 : key_pages - key_page > both;
-        const int page = (keys ? key_page : value_page) + (at < 2 * both ? at / 2 : at - both), first = SINK + page * PAGE;
+        const bool keys = is_keys(unit);
+        const int page = page_of(unit), first = SINK + page * PAGE, next = unit + gridDim.x;
         u8 *block = p.view.pages + ((long long)load_settled(table + page) * p.view.kv_heads + head) * BLOCK_BYTES;
+        if (keys) load_page<true>(work, source, first);
+        else load_page<false>(work, source, first);
+        if (next < units) { // comes into the L2 cache while this one is worked on
+            if (is_keys(next)) prefetch_page<true>(source, SINK + page_of(next) * PAGE);
+            else prefetch_page<false>(source, SINK + page_of(next) * PAGE);
+        }
+        async_wait<0>();
+        __syncthreads();
         if (keys) {
-            load_page<true>(work, source, first);
-            __syncthreads();
             seal_key(work, p.view, head, page, before, block);
         } else {
-            load_page<false>(work, source, first);
-            __syncthreads();
             seal_value(work, first, before, block);
         }
         __syncthreads();

@@ -260,46 +260,53 @@ __device__ __forceinline__ void product_words(u32 (&words)[KEY_PLANES], const Wo
     }
 }
 
-// Four codes, token 16 m + 8 half + g in byte m + 2 half, as the plane's bits of a row: 8 m + 2 half.
+// Four codes, one to a byte as below, as the plane's bits of a row: 8 m + 2 half.
 __device__ __forceinline__ u32 plane_of(u32 codes, int plane) {
     const u32 bits = codes >> (2 * plane);
     return (bits & 0x0303u) | (bits >> 14 & 0x0c0cu);
 }
 
-// A word of the boosted channels' further planes; rows beyond them are 0. The row of a channel's first further plane also brings what
-// the low plane has of it, where that is made of steps.
-__device__ __forceinline__ u32 boosted_word(Work *work, int tile, int k, int lane) {
-    const int g = lane >> 2, c = lane & 3;
-    u32 word = 0;
+// The codes of a boosted channel at tokens g + 8 y of the tile, token 16 m + 8 half + g in byte m + 2 half.
+__device__ __forceinline__ u32 boosted_codes(const Work *work, int group, int channel, const u16 *element) {
+    constexpr float most = largest_code(KEY_BOOST_BITS);
+    const Quantiser q = work->quantiser[group * D + channel];
+    float doubt = 0;
+    u32 codes = 0;
 #pragma unroll
-    for (int x = 0; x < 4; x++) { // rows 2 c + 8 j + e
-        const int j = x >> 1, e = x & 1, row = (k - KEY_PLANES * KD) * 16 + 2 * c + 8 * j + e, further = row / BOOST_LIST;
-        if (row >= KEY_EXTRA * KEY_BOOSTED) continue;
-        const int channel = work->list[row - further * BOOST_LIST];
-        const int group = tile * 32 / KEY_GROUP * D + channel;
-        const u16 *element = work->element + (tile * 32 + g) * ROW + channel;
-        const Quantiser q = work->quantiser[group];
-        constexpr float most = largest_code(KEY_BOOST_BITS);
-        float doubt = 0;
-        u32 codes = 0;
-#pragma unroll
-        for (int y = 0; y < 4; y++) { // tokens 16 m + 8 half + g, y = 2 m + half
-            const u32 code = quick_code(element_to_float(element[8 * y * ROW]), q, most, doubt);
-            codes |= (code & 0xffu) << (8 * (y >> 1) + 16 * (y & 1));
-        }
-        if (doubt > CERTAIN) {
-            codes = 0;
+    for (int y = 0; y < 4; y++)
+        codes |= (quick_code(element_to_float(element[8 * y * ROW]), q, most, doubt) & 0xffu) << (8 * (y >> 1) + 16 * (y & 1));
+    if (doubt <= CERTAIN) return codes;
+    codes = 0;
 #pragma unroll 1
-            for (int y = 0; y < 4; y++)
-                codes |= exact_code(element_to_float(element[8 * y * ROW]), work->pair[group], most) << (8 * (y >> 1) + 16 * (y & 1));
+    for (int y = 0; y < 4; y++)
+        codes |= exact_code(element_to_float(element[8 * y * ROW]), work->pair[group * D + channel], most) << (8 * (y >> 1) + 16 * (y & 1));
+    return codes;
+}
+
+// The words of the boosted channels' further planes; rows beyond them are 0. A warp takes four rows, a lane the eighth of a tile's
+// tokens, so that a channel is the same for all lanes. With a channel's first further plane goes what the low plane has of it, where
+// that is made of steps.
+__device__ __forceinline__ void boosted_words(Work *work, u8 *tiles) {
+    constexpr int FIRST = KEY_PLANES * KD, FURTHER = KEY_WORDS - FIRST, RUNS = (PAGE_TILES + 3) / 4; // of 32 lanes over the tiles
+    const int lane = threadIdx.x % 32, g = lane % 8;
+    for (int i = threadIdx.x / 32; i < FURTHER * 4 * RUNS; i += THREADS / 32) {
+        const int c = i % 4, k = i / 4 % FURTHER, tile = i / 4 / FURTHER * 4 + lane / 8;
+        if (PAGE_TILES % 4 && tile >= PAGE_TILES) continue;
+        u32 word = 0;
+#pragma unroll
+        for (int x = 0; x < 4; x++) { // rows 2 c + 8 j + e
+            const int j = x >> 1, e = x & 1, row = k * 16 + 2 * c + 8 * j + e, further = row / BOOST_LIST;
+            if (row >= KEY_EXTRA * KEY_BOOSTED) continue;
+            const int channel = work->list[row - further * BOOST_LIST];
+            const u32 codes = boosted_codes(work, tile * 32 / KEY_GROUP, channel, work->element + (tile * 32 + g) * ROW + channel);
+            word |= plane_of(codes, KEY_PLANES + further) << (16 * e + 4 * j);
+            if (KEY_STEPS && further == 0) {
+                const int at = channel >> 5 << 1 | (channel >> 2 & 1), to = g << 2 | (channel >> 3 & 3);
+                atomicOr(work->patch + (tile * KD + at) * 32 + to, plane_of(codes, 0) << (16 * (channel & 1) + 2 * (channel & 2)));
+            }
         }
-        word |= plane_of(codes, KEY_PLANES + further) << (16 * e + 4 * j);
-        if (KEY_STEPS && further == 0) {
-            const int at = channel >> 5 << 1 | (channel >> 2 & 1), to = g << 2 | (channel >> 3 & 3);
-            atomicOr(work->patch + (tile * KD + at) * 32 + to, plane_of(codes, 0) << (16 * (channel & 1) + 2 * (channel & 2)));
-        }
+        ((u32 *)(tiles + tile * KEY_TILE_BYTES))[lane_word(FIRST + k, KEY_WORDS, g * 4 + c)] = word;
     }
-    return word;
 }
 
 __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int head, int page, int before, u8 *block) {
@@ -328,12 +335,8 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int he
         __syncthreads();
         finish_pairs(work, block);
         __syncthreads();
-        constexpr int further = KEY_WORDS - KEY_PLANES * KD;
-        if constexpr (further > 0) {
-            for (int i = threadIdx.x; i < PAGE_TILES * further * 32; i += THREADS) {
-                const int lane = i & 31, k = KEY_PLANES * KD + i / 32 % further, tile = i / 32 / further;
-                ((u32 *)(block + KEY_TILES + tile * KEY_TILE_BYTES))[lane_word(k, KEY_WORDS, lane)] = boosted_word(work, tile, k, lane);
-            }
+        if constexpr (KEY_WORDS > KEY_PLANES * KD) {
+            boosted_words(work, block + KEY_TILES);
             if constexpr (KEY_STEPS) __syncthreads();
         }
         constexpr int AT_ONCE = KEY_STEPS ? 2 : 1; // words of a plane

@@ -142,7 +142,7 @@ static int eager_step(kg_bed *bed, kt_batch *batch, double *begin, double *atten
     KG_BENCH_CALL(b, kt_step_begin(batch, b->stream));
     *begin += now() - from;
     for (int layer = 0; layer < bed->layers; layer++) {
-        KG_TRY(kg_bed_append(bed, batch, layer, KT_APPEND_BEHIND_ATTEND));
+        KG_TRY(kg_bed_append(bed, batch, layer, 0)); // or the attends would launch it too
         from = now();
         KG_TRY(kg_bed_attend(bed, batch, layer, 0));
         *attends += now() - from;

@@ -86,9 +86,9 @@ void barrier_init_fence(void);
 void barrier_expect(u64 *bar, int bytes);
 void barrier_wait(u64 *bar, int parity);
 void bulk_copy(void *dst, const void *src, int bytes, u64 *bar);
-void grid_wait(void);
-void grid_launch_next(void);
 #endif
+void grid_wait(void); // where launches do not overlap it returns at once
+void grid_launch_next(void);
 void async_copy16(void *dst, const void *src);
 void async_commit(void);
 }
@@ -97,8 +97,6 @@ void async_commit(void);
 __forceinline__ void barrier_expect(u64 *, int) {}
 __forceinline__ void barrier_wait(u64 *, int) {}
 __forceinline__ void bulk_copy(void *, const void *, int, u64 *) {}
-__forceinline__ void grid_wait() {}
-__forceinline__ void grid_launch_next() {}
 #endif
 __forceinline__ u32 pack_half(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
 __forceinline__ u32 pack_bfloat(float low, float high) { return float_to_bfloat(low) | (u32)float_to_bfloat(high) << 16; }

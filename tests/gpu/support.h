@@ -38,6 +38,9 @@ int refused(const char *call, kt_status status);
 
 double now(void); // seconds
 
+// Names of the .lua files in a folder, sorted, without the ending.
+enum { MOST_LISTED = 64 };
+int list_specs(const char *folder, char names[MOST_LISTED][KG_NAME], int *count);
 // One spec; more or fewer are an error.
 int load_spec(const char *name, const char *dtype, kg_spec *spec);
 // Emits the spec into a temporary folder and opens it on each device that has a place. config: the number of the attend

@@ -6,9 +6,20 @@
 #ifndef KITTY_EMULATE_H
 #define KITTY_EMULATE_H
 
-#include <math.h>
-#include <stddef.h>
-#include <string.h>
+// What <math.h> and <string.h> would declare, in a hundredth of the time.
+#define EMULATE_MATH(name) double name(double) noexcept; float name##f(float) noexcept
+#define EMULATE_MATH2(name) double name(double, double) noexcept; float name##f(float, float) noexcept
+extern "C" {
+EMULATE_MATH(exp); EMULATE_MATH(exp2); EMULATE_MATH(log); EMULATE_MATH(log2); EMULATE_MATH(sqrt); EMULATE_MATH(fabs);
+EMULATE_MATH(rint); EMULATE_MATH(floor); EMULATE_MATH(ceil); EMULATE_MATH(trunc); EMULATE_MATH2(fmin); EMULATE_MATH2(fmax);
+EMULATE_MATH2(pow);
+double fma(double, double, double) noexcept;
+float fmaf(float, float, float) noexcept;
+void *memcpy(void *, const void *, unsigned long) noexcept;
+void *memset(void *, int, unsigned long) noexcept;
+}
+#undef EMULATE_MATH
+#undef EMULATE_MATH2
 
 typedef unsigned char u8;
 typedef unsigned short u16;

@@ -23,14 +23,14 @@ static step step_of(const kt_format *f, int index)
     const step steps[CASE_STEPS] = {
         {{ahead + page + 5, 7, 0}, PREFILL, 1},
         {{1, 1, 1}, REFERENCE, 4},
-        {{3, 8, 2}, ATTEND, 1},
+        {{2, 5, 3}, ATTEND, 1},
         {{page - 6, 33, page + 1}, PREFILL, 1},
         {{1, ahead + 1100, 1}, PREFILL, 1},
         {{1, 1, 1}, ATTEND, 1},
         {{2, 1, 0}, ATTEND, 1},
         {{0, 2, 1}, ATTEND, 24},
-        {{0, 1, 1}, REFERENCE, 24},
-        {{1, 2, 0}, ATTEND, 1},
+        {{1, 0, 0}, REFERENCE, 24},
+        {{0, 1, 1}, ATTEND, 24},
     };
     return steps[index];
 }
@@ -153,7 +153,7 @@ static int queue_layer(case_run *run, int at, const step *s, int index, int rows
     for (int i = 0; i < p->kernel_count && s->what != PREFILL; i++) {
         const int k = (i + index) % p->kernel_count; // each has its turn right after the append
         const bool reference = p->kernels[k].op == KT__REFERENCE;
-        if (!run->given->first[k] || !(p->kernels[k].op == KT__ATTEND || (reference && s->what == REFERENCE)))
+        if (!run->given->first[k] || (k + at + index / 2) % 2 || !(p->kernels[k].op == KT__ATTEND || (reference && s->what == REFERENCE)))
             continue;
         attend *a = &l->attends[l->count++];
         const bool again = run->engine->device == KT_DEVICE_CPU && l->count > 1;

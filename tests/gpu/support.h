@@ -10,6 +10,7 @@
 
 // Each returns an exit code (text.h). argv[0] is the part's name.
 int part_matrix(int argc, char **argv);
+int part_agree(int argc, char **argv);
 int part_sanitize(int argc, char **argv);
 int part_repeat(int argc, char **argv);
 int part_capture(int argc, char **argv);

@@ -131,7 +131,7 @@ int kg_bed_open(kg_bench *bench, const kg_spec *spec, kt_engine *engine, const i
 void kg_bed_close(kg_bed *bed);
 // A batch of all sequences with one new token each, uploaded, with room reserved for `further` tokens after that one.
 int kg_bed_batch(kg_bed *bed, int further, kt_batch **batch);
-int kg_bed_append(kg_bed *bed, kt_batch *batch, int layer);
+int kg_bed_append(kg_bed *bed, kt_batch *batch, int layer, unsigned flags);
 int kg_bed_attend(kg_bed *bed, kt_batch *batch, int layer, unsigned flags);
 
 // ---- bench_measure.c -------------------------------------------------------------------------------------------------

@@ -56,9 +56,10 @@ static kt_append_args tokens_of(const kg_bed *bed, int layer, int shift)
     return (kt_append_args){.size = sizeof(kt_append_args), .layer = layer, .key = key, .value = key + SHIFTS * row};
 }
 
-int kg_bed_append(kg_bed *bed, kt_batch *batch, int layer)
+int kg_bed_append(kg_bed *bed, kt_batch *batch, int layer, unsigned flags)
 {
-    const kt_append_args args = tokens_of(bed, layer, 0);
+    kt_append_args args = tokens_of(bed, layer, 0);
+    args.flags = flags;
     KG_BENCH_CALL(bed->bench, kt_append(batch, &args));
     return KG_OK;
 }

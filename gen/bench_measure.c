@@ -23,7 +23,7 @@ static int append_all(kg_bed *bed, kt_batch *batch)
 {
     KG_BENCH_CALL(bed->bench, kt_step_begin(batch, bed->bench->stream));
     for (int layer = 0; layer < bed->layers; layer++)
-        KG_TRY(kg_bed_append(bed, batch, layer));
+        KG_TRY(kg_bed_append(bed, batch, layer, 0));
     return KG_OK;
 }
 
@@ -38,7 +38,7 @@ static int step_all(kg_bed *bed, kt_batch *batch)
 {
     KG_BENCH_CALL(bed->bench, kt_step_begin(batch, bed->bench->stream));
     for (int layer = 0; layer < bed->layers; layer++) {
-        KG_TRY(kg_bed_append(bed, batch, layer));
+        KG_TRY(kg_bed_append(bed, batch, layer, KT_APPEND_BEHIND_ATTEND));
         KG_TRY(kg_bed_attend(bed, batch, layer, 0));
     }
     KG_BENCH_CALL(bed->bench, kt_step_commit(batch));
@@ -142,7 +142,7 @@ static int eager_step(kg_bed *bed, kt_batch *batch, double *begin, double *atten
     KG_BENCH_CALL(b, kt_step_begin(batch, b->stream));
     *begin += now() - from;
     for (int layer = 0; layer < bed->layers; layer++) {
-        KG_TRY(kg_bed_append(bed, batch, layer));
+        KG_TRY(kg_bed_append(bed, batch, layer, KT_APPEND_BEHIND_ATTEND));
         from = now();
         KG_TRY(kg_bed_attend(bed, batch, layer, 0));
         *attends += now() - from;

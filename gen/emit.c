@@ -118,7 +118,8 @@ int kg_package_make(const kg_spec *spec, kg_package *package, char *error, size_
         kernel->config = *c;
         snprintf(kernel->name, sizeof kernel->name, "attend_%dx%dx%d", c->warps, c->stages, c->tiles);
     }
-    add_kernel(package, "append", 256, kg_append_shared(&package->format), "units", "kv_heads", "slots");
+    kg_kernel *append = add_kernel(package, "append", 256, kg_append_shared(&package->format), "units", "kv_heads", "slots");
+    append->config.blocks = kg_append_blocks(append->shared);
     add_kernel(package, "reference", 256, kg_reference_shared(&package->format, 256), "slots*fresh", "q_heads", "1");
     add_kernel(package, "check", 32, 0, "1", "1", "1");
     add_kernel(package, "advance", 256, 0, "1", "1", "1");

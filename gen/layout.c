@@ -3,9 +3,12 @@
 #include <math.h>
 #include <stdbool.h>
 
-// Tokens of a tile; bytes of one word per lane; what blocks and their tiles are aligned to: copies from elsewhere were a tenth slower
-// (one H100).
-enum { TILE = 32, WORDS = 128, LINE = 128 };
+// Tokens of a tile; parts in which append goes through a channel; bytes of one word per lane; what blocks and their tiles are aligned
+// to: copies from elsewhere were a tenth slower (one H100).
+enum { TILE = 32, APPEND_PARTS = 8, WORDS = 128, LINE = 128 };
+
+// Shared memory of a block: sm_90 and 100; sm_86, 89 and 120.
+enum { LARGE_SHARED = 227 * 1024, SMALL_SHARED = 99 * 1024 };
 
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -113,13 +116,15 @@ int kg_attend_configs(const kt_format *f, kg_attend_config configs[KG_ATTEND_CON
     static const shape lone[] = {{8, 2, 2}, {8, 1, 2}, {8, 2, 1}, {8, 1, 1}};
     static const shape many[] = {{4, 2, 4}, {4, 2, 2}, {4, 1, 4}, {4, 1, 2}, {4, 2, 1}, {4, 1, 1}, {2, 1, 1}};
     enum { LONE = sizeof lone / sizeof *lone, MANY = sizeof many / sizeof *many };
-    const int large = 227 * 1024, small = 99 * 1024; // shared memory of a block: sm_90 and 100; sm_86, 89 and 120
+    const int large = LARGE_SHARED, small = SMALL_SHARED;
     int count = 0;
     if (first_fit(f, lone, LONE, large, 1, &configs[count])) {
         configs[count].most_sequences = 2;
         configs[count++].most_pages = 64 * 1024 / f->page;
     }
-    count += first_fit(f, many, MANY, large, 2, &configs[count]);
+    // Small pages: more warps keep as many bytes under way.
+    const bool narrow = f->head_dim <= 96 && first_fit(f, many, 1, large, 3, &configs[count]);
+    count += narrow || first_fit(f, many, MANY, large, 2, &configs[count]);
     // Cards with little shared memory, where the above do not fit.
     if (!count || configs[count - 1].shared > small)
         count += first_fit(f, many, MANY, small, 1, &configs[count]);
@@ -130,9 +135,16 @@ int kg_append_shared(const kt_format *f)
 {
     // struct Work of templates/append.cu
     const int d = f->head_dim, key_pairs = f->page / f->key_group * d, value_pairs = d / f->value_group * f->page;
-    const int pairs = key_pairs > value_pairs ? key_pairs : value_pairs;
-    const int page = f->page * (d + 8) * 2, quantisers = pairs * 12, extremes = f->page / TILE * d * 4, channels = d * (6 * 4 + 2);
-    return round_up(page + quantisers + extremes + channels + 16, 128);
+    const int pairs = key_pairs > value_pairs ? key_pairs : value_pairs, tiles = f->page / TILE;
+    const int page = f->page * (d + 8) * 2, extremes = (tiles > APPEND_PARTS ? tiles : APPEND_PARTS) * d * 4;
+    const int patches = f->key_bits == 2 && f->key_boosted ? f->page * d / 4 : 0, sums = APPEND_PARTS * d * 4;
+    return round_up(page + pairs * 20 + extremes + (patches > sums ? patches : sums) + d * (2 * 4 + 2) + 64, 128);
+}
+
+int kg_append_blocks(int shared)
+{
+    const int most = LARGE_SHARED / (shared + 1024);
+    return most < 1 ? 1 : most < 4 ? most : 4;
 }
 
 int kg_reference_shared(const kt_format *f, int threads)

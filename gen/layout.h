@@ -25,6 +25,8 @@ int kg_attend_configs(const kt_format *format, kg_attend_config configs[KG_ATTEN
 
 // Bytes of dynamic shared memory of a block of append.
 int kg_append_shared(const kt_format *format);
+// Blocks of append to be had at once on a multiprocessor, so that some load while others work.
+int kg_append_blocks(int shared);
 
 // The same of reference, whose blocks have `threads` threads.
 int kg_reference_shared(const kt_format *format, int threads);

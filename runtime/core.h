@@ -77,6 +77,8 @@ struct kt_batch {
     kt__length *lengths;     // of the slots, longest first where `ordered`
     bool ordered;
     int *items;              // per slot, in attend's units of work
+    bool deferred;           // an append waits for the next attend: its parameters
+    kt_append_params append;
     const kt__kernel *divided; // what the step's division below is for, or null
     int splits, split_items;
     int captured_rows;       // rows that captured steps were sized for; 0: none was captured

@@ -167,7 +167,13 @@ typedef struct {
     int layer;
     const void *key, *value;                                 // [rows, kv_heads, head_dim], 16-byte aligned
     int64_t key_row, key_head, value_row, value_head;        // strides in elements, multiples of 8; 0: contiguous
+    unsigned flags;
 } kt_append_args;
+
+// Queue the work right behind the step's next kt_attend, which does not need it, rather than now, so that the two overlap: where
+// every layer is attended, the faster way. Without a kt_attend to come it is queued by the next kt_append or by kt_step_commit. Key
+// and value must be written by work queued before that kt_attend, and stay unchanged until what queued the append has run.
+enum { KT_APPEND_BEHIND_ATTEND = 1 };
 
 // Takes in the step's keys (already rotated) and values of one layer and seals the pages they complete. Key and value
 // must stay unchanged until the layer's kt_attend has run.

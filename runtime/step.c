@@ -158,6 +158,7 @@ kt_status kt_step_begin(kt_batch *b, void *stream)
     for (int layer = 0; layer < b->cache->layers; layer++)
         b->appended[layer] = false;
     b->open = true;
+    b->deferred = false;
     b->divided = NULL;
     return KT_OK;
 
@@ -207,6 +208,40 @@ static kt_status check_layer(const kt_batch *b, const char *call, int layer, boo
     return kt__fail(KT_ORDER, "%s: layer %d was %s in this step", call, layer, appended ? "not appended yet" : "appended already");
 }
 
+// Blocks for the units of the largest slot: enough for some waves over the card, beyond which a block takes several units in turn,
+// which spares starts.
+static int append_blocks(const kt_batch *b, int blocks_per_sm)
+{
+    enum { WAVES = 8, UNITS = 8 };
+    const long long columns = (long long)b->cache->kv_heads * (b->used_slots ? b->used_slots : 1);
+    const long long enough = (long long)WAVES * blocks_per_sm * b->cache->engine->backend->multiprocessors / columns + 1;
+    const int few = (b->units + UNITS - 1) / UNITS;
+    return b->units <= enough ? b->units : few > enough ? few : (int)enough;
+}
+
+// Launches the append of `b->append`; behind: the launch ahead is an attend of the same step.
+static kt_status launch_append(kt_batch *b, bool behind)
+{
+    kt__extent extent = extent_of(b);
+    int kernel, blocks_per_sm;
+    const kt_status status = kt__pick(b->cache->engine, KT__APPEND, b->active, b->max_pages, &kernel, &blocks_per_sm);
+    if (status)
+        return status;
+    b->append.behind = behind;
+    extent.ones[KT__UNITS] = append_blocks(b, blocks_per_sm);
+    return launch(b, KT__APPEND, kernel, &extent, &b->append, sizeof b->append);
+}
+
+// Launches an append that was put off.
+static kt_status settle_append(kt_batch *b, bool behind)
+{
+    if (!b->deferred)
+        return KT_OK;
+    const kt_status status = launch_append(b, behind);
+    b->deferred = status != KT_OK;
+    return status ? kt__within(status, "the append of layer %d", b->append.view.layer) : KT_OK;
+}
+
 kt_status kt_append(kt_batch *b, const kt_append_args *args)
 {
     kt_status status;
@@ -221,20 +256,26 @@ kt_status kt_append(kt_batch *b, const kt_append_args *args)
         (status = check_operand(b, "kt_append", args->layer, &value, b->cache->kv_heads)))
         return status;
 
-    kt_append_params params = {.view = b->views[args->layer], .max_fresh = b->max_fresh ? b->max_fresh : 1};
-    params.view.key = key.address;
-    params.view.value = value.address;
-    params.view.key_row = key.row;
-    params.view.key_head = key.head;
-    params.view.value_row = value.row;
-    params.view.value_head = value.head;
+    if (args->flags & ~(unsigned)KT_APPEND_BEHIND_ATTEND)
+        return kt__fail(KT_INVALID, "kt_append: layer %d: flags is %#x; only KT_APPEND_BEHIND_ATTEND (%#x) is known", args->layer,
+                        args->flags, (unsigned)KT_APPEND_BEHIND_ATTEND);
+    if ((status = settle_append(b, false)))
+        return kt__within(status, "kt_append");
 
-    const kt__extent extent = extent_of(b);
-    int kernel;
-    if ((status = kt__pick(b->cache->engine, KT__APPEND, b->active, b->max_pages, &kernel, NULL)) ||
-        (status = launch(b, KT__APPEND, kernel, &extent, &params, sizeof params)))
+    b->append = (kt_append_params){.view = b->views[args->layer], .max_fresh = b->max_fresh ? b->max_fresh : 1};
+    kt_view *view = &b->append.view;
+    view->key = key.address;
+    view->value = value.address;
+    view->key_row = key.row;
+    view->key_head = key.head;
+    view->value_row = value.row;
+    view->value_head = value.head;
+
+    if (args->flags & KT_APPEND_BEHIND_ATTEND)
+        b->deferred = true;
+    else if ((status = launch_append(b, false)))
         return kt__within(status, "kt_append: layer %d", args->layer);
-    b->views[args->layer] = params.view; // the layer's attend reads the same rows
+    b->views[args->layer] = *view; // the layer's attend reads the same rows
     b->appended[args->layer] = true;
     return KT_OK;
 }
@@ -307,7 +348,7 @@ kt_status kt_attend(kt_batch *b, const kt_attend_args *args)
         .max_fresh = b->max_fresh ? b->max_fresh : 1, .splits = splits, .split_items = split_items, .ordered = b->ordered,
     };
 
-    if ((status = launch(b, op, kernel, &extent, &params, sizeof params)))
+    if ((status = launch(b, op, kernel, &extent, &params, sizeof params)) || (status = settle_append(b, true)))
         return kt__within(status, "kt_attend: layer %d", args->layer);
     return KT_OK;
 }
@@ -353,7 +394,7 @@ kt_status kt_step_commit(kt_batch *b)
             return kt__fail(KT_ORDER, "kt_step_commit: layer %d was not appended; a step goes through all %d layers", layer,
                             b->cache->layers);
     kt__backend *backend = b->cache->engine->backend;
-    if ((status = launch_step(b, KT__ADVANCE)))
+    if ((status = settle_append(b, false)) || (status = launch_step(b, KT__ADVANCE)))
         return kt__within(status, "kt_step_commit");
     if ((status = backend->calls->mirror(backend, b->mirror, b->control_device, sizeof *b->mirror, b->stream))) {
         b->uploaded_valid = false; // the device has advanced, the host has not

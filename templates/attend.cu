@@ -1,7 +1,7 @@
 //@ include "lib/kernel.cuh"
 // Attention of a step's queries over sinks, pages and residual: out = softmax(scale q k^T) v.
 //
-//   grid   (splits * slots * max_fresh, kv_heads * PASSES), the split fastest; block WARPS * 32
+//   grid   (splits * slots * max_fresh, kv_heads * PASSES), block WARPS * 32
 //   a block serves one query token, KV head and pass of up to COLUMNS query heads, and its split of the work items
 //   items  1. units of 16 tokens with exact values: sinks, pages of which only the keys are sealed, residual, fresh tokens
 //          2. chunks of TILES * 32 tokens whose keys and values are sealed: copied to shared memory, STAGES ahead per warp;
@@ -451,25 +451,7 @@ __device__ __forceinline__ void finish_sealed(State &state, SealedOutput &sealed
 
 // ---- exact tokens ----
 
-// Where a token's exact rows are.
-struct Exact {
-    const kt_view *view;
-    const u8 *slab;
-    int before, row, head; // tokens before the step; row of the first fresh token
-
-    __device__ __forceinline__ const u16 *key(int token) const {
-        if (token >= before)
-            return view->key + (long long)(row + token - before) * view->key_row + head * view->key_head;
-        if (token < SINK) return (const u16 *)slab + token * D;
-        return (const u16 *)(slab + SLAB_KEY) + (token - SINK) % KEY_RING * D;
-    }
-    __device__ __forceinline__ const u16 *value(int token) const {
-        if (token >= before)
-            return view->value + (long long)(row + token - before) * view->value_row + head * view->value_head;
-        if (token < SINK) return (const u16 *)(slab + SLAB_SINK_VALUE) + token * D;
-        return (const u16 *)(slab + SLAB_VALUE) + (token - SINK) % VALUE_RING * D;
-    }
-};
+//@ include "lib/exact.cuh"
 
 // Two rows of 16-bit elements, 16 bytes per lane and 32 channels.
 __device__ __forceinline__ void load_rows(uint4 (&x)[D / 32], uint4 (&y)[D / 32], const u16 *row_x, const u16 *row_y, int c) {
@@ -582,7 +564,11 @@ __device__ __forceinline__ void store_result(const kt_attend_params &p, int row,
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __grid_constant__ kt_attend_params p) {
-    const int split = blockIdx.x % p.splits, place = blockIdx.x / p.splits; // place: slot * max_fresh + query token
+    // In order of launch: the passes of a head side by side, so that all but the first find its pages in the L2 cache; the heads of a
+    // split, whose blocks are neighbours; splits; queries, of long sequences first where that is asked for.
+    const unsigned turn = blockIdx.y * gridDim.x + blockIdx.x;
+    const int column = turn % gridDim.y, kv_head = column / PASSES, pass = column % PASSES;
+    const int split = turn / gridDim.y % p.splits, place = turn / gridDim.y / p.splits; // place: slot * max_fresh + query token
     // Before grid_wait only what was final before the launch ahead, the layer's append, began: the step's tables, and pages sealed by
     // earlier steps. A block must not end before it has waited, or the launch behind this one would not wait for the one ahead.
     const int query_token = place % p.max_fresh;
@@ -594,7 +580,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     }
 
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
-    const int kv_head = blockIdx.y / PASSES, pass = blockIdx.y % PASSES;
     const int columns = min(COLUMNS, GROUP_HEADS - pass * COLUMNS);
     const int first_head = kv_head * GROUP_HEADS + pass * COLUMNS;
     const int row = slot.row + query_token;
@@ -640,10 +625,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
 #endif
     }
 
-    Exact exact;
-    exact.view = &p.view;
-    exact.slab = p.view.slabs + ((long long)slot.slab * p.view.kv_heads + kv_head) * SLAB_BYTES;
-    exact.before = slot.tokens, exact.row = slot.row, exact.head = kv_head;
+    const Exact exact = exact_of(p.view, slot, kv_head);
     // Where the warp's unit u begins, and whether only its values are exact.
     auto unit_first = [&](int u) { return u < sink_units ? u * 16 : SINK + full_pages * PAGE + (u - sink_units) * 16; };
     auto unit_half = [&](int u) { return u >= sink_units && u < sink_units + half_units; };
@@ -818,7 +800,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     __syncthreads();
     int *last = (int *)shared_memory();
     if (threadIdx.x == 0) {
-        int *arrivals = p.arrivals + (long long)place * gridDim.y + blockIdx.y;
+        int *arrivals = p.arrivals + (long long)place * gridDim.y + column;
         *last = count_in(arrivals) == splits - 1;
         if (*last) *arrivals = 0;
     }

@@ -160,7 +160,7 @@ START_TEST(strides_and_rows)
         }
         const int64_t row = D + PAD, head = 32 * (D + PAD);
         memset(out, 0x5a, sizeof out);
-        OK(kt_append(batch, &(kt_append_args){sizeof(kt_append_args), layer, key, value, row, head, row, head}));
+        OK(kt_append(batch, &(kt_append_args){sizeof(kt_append_args), layer, key, value, row, head, row, head, layer ? KT_APPEND_BEHIND_ATTEND : 0}));
         OK(kt_attend(batch, &(kt_attend_args){.size = sizeof(kt_attend_args), .layer = layer, .query = query, .out = out,
                                               .query_row = row, .query_head = head, .out_row = row, .out_head = head,
                                               .flags = layer ? KT_ATTEND_REFERENCE : 0}));
@@ -416,7 +416,7 @@ START_TEST(refusals_in_steps)
     ck_assert_int_eq(kt_append(batch, &append), KT_INVALID);
     ck_assert(strstr(kt_message(), "it must be aligned to 16 bytes"));
     append.size = 1;
-    FAILS(KT_INVALID, "kt_append: size is 1; set it to sizeof(kt_append_args), 64 in this version (0.1.0)", kt_append(batch, &append));
+    FAILS(KT_INVALID, "kt_append: size is 1; set it to sizeof(kt_append_args), 72 in this version (0.1.0)", kt_append(batch, &append));
 
     kt_attend_args attend = {.size = sizeof attend, .query = b.query, .out = b.out};
     FAILS(KT_ORDER, "kt_attend: layer 0 was not appended yet in this step", kt_attend(batch, &attend));

@@ -26,7 +26,7 @@ __device__ __forceinline__ u32 peak_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_peak(a, b);
     else return bfloat2_peak(a, b);
 }
-// Per element the smaller and the larger.
+// Per element the smaller and the larger; NaN where either is.
 __device__ __forceinline__ u32 smaller_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_min(a, b);
     else return bfloat2_min(a, b);
@@ -34,6 +34,11 @@ __device__ __forceinline__ u32 smaller_pair(u32 a, u32 b) {
 __device__ __forceinline__ u32 larger_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_max(a, b);
     else return bfloat2_max(a, b);
+}
+// Per element: all ones where a >= b, else 0.
+__device__ __forceinline__ u32 pair_reaches(u32 a, u32 b) {
+    if constexpr (DTYPE == 0) return half2_reaches(a, b);
+    else return bfloat2_reaches(a, b);
 }
 // The pair with elements that are not finite replaced by 0.
 __device__ __forceinline__ u32 finite_pair(u32 pair) {
@@ -56,6 +61,7 @@ __device__ __forceinline__ int sealed_pages(int tokens, int window) {
 }
 // Loads of what nothing writes any more, past the L1 cache, which may hold it as it was before.
 __device__ __forceinline__ int load_settled(const int *p) { return load_through(p); }
+__device__ __forceinline__ uint4 load_settled(const uint4 *p) { return load_through(p); }
 __device__ __forceinline__ kt_slot load_settled(const kt_slot *p) {
     const int *w = (const int *)p;
     kt_slot slot;

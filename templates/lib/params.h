@@ -36,6 +36,7 @@ typedef struct {
 typedef struct {
     kt_view view;
     int max_fresh;                 // largest `fresh` of the batch
+    int behind;                    // 1: launched right behind an attend, which has waited for all that this kernel reads
 } kt_append_params;
 
 typedef struct {

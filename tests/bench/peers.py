@@ -68,7 +68,7 @@ class BatchArgs(Struct):
 
 class AppendArgs(Struct):
     _fields_ = [("size", size_t), ("layer", integer), ("key", pointer), ("value", pointer), ("key_row", int64),
-                ("key_head", int64), ("value_row", int64), ("value_head", int64)]
+                ("key_head", int64), ("value_row", int64), ("value_head", int64), ("flags", ctypes.c_uint)]
 
 
 class AttendArgs(Struct):
@@ -77,7 +77,7 @@ class AttendArgs(Struct):
                 ("scale", ctypes.c_float), ("window", integer), ("softcap", ctypes.c_float), ("flags", ctypes.c_uint)]
 
 
-CUDA, REFERENCE = 1, 1  # KT_DEVICE_CUDA, KT_ATTEND_REFERENCE
+CUDA, REFERENCE, BEHIND = 1, 1, 1  # KT_DEVICE_CUDA, KT_ATTEND_REFERENCE, KT_APPEND_BEHIND_ATTEND
 
 
 class Kitty:
@@ -276,8 +276,8 @@ def time_kitty(engine, shape, dtype, stream, replays, l2):
         kitty.batch_open(cache, BatchArgs(slots=sequences, max_tokens=context, max_rows=max(sequences, min(before, CHUNK))),
                          ctypes.byref(batch))
 
-        def append(layer, key, value):
-            kitty.append(batch, AppendArgs(layer=layer, key=key.data_ptr(), value=value.data_ptr()))
+        def append(layer, key, value, flags=0):
+            kitty.append(batch, AppendArgs(layer=layer, key=key.data_ptr(), value=value.data_ptr(), flags=flags))
 
         def attend(layer, query, out, flags=0):
             kitty.attend(batch, AttendArgs(layer=layer, query=query.data_ptr(), out=out.data_ptr(), flags=flags))
@@ -321,7 +321,7 @@ def time_kitty(engine, shape, dtype, stream, replays, l2):
         def whole_step():
             kitty.step_begin(batch, queue)
             for layer in range(layers):
-                append(layer, key, value)
+                append(layer, key, value, BEHIND)
                 attend(layer, query, out[layer])
 
         # Attends change nothing, so that their graph can be replayed alone once the appends have run.

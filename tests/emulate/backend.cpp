@@ -33,6 +33,7 @@ struct emulator {
     std::set<void *> pools; // pages and slabs seen, which start without contents
     uint64_t seed;
     int launches, attend_limit, bulk, checks, most_units;
+    const void *taken_in; // keys of the last append
 };
 
 emulator *of(kt__backend *backend) { return (emulator *)(void *)backend; }
@@ -253,9 +254,14 @@ kt_status launch(kt__backend *backend, int index, const kt__extent *extent, cons
         return status;
     const std::vector<span> tensors = spans;
     std::vector<void *> made = register_spans(spans);
+    // An append and the attend beside it read the same keys and values, which were there before the first of the two.
+    const bool append = k->op == KT__APPEND;
+    const bool known = append ? ((const kt_append_params *)params)->behind : !spans.empty() && e->taken_in == ((const kt_view *)params)->key;
     for (const span &s : tensors)
-        if (e->bulk && (k->op == KT__APPEND || (s.name != "key" && s.name != "value"))) // those were there before append
+        if (e->bulk && !(known && (s.name == "key" || s.name == "value")))
             emulate_outside(s.start, (size_t)(s.end - s.start), s.writes, "a kernel of the caller");
+    if (append)
+        e->taken_in = ((const kt_view *)params)->key;
     const int count = emulate_launch(kernel, &args, &reports);
     e->kernels[index].launches[e->bulk]++;
     for (void *address : made)

@@ -155,6 +155,12 @@ template <class T> __forceinline__ T __shfl_up_sync(u32 mask, T value, int by, i
 {
     return emulate_shuffled(EMULATE_SHUFFLE_UP, mask, value, by, width);
 }
+__forceinline__ u32 __reduce_add_sync(u32 mask, u32 value)
+{
+    for (int lanes = 16; lanes; lanes /= 2) // only whole warps do it
+        value += __shfl_xor_sync(mask, value, lanes);
+    return value;
+}
 __forceinline__ u32 __ballot_sync(u32 mask, int predicate) { return emulate_vote(EMULATE_BALLOT, mask, predicate); }
 __forceinline__ int __any_sync(u32 mask, int predicate) { return (int)emulate_vote(EMULATE_ANY, mask, predicate); }
 __forceinline__ int __all_sync(u32 mask, int predicate) { return (int)emulate_vote(EMULATE_ALL, mask, predicate); }
@@ -207,22 +213,36 @@ __forceinline__ u32 emulate_peak(u32 a, u32 b, u32 infinity)
 }
 __forceinline__ u32 half2_peak(u32 a, u32 b) { return emulate_peak(a, b, 0x7c00); }
 __forceinline__ u32 bfloat2_peak(u32 a, u32 b) { return emulate_peak(a, b, 0x7f80); }
-// Of two numbers; halves are compared as the integers that their bits order like.
+// Of two elements; halves are compared as the integers that their bits order like; a NaN wins, as the canonical one.
 __forceinline__ int emulate_order(u32 bits) { return bits & 0x8000 ? -(int)(bits & 0x7fff) : (int)bits; }
-__forceinline__ u32 emulate_choose(u32 a, u32 b, bool larger)
+__forceinline__ u32 emulate_choose(u32 a, u32 b, bool larger, u32 infinity)
 {
     u32 result = 0;
     for (int shift = 0; shift < 32; shift += 16) {
         const u32 x = a >> shift & 0xffff, y = b >> shift & 0xffff;
-        result |= ((emulate_order(x) < emulate_order(y)) == larger ? y : x) << shift;
+        const bool nan = (x & 0x7fff) > infinity || (y & 0x7fff) > infinity;
+        result |= (nan ? 0x7fff : (emulate_order(x) < emulate_order(y)) == larger ? y : x) << shift;
     }
     return result;
 }
-__forceinline__ u32 half2_min(u32 a, u32 b) { return emulate_choose(a, b, false); }
-__forceinline__ u32 half2_max(u32 a, u32 b) { return emulate_choose(a, b, true); }
-__forceinline__ u32 bfloat2_min(u32 a, u32 b) { return emulate_choose(a, b, false); }
-__forceinline__ u32 bfloat2_max(u32 a, u32 b) { return emulate_choose(a, b, true); }
+__forceinline__ u32 emulate_reaches(u32 a, u32 b, u32 infinity)
+{
+    u32 result = 0;
+    for (int shift = 0; shift < 32; shift += 16) {
+        const u32 x = a >> shift & 0xffff, y = b >> shift & 0xffff;
+        const bool nan = (x & 0x7fff) > infinity || (y & 0x7fff) > infinity;
+        result |= (!nan && emulate_order(x) >= emulate_order(y) ? 0xffffu : 0) << shift;
+    }
+    return result;
+}
+__forceinline__ u32 half2_min(u32 a, u32 b) { return emulate_choose(a, b, false, 0x7c00); }
+__forceinline__ u32 half2_max(u32 a, u32 b) { return emulate_choose(a, b, true, 0x7c00); }
+__forceinline__ u32 bfloat2_min(u32 a, u32 b) { return emulate_choose(a, b, false, 0x7f80); }
+__forceinline__ u32 bfloat2_max(u32 a, u32 b) { return emulate_choose(a, b, true, 0x7f80); }
+__forceinline__ u32 half2_reaches(u32 a, u32 b) { return emulate_reaches(a, b, 0x7c00); }
+__forceinline__ u32 bfloat2_reaches(u32 a, u32 b) { return emulate_reaches(a, b, 0x7f80); }
 __forceinline__ int load_through(const int *p) { return *p; }
+__forceinline__ uint4 load_through(const uint4 *p) { return *p; }
 __forceinline__ void prefetch_line(const void *) {}
 
 __forceinline__ float __int_as_float(int x) { return emulate_bits<float>(x); }

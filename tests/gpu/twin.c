@@ -120,12 +120,14 @@ static int queue_layers(state *s, int index)
 {
     side *on = &s->sides[index];
     const unsigned flags = s->move->flags;
+    const int attended = flags & MOVE_ATTEND && (!index || flags & MOVE_CPU);
     for (int layer = 0; layer < s->in->count; layer++) {
         const size_t at = (size_t)layer * elements(s->most_rows, s->in->kv_heads, s->in->head_dim) * 2;
         const float scale = (float)s->in->layers[layer].scale;
         CALL(kt_append(on->batch, &(kt_append_args){.size = sizeof(kt_append_args), .layer = layer, .key = on->inputs[KEY] + at,
-                                                    .value = on->inputs[VALUE] + at}));
-        if (!(flags & MOVE_ATTEND) || (index && !(flags & MOVE_CPU)))
+                                                    .value = on->inputs[VALUE] + at,
+                                                    .flags = attended && layer % 2 ? KT_APPEND_BEHIND_ATTEND : 0}));
+        if (!attended)
             continue;
         TRY(attend(s, on, layer, OUT, scale, 0));
         if (!index && s->args->reference)

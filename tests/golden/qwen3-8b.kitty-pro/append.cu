@@ -37,7 +37,8 @@ constexpr int SLAB_VALUE = 49152; // offset of the value ring
 constexpr int KEY_RING = 128; // tokens of the key ring; token t (>= sink) is at (t - sink) mod key_ring
 constexpr int VALUE_RING = 256; // tokens of the value ring, likewise
 constexpr int THREADS = 256; // of a block
-constexpr int SHARED_BYTES = 41856; // dynamic shared memory of a block
+constexpr int SHARED_BYTES = 46976; // dynamic shared memory of a block
+constexpr int BLOCKS = 4; // of a multiprocessor at once
 // Structures that the runtime fills and the kernels read: plain C, pasted into every emitted kernel. All pointers are
 // device addresses (host addresses on the CPU backend); strides count elements; everything is little endian.
 
@@ -76,6 +77,7 @@ typedef struct {
 typedef struct {
     kt_view view;
     int max_fresh;                 // largest `fresh` of the batch
+    int behind;                    // 1: launched right behind an attend, which has waited for all that this kernel reads
 } kt_append_params;
 
 typedef struct {
@@ -176,25 +178,25 @@ __device__ __forceinline__ u32 half2_multiply_add(u32 a, u32 b, u32 c) {
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
     return y;
 }
-// The smaller and the larger of two numbers each; of zeros any.
+// The smaller and the larger of two numbers each; of zeros any; NaN where one is.
 __device__ __forceinline__ u32 half2_min(u32 a, u32 b) {
     u32 y;
-    asm("min.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 __device__ __forceinline__ u32 half2_max(u32 a, u32 b) {
     u32 y;
-    asm("max.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 __device__ __forceinline__ u32 bfloat2_min(u32 a, u32 b) {
     u32 y;
-    asm("min.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 __device__ __forceinline__ u32 bfloat2_max(u32 a, u32 b) {
     u32 y;
-    asm("max.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 // max(|a|, |b|) on two halves, NaN where one is
@@ -206,6 +208,22 @@ __device__ __forceinline__ u32 half2_peak(u32 a, u32 b) {
 __device__ __forceinline__ u32 bfloat2_peak(u32 a, u32 b) {
     u32 y;
     asm("{\n.reg .b32 x, z;\nabs.bf16x2 x, %1;\nabs.bf16x2 z, %2;\nmax.NaN.bf16x2 %0, x, z;\n}" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+// All ones in each half where a >= b, else 0.
+__device__ __forceinline__ u32 half2_reaches(u32 a, u32 b) {
+    u32 y;
+    asm("set.ge.u32.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ u32 bfloat2_reaches(u32 a, u32 b) {
+    u32 y;
+#if KITTY_BULK
+    asm("set.ge.u32.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+#else
+    y = (__uint_as_float(a << 16) >= __uint_as_float(b << 16) ? 0xffffu : 0) |
+        (__uint_as_float(a & 0xffff0000u) >= __uint_as_float(b & 0xffff0000u) ? 0xffff0000u : 0);
+#endif
     return y;
 }
 // Brings the 128 bytes at p into the L2 cache.
@@ -221,6 +239,11 @@ __device__ __forceinline__ int load_through(const int *p) {
     int x;
     asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
     return x;
+}
+__device__ __forceinline__ uint4 load_through(const uint4 *p) {
+    uint4 w;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(p) : "memory");
+    return w;
 }
 
 // ---- matrix: c[16 x 8] += a[16 x 16] * b[16 x 8], fp32 accumulators, all 32 lanes ----
@@ -311,7 +334,7 @@ __device__ __forceinline__ u32 peak_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_peak(a, b);
     else return bfloat2_peak(a, b);
 }
-// Per element the smaller and the larger.
+// Per element the smaller and the larger; NaN where either is.
 __device__ __forceinline__ u32 smaller_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_min(a, b);
     else return bfloat2_min(a, b);
@@ -319,6 +342,11 @@ __device__ __forceinline__ u32 smaller_pair(u32 a, u32 b) {
 __device__ __forceinline__ u32 larger_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_max(a, b);
     else return bfloat2_max(a, b);
+}
+// Per element: all ones where a >= b, else 0.
+__device__ __forceinline__ u32 pair_reaches(u32 a, u32 b) {
+    if constexpr (DTYPE == 0) return half2_reaches(a, b);
+    else return bfloat2_reaches(a, b);
 }
 // The pair with elements that are not finite replaced by 0.
 __device__ __forceinline__ u32 finite_pair(u32 pair) {
@@ -341,6 +369,7 @@ __device__ __forceinline__ int sealed_pages(int tokens, int window) {
 }
 // Loads of what nothing writes any more, past the L1 cache, which may hold it as it was before.
 __device__ __forceinline__ int load_settled(const int *p) { return load_through(p); }
+__device__ __forceinline__ uint4 load_settled(const uint4 *p) { return load_through(p); }
 __device__ __forceinline__ kt_slot load_settled(const kt_slot *p) {
     const int *w = (const int *)p;
     kt_slot slot;
@@ -396,7 +425,6 @@ constexpr __host__ __device__ int lane_word(int w, int words, int lane) {
 //
 // Nothing that a block writes is read by another: pages are sealed from the slab (tokens before the step) and from the input
 // (the step's own), and a slab is rewritten in place only where no live token stands (kt_slot.slab_next).
-// All arithmetic is IEEE fp32, one rounding per operation, in the order of runtime/cpu/quantise.c, which defines the bytes.
 constexpr int D = HEAD_DIM;
 constexpr int KD = D / 16;
 constexpr int PAGE_TILES = PAGE / 32;
@@ -412,6 +440,10 @@ constexpr int KEY_PAIRS = KEY_GROUPS * D, VALUE_PAIRS = VALUE_GROUPS * PAGE;
 constexpr int PAIRS = KEY_PAIRS > VALUE_PAIRS ? KEY_PAIRS : VALUE_PAIRS;
 constexpr int ROW = D + 8;                 // elements from one token of the page to the next: off the bank stride
 constexpr int NO_SCALE = -24;              // exponent of a part whose scales are all 0
+constexpr int PARTS = 8;                   // a channel's tokens are gone through in so many parts, by their remainder
+constexpr int EXTREMES = PARTS > PAGE_TILES ? PARTS : PAGE_TILES;
+constexpr bool KEY_STEPS = KEY_BITS == 2, VALUE_STEPS = VALUE_BITS == 2;
+constexpr int PATCHES = KEY_STEPS && KEY_BOOSTED > 0 ? PAGE_TILES * KD * 32 : 1;
 
 // The score of a channel under `random`: plain integer arithmetic, the same in the CPU reference and in every kernel.
 #ifdef __CUDACC__
@@ -440,74 +472,38 @@ KT_HASH_FUNCTION float kt_random_score(int seed, int layer, int head, int page, 
     return (float)(int)(x >> 40);
 }
 
-// How to quantise with one scale and zero.
-struct Quantiser {
-    float inverse, zero;                   // 1 / (scale * largest code), 0 where the scale is 0; x - zero is multiplied by it
-};
+// Scales, zeros and codes. All arithmetic is IEEE fp32, one rounding per operation, in the order of runtime/cpu/quantise.c, which
+// defines the bytes.
+constexpr __host__ __device__ float largest_code(int bits) { return (float)((1 << bits) - 1); }
 
-// Shared memory of a block.
-struct Work {
-    u16 element[PAGE * ROW];               // the page, elements that are not finite replaced by 0
-    Quantiser quantiser[PAIRS];            // keys [group, channel], values [token, group]
-    u32 pair[PAIRS];                       // the same as stored: scale low, zero high
-    u32 low[PAGE_TILES * D / 2], high[PAGE_TILES * D / 2]; // extremes of each channel of a tile, two channels to a word
-    float part[4 * D];                     // sums over the tokens of equal remainder by 4
-    alignas(16) float score[D];
-    float most[D];                         // largest code of a channel
-    alignas(4) u8 boosted[D];              // flags by channel
-    u8 list[D];                            // channels in ascending order
-    int damaged;                           // an element was not finite or a group overflowed
-    int count;                             // overflowed groups, and elements of the step's own tokens that were not finite
-    int exponent;
-};
-static_assert(sizeof(Work) <= SHARED_BYTES, "work fits");
+// Scale (low) and zero (high) of a group with these extremes; 0, which decodes to 0, and `over` where one is beyond 65504.
+__device__ __forceinline__ u32 pair_of(float low, float high, float most, bool &over) {
+    low = __fadd_rn(low, 0.0f), high = __fadd_rn(high, 0.0f); // -0 becomes +0
+    const u32 zero = float_to_half(low), scale = float_to_half(__fdiv_rn(__fsub_rn(high, low), most));
+    over = (zero & 0x7c00) == 0x7c00 || (scale & 0x7c00) == 0x7c00;
+    return over ? 0 : scale | zero << 16;
+}
+__device__ __forceinline__ float scale_of(u32 pair) { return half_to_float((u16)pair); }
+__device__ __forceinline__ float zero_of(u32 pair) { return half_to_float((u16)(pair >> 16)); }
 
-struct Source {
-    const kt_view *view;
-    const u8 *slab;
-    int before, row, head;
-
-    __device__ __forceinline__ const u16 *key(int token) const {
-        if (token >= before)
-            return view->key + (long long)(row + token - before) * view->key_row + head * view->key_head;
-        if (token < SINK) return (const u16 *)slab + token * D;
-        return (const u16 *)(slab + SLAB_KEY) + (token - SINK) % KEY_RING * D;
-    }
-    __device__ __forceinline__ const u16 *value(int token) const {
-        if (token >= before)
-            return view->value + (long long)(row + token - before) * view->value_row + head * view->value_head;
-        if (token < SINK) return (const u16 *)(slab + SLAB_SINK_VALUE) + token * D;
-        return (const u16 *)(slab + SLAB_VALUE) + (token - SINK) % VALUE_RING * D;
-    }
-};
-
-// ---- arithmetic ----
-
-// Takes the extremes of group `at` and stores its scale and zero; both 0, which decodes to 0, where one of them is beyond 65504.
-__device__ __forceinline__ u32 set_pair(Work *work, int at, float low, float high, float most) {
-    low = __fadd_rn(low, 0.0f); // -0 becomes +0
-    u16 zero = float_to_half(low);
-    u16 scale = float_to_half(__fdiv_rn(__fsub_rn(high, low), most));
-    if ((zero & 0x7c00) == 0x7c00 || (scale & 0x7c00) == 0x7c00) {
-        atomicOr(&work->damaged, 1);
-        atomicAdd(&work->count, 1);
-        zero = scale = 0;
-    }
-    if (scale) atomicMax(&work->exponent, ceil_exponent(half_to_float(scale)));
-    work->quantiser[at].inverse = scale ? __fdiv_rn(1.0f, __fmul_rn(half_to_float(scale), most)) : 0.0f;
-    work->quantiser[at].zero = half_to_float(zero);
-    return work->pair[at] = scale | (u32)zero << 16;
+// The definition, before the clamp: rounds half to even, after an IEEE division.
+__device__ __noinline__ float exact_quotient(float x, u32 pair) {
+    return rintf(__fdiv_rn(__fsub_rn(x, zero_of(pair)), scale_of(pair)));
 }
 
-// The definition: rounds half to even, after an IEEE division.
-__device__ __noinline__ u32 exact_code(float x, u32 pair, float most) {
-    const float scale = half_to_float((u16)pair), zero = half_to_float((u16)(pair >> 16));
-    if (scale == 0) return 0;
-    return (u32)fminf(fmaxf(rintf(__fdiv_rn(__fsub_rn(x, zero), scale)), 0), most);
+__device__ __forceinline__ u32 exact_code(float x, u32 pair, float most) {
+    return scale_of(pair) == 0 ? 0 : (u32)fminf(fmaxf(exact_quotient(x, pair), 0), most);
 }
 
 // The same by multiplications, which are off by less than 1e-4; `doubt` grows to how far from a whole number the quotient was, and above
 // CERTAIN the code may be the wrong one of two. The code is in the low 8 bits of what is returned.
+struct Quantiser {
+    float inverse, zero; // 1 / (scale * largest code), 0 where the scale is 0
+};
+__device__ __forceinline__ Quantiser quantiser_of(u32 pair, float most) {
+    const float scale = scale_of(pair);
+    return {scale != 0 ? __fdiv_rn(1.0f, __fmul_rn(scale, most)) : 0.0f, zero_of(pair)};
+}
 constexpr float CERTAIN = 0.4999f;
 __device__ __forceinline__ u32 quick_code(float x, Quantiser q, float most, float &doubt) {
     const float magic = 12582912.0f; // adding it rounds to a whole number, which its low bits then hold
@@ -517,14 +513,112 @@ __device__ __forceinline__ u32 quick_code(float x, Quantiser q, float most, floa
     return (u32)__float_as_int(sum);
 }
 
-// Sums of leaf(i), i = 0 .. PAGE - 1, by the fixed tree s[i] += s[i + w], w = PAGE / 2 .. 1: the value at i after step w. For two channels.
-template <int w, class Leaf> __device__ __forceinline__ float2 tree_sum(int i, const Leaf &leaf) {
-    if constexpr (w == PAGE) {
-        return leaf(i);
-    } else {
-        const float2 a = tree_sum<2 * w>(i, leaf), b = tree_sum<2 * w>(i + w, leaf);
-        return make_float2(__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y));
+// ---- steps: a code of few bits counts how many of its group's steps an element has reached ----
+
+// Elements in ascending order, as integers; both zeros are 0.
+__device__ __forceinline__ int order_of(u16 e) { return e & 0x8000 ? -(int)(e & 0x7fff) : (int)e; }
+__device__ __forceinline__ u16 element_at(int order) { return (u16)(order < 0 ? 0x8000 | -order : order); }
+
+// Whether the element's code is `code` or more. By a product; where that is close, by the definition.
+__device__ __forceinline__ bool reaches(int order, u32 pair, int code) {
+    const float x = element_to_float(element_at(order));
+    const float distance = __fsub_rn(x, zero_of(pair)), step = __fmul_rn(scale_of(pair), (float)code - 0.5f);
+    const float beyond = __fsub_rn(distance, step);
+    if (fabsf(beyond) > step * 0x1p-20f) return beyond > 0;
+    return exact_quotient(x, pair) >= (float)code;
+}
+
+// The smallest element whose code is `code` or more; infinity where there is none.
+__device__ __forceinline__ u16 step_of(u32 pair, int code) {
+    constexpr int END = EXPONENT_BITS & 0xffff; // infinity
+    if ((pair & 0xffff) == 0) return END;
+    const float goal = __fmaf_rn(scale_of(pair), (float)code - 0.5f, zero_of(pair));
+    int at = order_of(float_to_element(goal));
+    at += element_to_float(element_at(at)) < goal;
+    const bool here = reaches(at, pair, code), before = reaches(at - 1, pair, code);
+    if (here && !before) return element_at(at); // nearly always
+    if (!here && reaches(at + 1, pair, code)) return element_at(at + 1);
+    int below = -END;
+    at = END;
+#pragma unroll 1
+    while (at - below > 1) {
+        const int middle = below + (at - below) / 2;
+        if (reaches(middle, pair, code)) at = middle;
+        else below = middle;
     }
+    return element_at(at);
+}
+
+// The steps of two elements each, one to a half.
+struct Steps {
+    u32 one, two, three;
+};
+// Puts the 2-bit codes of a pair of elements into the word, at bits `at` and 16 + at.
+__device__ __forceinline__ void put_codes(u32 &word, u32 pair, const Steps &steps, int at) {
+    const u32 upper = pair_reaches(pair, steps.two), lower = pair_reaches(pair, (steps.one & ~upper) | (steps.three & upper));
+    const u32 high = 0x00020002u << at, low = 0x00010001u << at;
+    word = (word & ~high) | (upper & high);
+    word = (word & ~low) | (lower & low);
+}
+
+// Shared memory of a block.
+struct Work {
+    alignas(16) u16 element[PAGE * ROW];   // the page, elements that are not finite replaced by 0
+    u32 pair[PAIRS];                       // as stored: scale low, zero high; keys [group, channel], values [token, group]
+    Quantiser quantiser[PAIRS];            // of the same
+    alignas(16) u16 step[4 * PAIRS];       // keys [group, 3, channel], values [group, token / 2, 4, token % 2]
+    alignas(16) u32 low[EXTREMES * D / 2]; // extremes of keys [part or tile, channel], in the end of a group in its first
+    u32 high[EXTREMES * D / 2];
+    union {
+        alignas(16) float part[PARTS * D];             // sums of each channel over the tokens of a part
+        u32 patch[PATCHES];                // low planes of the boosted channels, 0 elsewhere, in the order of the words
+    };
+    alignas(16) float score[D];
+    float most[D];                         // largest code of a channel
+    u8 boosted[D];                         // flags by channel
+    u8 list[D];                            // channels in ascending order
+    int dirty;                             // an element was not finite
+    int damaged;                           // so it was, or a group overflowed
+    int count;                             // overflowed groups, and elements of the step's own tokens that were not finite
+    u32 largest;                           // scale
+};
+static_assert(sizeof(Work) <= SHARED_BYTES, "work fits");
+
+// Where a slot's exact tokens are: those before the step in its slab, the step's own in the input.
+struct Exact {
+    const kt_view *view;
+    const u8 *slab;
+    int before, row, head; // tokens before the step; row of the first fresh token
+
+    __device__ __forceinline__ const u16 *key(int token) const {
+        if (token >= before)
+            return view->key + (long long)(row + token - before) * view->key_row + head * view->key_head;
+        if (token < SINK) return (const u16 *)slab + token * HEAD_DIM;
+        return (const u16 *)(slab + SLAB_KEY) + (token - SINK) % KEY_RING * HEAD_DIM;
+    }
+    __device__ __forceinline__ const u16 *value(int token) const {
+        if (token >= before)
+            return view->value + (long long)(row + token - before) * view->value_row + head * view->value_head;
+        if (token < SINK) return (const u16 *)(slab + SLAB_SINK_VALUE) + token * HEAD_DIM;
+        return (const u16 *)(slab + SLAB_VALUE) + (token - SINK) % VALUE_RING * HEAD_DIM;
+    }
+};
+
+__device__ __forceinline__ Exact exact_of(const kt_view &view, const kt_slot &slot, int head) {
+    Exact exact;
+    exact.view = &view;
+    exact.slab = view.slabs + ((long long)slot.slab * view.kv_heads + head) * SLAB_BYTES;
+    exact.before = slot.tokens, exact.row = slot.row, exact.head = head;
+    return exact;
+}
+
+// Sum of leaf(i), i = 0 .. PAGE - 1, by the fixed tree s[i] += s[i + w], w = PAGE / 2 .. 1: the value at i after step w.
+__device__ __forceinline__ float4 add4(float4 a, float4 b) {
+    return make_float4(__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w));
+}
+template <int w, class Leaf> __device__ __forceinline__ float4 tree_sum(int i, const Leaf &leaf) {
+    if constexpr (w == PAGE) return leaf(i);
+    else return add4(tree_sum<2 * w>(i, leaf), tree_sum<2 * w>(i + w, leaf));
 }
 
 // ---- loading a page ----
@@ -535,67 +629,109 @@ __device__ __forceinline__ u32 positive_zeros(u32 pair) {
     return pair >> 16 == 0x8000u ? pair & 0xffffu : pair;
 }
 
-template <bool keys> __device__ __forceinline__ void load_page(Work *work, const Source &source, int first) {
-    constexpr bool exact = (keys ? KEY_BITS : VALUE_BITS) == 16;
-    u32 peak = 0;
-    auto keep = [&](int token, int part, uint4 w) {
-        peak = peak_pair(peak_pair(peak_pair(peak_pair(peak, w.x), w.y), w.z), w.w);
-        if (exact) w = make_uint4(positive_zeros(w.x), positive_zeros(w.y), positive_zeros(w.z), positive_zeros(w.w));
-        *(uint4 *)(work->element + token * ROW + part * 8) = w;
-    };
-    if (THREADS % (D / 8) == 0 && first >= source.before) { // the whole page is of this step: rows at one distance
-        constexpr int STEP = THREADS / (D / 8), COUNT = (PAGE + STEP - 1) / STEP;
-        const int token = threadIdx.x / (D / 8), part = threadIdx.x % (D / 8);
+// Replaces what is not finite, and counts what the step has brought of it.
+__device__ __noinline__ void clean_page(Work *work, int first, int before) {
+    int count = 0;
+    for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
+        u32 *w = (u32 *)(work->element + i / (D / 8) * ROW + i % (D / 8) * 8);
+        for (int k = 0; k < 4; k++) {
+            if (first + i / (D / 8) >= before) count += __popc(nonfinite_bits(w[k]));
+            w[k] = finite_pair(w[k]);
+        }
+    }
+    atomicOr(&work->damaged, 1);
+    atomicAdd(&work->count, count);
+}
+
+// Starts the copies of a page's rows; each thread copies the same part of every STEP-th row, so that addresses are at one distance.
+template <bool keys> __device__ __forceinline__ void load_page(Work *work, const Exact &source, int first) {
+    constexpr int UNITS = D / 8; // of 16 bytes to a row
+    if (THREADS % UNITS == 0 && first >= source.before) { // the whole page is of this step
+        constexpr int STEP = THREADS / UNITS;
+        const int token = threadIdx.x / UNITS, unit = threadIdx.x % UNITS;
         const long long stride = (keys ? source.view->key_row : source.view->value_row) * STEP;
-        const u16 *from = (keys ? source.key(first + token) : source.value(first + token)) + part * 8;
+        const u16 *from = (keys ? source.key(first + token) : source.value(first + token)) + unit * 8;
+        u16 *to = work->element + token * ROW + unit * 8;
 #pragma unroll
-        for (int k = 0; k < COUNT; k += 4) { // four loads at a time
-            uint4 w[4];
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                if (k + j < COUNT && token + (k + j) * STEP < PAGE) w[j] = *(const uint4 *)(from + (k + j) * stride);
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                if (k + j < COUNT && token + (k + j) * STEP < PAGE) keep(token + (k + j) * STEP, part, w[j]);
-        }
+        for (int k = 0; k < (PAGE + STEP - 1) / STEP; k++)
+            if (PAGE % STEP == 0 || token + k * STEP < PAGE) async_copy16(to + k * STEP * ROW, from + k * stride);
     } else {
-        for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
-            const int token = i / (D / 8), part = i % (D / 8);
-            keep(token, part, *((const uint4 *)(keys ? source.key(first + token) : source.value(first + token)) + part));
+        for (int i = threadIdx.x; i < PAGE * UNITS; i += THREADS) {
+            const int token = i / UNITS, unit = i % UNITS;
+            async_copy16(work->element + token * ROW + unit * 8, (keys ? source.key(first + token) : source.value(first + token)) + unit * 8);
         }
     }
-    if (nonfinite_bits(peak)) { // cleans what this thread has brought, and counts what the step has
-        int count = 0;
+    async_commit();
+}
+
+template <bool keys> __device__ __forceinline__ void prefetch_page(const Exact &source, int first) {
+    constexpr int LINES = (D * 2 + 127) / 128;
+    for (int i = threadIdx.x; i < PAGE * LINES; i += THREADS)
+        prefetch_line((keys ? source.key(first + i / LINES) : source.value(first + i / LINES)) + i % LINES * 64);
+}
+
+// 16-bit parts are stored as they are, but for what is not finite and -0.
+__device__ __forceinline__ void clean_exact(Work *work, int first, int before) {
+    u32 peak = 0;
+    for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
+        uint4 *at = (uint4 *)(work->element + i / (D / 8) * ROW + i % (D / 8) * 8), w = *at;
+        peak = peak_pair(peak_pair(peak_pair(peak_pair(peak, w.x), w.y), w.z), w.w);
+        *at = make_uint4(positive_zeros(w.x), positive_zeros(w.y), positive_zeros(w.z), positive_zeros(w.w));
+    }
+    if (nonfinite_bits(peak)) atomicOr(&work->dirty, 1);
+    __syncthreads();
+    if (!work->dirty) return;
+    clean_page(work, first, before);
+    __syncthreads();
+}
+
+// By one thread, before and after each page.
+__device__ __forceinline__ void start_part(Work *work) { work->dirty = 0, work->damaged = 0, work->count = 0, work->largest = 0; }
+
+__device__ __forceinline__ int largest_exponent(const Work *work) {
+    return work->largest ? ceil_exponent(half_to_float((u16)work->largest)) : NO_SCALE;
+}
+
+// Adds a thread's pairs to what the header says of the page; `largest`: the greatest scale of this thread's pairs.
+__device__ __forceinline__ void note_scales(Work *work, u32 largest, int over) {
+#pragma unroll
+    for (int x = 16; x; x >>= 1) largest = max(largest, __shfl_xor_sync(~0u, largest, x));
+    if (threadIdx.x % 32 == 0) atomicMax(&work->largest, largest);
+    if (over) {
         atomicOr(&work->damaged, 1);
-        for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
-            u32 *w = (u32 *)(work->element + i / (D / 8) * ROW + i % (D / 8) * 8);
-            for (int k = 0; k < 4; k++) {
-                if (first + i / (D / 8) >= source.before) count += __popc(nonfinite_bits(w[k]));
-                w[k] = finite_pair(w[k]);
+        atomicAdd(&work->count, over);
+    }
+}
+
+// Sealing the keys of a page: scores, selection, codes and packing of the page in `work`. By all threads of a block.
+
+__device__ __forceinline__ float4 element_quad(uint2 w) {
+    return make_float4(element_to_float((u16)w.x), element_to_float((u16)(w.x >> 16)), element_to_float((u16)w.y), element_to_float((u16)(w.y >> 16)));
+}
+
+// work->part: sums of leaf(token, first channel, four elements) over the tokens of each part. With `extremes`, theirs as well.
+template <bool sums, bool extremes, class Leaf> __device__ __forceinline__ void go_through(Work *work, const Leaf &leaf) {
+    for (int i = threadIdx.x; i < PARTS * (D / 4); i += THREADS) {
+        const int channel = i % (D / 4) * 4, part = i / (D / 4);
+        const u16 *column = work->element + part * ROW + channel;
+        uint2 low = *(const uint2 *)column, high = low;
+        const float4 sum = tree_sum<PARTS>(0, [&](int t) {
+            const uint2 w = *(const uint2 *)(column + t * ROW);
+            if constexpr (extremes) {
+                low.x = smaller_pair(low.x, w.x), high.x = larger_pair(high.x, w.x);
+                low.y = smaller_pair(low.y, w.y), high.y = larger_pair(high.y, w.y);
             }
+            return leaf(channel, element_quad(w));
+        });
+        if constexpr (sums) *(float4 *)(work->part + part * D + channel) = sum;
+        if constexpr (extremes) {
+            *(uint2 *)(work->low + (part * D + channel) / 2) = low;
+            *(uint2 *)(work->high + (part * D + channel) / 2) = high;
         }
-        atomicAdd(&work->count, count);
     }
 }
 
-__device__ __forceinline__ void start_part(Work *work) {
-    __syncthreads(); // the last part is done with the work area
-    if (threadIdx.x == 0) work->damaged = 0, work->count = 0, work->exponent = NO_SCALE;
-    __syncthreads();
-}
-
-__device__ __forceinline__ void finish_part(Work *work, u8 *block, int flags, int exponent, bool scaled, kt_control *control) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        block[flags] = (u8)work->damaged;
-        block[exponent] = scaled ? (u8)work->exponent : 0;
-        if (work->count) atomicAdd(&control->nonfinite, (u64)work->count);
-    }
-}
-
-// ---- keys ----
-
-// Extremes of each channel over each tile of 32 tokens.
+// Extremes of each channel over each tile of 32 tokens, for groups smaller than a page.
 __device__ __forceinline__ void find_extremes(Work *work) {
     for (int i = threadIdx.x; i < PAGE_TILES * (D / 2); i += THREADS) {
         const u32 *column = (const u32 *)(work->element + i / (D / 2) * 32 * ROW) + i % (D / 2);
@@ -604,91 +740,188 @@ __device__ __forceinline__ void find_extremes(Work *work) {
         for (int t = 1; t < 32; t++) low = smaller_pair(low, column[t * (ROW / 2)]), high = larger_pair(high, column[t * (ROW / 2)]);
         work->low[i] = low, work->high[i] = high;
     }
-    __syncthreads();
 }
 
-__device__ __forceinline__ void channel_extremes(const Work *work, int channel, int tile, int tiles, float &low, float &high) {
-    for (int t = 0; t < tiles; t++) {
-        const int at = (tile + t) * D + channel; // as 16-bit elements
-        const float a = element_to_float(((const u16 *)work->low)[at]), b = element_to_float(((const u16 *)work->high)[at]);
-        low = t ? fminf(low, a) : a, high = t ? fmaxf(high, b) : b;
+// Joins the extremes of each group in its first row of them; notes what is not finite.
+constexpr int GROUP_ROWS = KEY_GROUPS == 1 ? PARTS : KEY_GROUP / 32;
+__device__ __forceinline__ void join_extremes(Work *work) {
+    for (int i = threadIdx.x; i < KEY_GROUPS * (D / 2); i += THREADS) {
+        const int at = i / (D / 2) * GROUP_ROWS * (D / 2) + i % (D / 2);
+        u32 low = work->low[at], high = work->high[at];
+#pragma unroll
+        for (int r = 1; r < GROUP_ROWS; r++)
+            low = smaller_pair(low, work->low[at + r * (D / 2)]), high = larger_pair(high, work->high[at + r * (D / 2)]);
+        work->low[at] = low, work->high[at] = high;
+        if (nonfinite_bits(low) | nonfinite_bits(high)) atomicOr(&work->dirty, 1);
     }
-    low = __fadd_rn(low, 0.0f), high = __fadd_rn(high, 0.0f);
 }
 
-__device__ __forceinline__ float2 element_pair(const Work *work, int token, int channels) {
-    const u32 w = *(const u32 *)(work->element + token * ROW + 2 * channels);
-    return make_float2(element_to_float((u16)w), element_to_float((u16)(w >> 16)));
+__device__ __forceinline__ void group_extremes(const Work *work, int group, int channel, float &low, float &high) {
+    const int at = group * GROUP_ROWS * D + channel; // as 16-bit elements
+    low = element_to_float(((const u16 *)work->low)[at]), high = element_to_float(((const u16 *)work->high)[at]);
 }
 
-// work->score = sum of leaf(token, channels) over the page, divided by PAGE; leaf gives two channels.
-template <class Leaf> __device__ __forceinline__ void mean_of(Work *work, const Leaf &leaf) {
-    for (int i = threadIdx.x; i < 4 * (D / 2); i += THREADS) {
-        const int channels = i % (D / 2), remainder = i / (D / 2);
-        *(float2 *)(work->part + remainder * D + 2 * channels) = tree_sum<4>(remainder, [&](int t) { return leaf(t, channels); });
+// work->score = the sums of the parts, divided by PAGE.
+__device__ __forceinline__ void join_sums(Work *work) {
+    for (int i = (threadIdx.x + THREADS / 2) % THREADS; i < D; i += THREADS) { // the first half is busy elsewhere
+        float s[PARTS];
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) s[part] = work->part[part * D + i];
+#pragma unroll
+        for (int w = PARTS / 2; w; w >>= 1)
+#pragma unroll
+            for (int part = 0; part < w; part++) s[part] = __fadd_rn(s[part], s[part + w]);
+        const float mean = __fmul_rn(s[0], 1.0f / PAGE);
+        work->score[i] = KEY_SCORE == 0 && mean != mean ? infinity() : mean;
     }
-    __syncthreads();
-    for (int i = threadIdx.x; i < D; i += THREADS) {
-        const float *part = work->part + i;
-        work->score[i] = __fdiv_rn(__fadd_rn(__fadd_rn(part[0], part[2 * D]), __fadd_rn(part[D], part[3 * D])), (float)PAGE);
-    }
-    __syncthreads();
 }
 
-__device__ __forceinline__ void score_channels(Work *work, int layer, int head, int page) {
-    if constexpr (KEY_SCORE <= 1) {
-        mean_of(work, [&](int t, int channels) {
-            const float2 x = element_pair(work, t, channels);
-            return KEY_SCORE == 0 ? make_float2(fabsf(x.x), fabsf(x.y)) : x;
-        });
-        if constexpr (KEY_SCORE == 1)
-            mean_of(work, [&](int t, int channels) {
-                float2 x = element_pair(work, t, channels);
-                x.x = __fsub_rn(x.x, work->score[2 * channels]), x.y = __fsub_rn(x.y, work->score[2 * channels + 1]);
-                return make_float2(__fmul_rn(x.x, x.x), __fmul_rn(x.y, x.y));
+// Extremes of every group, and of boosted keys the scores, of a page that is finite afterwards.
+__device__ __forceinline__ void measure_keys(Work *work, const kt_view &view, int head, int page, int before) {
+    constexpr bool sums = KEY_BOOSTED > 0 && KEY_SCORE <= 1;
+    for (;;) {
+        if constexpr (sums || KEY_GROUPS == 1)
+            go_through<sums, KEY_GROUPS == 1>(work, [&](int, float4 x) {
+                return KEY_SCORE == 0 ? make_float4(fabsf(x.x), fabsf(x.y), fabsf(x.z), fabsf(x.w)) : x;
             });
-    } else {
+        if constexpr (KEY_GROUPS > 1) find_extremes(work);
+        __syncthreads();
+        join_extremes(work);
+        if constexpr (sums) join_sums(work);
+        __syncthreads();
+        if (!work->dirty) break;
+        clean_page(work, SINK + page * PAGE, before);
+        __syncthreads();
+        if (threadIdx.x == 0) work->dirty = 0; // read before the barrier above, written before the next one
+    }
+    if constexpr (sums && KEY_SCORE == 1) {
+        go_through<true, false>(work, [&](int channel, float4 x) {
+            const float4 mean = *(const float4 *)(work->score + channel);
+            x.x = __fsub_rn(x.x, mean.x), x.y = __fsub_rn(x.y, mean.y), x.z = __fsub_rn(x.z, mean.z), x.w = __fsub_rn(x.w, mean.w);
+            return make_float4(__fmul_rn(x.x, x.x), __fmul_rn(x.y, x.y), __fmul_rn(x.z, x.z), __fmul_rn(x.w, x.w));
+        });
+        __syncthreads();
+        join_sums(work);
+        __syncthreads();
+    }
+    if constexpr (KEY_BOOSTED > 0 && KEY_SCORE > 1) {
         for (int channel = threadIdx.x; channel < D; channel += THREADS) {
             float low, high;
-            channel_extremes(work, channel, 0, PAGE_TILES, low, high);
-            work->score[channel] = KEY_SCORE == 2 ? __fsub_rn(high, low) : kt_random_score(KEY_SEED, layer, head, page, channel);
+            group_extremes(work, 0, channel, low, high);
+            for (int group = 1; group < KEY_GROUPS; group++) {
+                float a, b;
+                group_extremes(work, group, channel, a, b);
+                low = fminf(low, a), high = fmaxf(high, b);
+            }
+            work->score[channel] = KEY_SCORE == 2 ? __fsub_rn(__fadd_rn(high, 0.0f), __fadd_rn(low, 0.0f))
+                                                  : kt_random_score(KEY_SEED, view.layer, head, page, channel);
         }
         __syncthreads();
     }
-    for (int channel = threadIdx.x; channel < D; channel += THREADS)
-        if (work->score[channel] != work->score[channel]) work->score[channel] = infinity(); // bf16 sums can reach infinity minus infinity
-    __syncthreads();
 }
 
-// Flags the KEY_BOOSTED channels with the highest scores, ties to the lower channel, and lists them.
+// Flags the KEY_BOOSTED channels with the highest scores, ties to the lower channel, and lists them. One warp.
 __device__ __forceinline__ void select_channels(Work *work) {
-    // Scores are not negative, so their bits order like them; of equal ones the lower channel goes first.
-    int *rank = (int *)work->part;
-    for (int i = threadIdx.x; i < D; i += THREADS) rank[i] = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < 4 * D; i += THREADS) { // a quarter of the others each
-        const int channel = i % D, first = i / D * (D / 4), mine = __float_as_int(work->score[channel]);
-        int before = 0;
-#pragma unroll 8
-        for (int k = 0; k < D / 4; k += 4) {
-            const int4 other = *(const int4 *)(work->score + first + k);
-            const int at = first + k - channel; // negative: a lower channel
-            before += (other.x > mine - (at < 0)) + (other.y > mine - (at + 1 < 0)) + (other.z > mine - (at + 2 < 0)) +
-                      (other.w > mine - (at + 3 < 0));
-        }
-        atomicAdd(rank + channel, before);
+    constexpr int EACH = D / 32;
+    const int lane = threadIdx.x % 32;
+    u32 score[EACH]; // not negative, so their bits order like them
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+        const float s = work->score[j * 32 + lane];
+        score[j] = s != s ? 0x7f800000u : (u32)__float_as_int(s); // bf16 sums can reach infinity minus infinity
     }
-    __syncthreads();
-    for (int channel = threadIdx.x; channel < D; channel += THREADS) work->boosted[channel] = rank[channel] < KEY_BOOSTED;
-    __syncthreads();
-    for (int channel = threadIdx.x; channel < D; channel += THREADS)
-        if (work->boosted[channel]) {
-            int at = 0; // flags below it, four to a word
-            for (int i = 0; i < channel / 4; i++) at += __popc(((const u32 *)work->boosted)[i]);
-            for (int i = channel & ~3; i < channel; i++) at += work->boosted[i];
-            work->list[at] = (u8)channel;
+    // The largest bound, found from the highest two bits down, that KEY_BOOSTED scores or more reach.
+    u32 bound = 0;
+#pragma unroll 1
+    for (int bit = 30; bit >= 0; bit -= 2) {
+        u32 counts = 0; // of scores that reach the bound with 1, 2 and 3 for these bits, ten bits each
+#pragma unroll
+        for (int j = 0; j < EACH; j++)
+#pragma unroll
+            for (u32 x = 1; x < 4; x++) counts += score[j] >= bound + (x << bit) ? 1u << (10 * (x - 1)) : 0;
+        counts = __reduce_add_sync(~0u, counts);
+        const u32 one = counts & 1023, two = counts >> 10 & 1023, three = counts >> 20;
+        const u32 x = three >= KEY_BOOSTED ? 3 : two >= KEY_BOOSTED ? 2 : one >= KEY_BOOSTED ? 1 : 0;
+        bound += x << bit;
+        if (one == KEY_BOOSTED || two == KEY_BOOSTED || three == KEY_BOOSTED) break;
+    }
+    int above = 0, ties = 0, at = 0; // scores above the bound; of those at it and of chosen ones, in lower channels
+#pragma unroll
+    for (int j = 0; j < EACH; j++) above += __popc(__ballot_sync(~0u, score[j] > bound));
+    const u32 lower = (1u << lane) - 1;
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+        const u32 tied = __ballot_sync(~0u, score[j] == bound);
+        const bool chosen = score[j] > bound || (score[j] == bound && above + ties + __popc(tied & lower) < KEY_BOOSTED);
+        const u32 all = __ballot_sync(~0u, chosen);
+        work->boosted[j * 32 + lane] = chosen;
+        if (chosen) work->list[at + __popc(all & lower)] = (u8)(j * 32 + lane);
+        ties += __popc(tied), at += __popc(all);
+    }
+}
+
+// Pairs and steps of all groups with the spec's bits, which need no selection.
+__device__ __forceinline__ void measure_plain(Work *work, int thread, int threads) {
+    for (int i = thread; i < KEY_PAIRS; i += threads) {
+        const int group = i / D, channel = i % D;
+        float low, high;
+        bool over;
+        group_extremes(work, group, channel, low, high);
+        const u32 pair = pair_of(low, high, largest_code(KEY_BITS), over);
+        work->pair[i] = over ? ~0u : pair; // no pair has these bits
+        if constexpr (KEY_STEPS)
+#pragma unroll
+            for (int code = 1; code < 4; code++) work->step[(group * 3 + code - 1) * D + channel] = step_of(pair, code);
+    }
+}
+
+// Makes the pairs final and stores them; boosted channels get theirs, and no steps.
+__device__ __forceinline__ void finish_pairs(Work *work, u8 *block) {
+    u32 largest = 0;
+    int overflows = 0;
+    for (int i = threadIdx.x; i < KEY_PAIRS; i += THREADS) {
+        const int group = i / D, channel = i % D;
+        u32 pair = work->pair[i];
+        bool over = pair == ~0u;
+        if (over) pair = 0;
+        float most = largest_code(KEY_BITS);
+        if (KEY_BOOSTED > 0 && work->boosted[channel]) {
+            float low, high;
+            group_extremes(work, group, channel, low, high);
+            most = largest_code(KEY_BOOST_BITS);
+            pair = pair_of(low, high, most, over);
+            if constexpr (KEY_STEPS)
+#pragma unroll
+                for (int code = 1; code < 4; code++) work->step[(group * 3 + code - 1) * D + channel] = step_of(0, code);
         }
-    __syncthreads();
+        if (!KEY_STEPS || (KEY_BOOSTED > 0 && work->boosted[channel])) work->quantiser[i] = quantiser_of(pair, most);
+        if (!KEY_STEPS && group == 0) work->most[channel] = most;
+        work->pair[i] = pair;
+        overflows += over, largest = max(largest, pair & 0xffff);
+        u16 *scales = (u16 *)(block + KEY_META) + group * 2 * D;
+        scales[channel] = (u16)pair, scales[D + channel] = (u16)(pair >> 16);
+    }
+    note_scales(work, largest, overflows);
+    for (int i = threadIdx.x; i < KEY_TILES - KEY_INDEX; i += THREADS) block[KEY_INDEX + i] = i < KEY_BOOSTED ? work->list[i] : 0;
+}
+
+// The k-th and the next word of all channels: rows g + 8 y of the tile, eight neighbouring channels.
+__device__ __forceinline__ void step_words(u32 (&words)[2], const Work *work, int tile, int k, int lane) {
+    const int g = lane >> 2, c = lane & 3, channel = channel_of(k, 2 * c);
+    const u16 *element = work->element + (tile * 32 + g) * ROW + channel;
+    const u16 *step = work->step + tile * 32 / KEY_GROUP * 3 * D + channel;
+    uint4 row[4];
+#pragma unroll
+    for (int y = 0; y < 4; y++) row[y] = *(const uint4 *)(element + 8 * y * ROW);
+    const uint4 one = *(const uint4 *)step, two = *(const uint4 *)(step + D), three = *(const uint4 *)(step + 2 * D);
+#pragma unroll
+    for (int y = 0; y < 4; y++) { // token 16 m + 8 half + g: y = 2 m + half
+        const int at = 8 * (y >> 1) + 2 * (y & 1);
+        put_codes(words[0], row[y].x, {one.x, two.x, three.x}, at);
+        put_codes(words[0], row[y].y, {one.y, two.y, three.y}, at + 4);
+        put_codes(words[1], row[y].z, {one.z, two.z, three.z}, at);
+        put_codes(words[1], row[y].w, {one.w, two.w, three.w}, at + 4);
+    }
 }
 
 // Puts two bits of a code into each plane's word, at bit `at`.
@@ -697,8 +930,8 @@ template <int planes> __device__ __forceinline__ void put_code(u32 (&words)[plan
     for (int p = 0; p < planes; p++) words[p] += (code >> (2 * p) & 3u) << at;
 }
 
-// The k-th words of the planes of all channels: tokens 16 m + 8 half + g, four neighbouring channels.
-__device__ __forceinline__ void full_words(u32 (&words)[KEY_PLANES > 0 ? KEY_PLANES : 1], const Work *work, int tile, int k, int lane) {
+// The k-th words of the planes of all channels, by multiplication: tokens 16 m + 8 half + g, four neighbouring channels.
+__device__ __forceinline__ void product_words(u32 (&words)[KEY_PLANES], const Work *work, int tile, int k, int lane) {
     const int g = lane >> 2, c = lane & 3;
     const int channel = channel_of(k, 2 * c); // of rows 2 c, 2 c + 1, 2 c + 8, 2 c + 9: this one and the next three
     const int group = tile * 32 / KEY_GROUP * D + channel;
@@ -712,7 +945,7 @@ __device__ __forceinline__ void full_words(u32 (&words)[KEY_PLANES > 0 ? KEY_PLA
 #pragma unroll
     for (int x = 0; x < 4; x++) {
         const Quantiser q = work->quantiser[group + x];
-        const float most = KEY_BOOSTED > 0 ? work->most[channel + x] : (float)((1 << KEY_BITS) - 1);
+        const float most = KEY_BOOSTED > 0 ? work->most[channel + x] : largest_code(KEY_BITS);
 #pragma unroll
         for (int y = 0; y < 4; y++) {
             const u32 two = x < 2 ? row[y].x : row[y].y;
@@ -726,39 +959,64 @@ __device__ __forceinline__ void full_words(u32 (&words)[KEY_PLANES > 0 ? KEY_PLA
 #pragma unroll 1
     for (int i = 0; i < 16; i++) {
         const int x = i >> 2, y = i & 3;
-        const float most = KEY_BOOSTED > 0 ? work->most[channel + x] : (float)((1 << KEY_BITS) - 1);
+        const float most = KEY_BOOSTED > 0 ? work->most[channel + x] : largest_code(KEY_BITS);
         const u32 code = exact_code(element_to_float(element[8 * y * ROW + x]), work->pair[group + x], most);
         put_code(words, code, 16 * (x & 1) + 8 * (y >> 1) + 4 * (x >> 1) + 2 * (y & 1));
     }
 }
 
-// A word of the boosted channels' further planes; rows beyond them are 0.
-__device__ __forceinline__ u32 boosted_word(const Work *work, int tile, int k, int lane) {
-    const int g = lane >> 2, c = lane & 3;
-    u32 word = 0;
-#pragma unroll
-    for (int x = 0; x < 4; x++) { // rows 2 c + 8 j + e
-        const int j = x >> 1, e = x & 1, row = (k - KEY_PLANES * KD) * 16 + 2 * c + 8 * j + e, further = row / BOOST_LIST;
-        if (row >= KEY_EXTRA * KEY_BOOSTED) continue;
-        const int channel = work->list[row - further * BOOST_LIST], plane = KEY_PLANES + further;
-        const int group = tile * 32 / KEY_GROUP * D + channel;
-        const Quantiser q = work->quantiser[group];
-        const float most = (float)((1 << KEY_BOOST_BITS) - 1);
-#pragma unroll
-        for (int y = 0; y < 4; y++) { // tokens 16 m + 8 half + g
-            const int m = y >> 1, half = y & 1;
-            const float element = element_to_float(work->element[(tile * 32 + 16 * m + 8 * half + g) * ROW + channel]);
-            float doubt = 0;
-            u32 code = quick_code(element, q, most, doubt);
-            if (doubt > CERTAIN) code = exact_code(element, work->pair[group], most);
-            word |= (code >> (2 * plane) & 3u) << (16 * e + 8 * m + 4 * j + 2 * half);
-        }
-    }
-    return word;
+// Four codes, one to a byte as below, as the plane's bits of a row: 8 m + 2 half.
+__device__ __forceinline__ u32 plane_of(u32 codes, int plane) {
+    const u32 bits = codes >> (2 * plane);
+    return (bits & 0x0303u) | (bits >> 14 & 0x0c0cu);
 }
 
-__device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int head, int page, u8 *block) {
+// The codes of a boosted channel at tokens g + 8 y of the tile, token 16 m + 8 half + g in byte m + 2 half.
+__device__ __forceinline__ u32 boosted_codes(const Work *work, int group, int channel, const u16 *element) {
+    constexpr float most = largest_code(KEY_BOOST_BITS);
+    const Quantiser q = work->quantiser[group * D + channel];
+    float doubt = 0;
+    u32 codes = 0;
+#pragma unroll
+    for (int y = 0; y < 4; y++)
+        codes |= (quick_code(element_to_float(element[8 * y * ROW]), q, most, doubt) & 0xffu) << (8 * (y >> 1) + 16 * (y & 1));
+    if (doubt <= CERTAIN) return codes;
+    codes = 0;
+#pragma unroll 1
+    for (int y = 0; y < 4; y++)
+        codes |= exact_code(element_to_float(element[8 * y * ROW]), work->pair[group * D + channel], most) << (8 * (y >> 1) + 16 * (y & 1));
+    return codes;
+}
+
+// The words of the boosted channels' further planes; rows beyond them are 0. A warp takes four rows, a lane the eighth of a tile's
+// tokens, so that a channel is the same for all lanes. With a channel's first further plane goes what the low plane has of it, where
+// that is made of steps.
+__device__ __forceinline__ void boosted_words(Work *work, u8 *tiles) {
+    constexpr int FIRST = KEY_PLANES * KD, FURTHER = KEY_WORDS - FIRST, RUNS = (PAGE_TILES + 3) / 4; // of 32 lanes over the tiles
+    const int lane = threadIdx.x % 32, g = lane % 8;
+    for (int i = threadIdx.x / 32; i < FURTHER * 4 * RUNS; i += THREADS / 32) {
+        const int c = i % 4, k = i / 4 % FURTHER, tile = i / 4 / FURTHER * 4 + lane / 8;
+        if (PAGE_TILES % 4 && tile >= PAGE_TILES) continue;
+        u32 word = 0;
+#pragma unroll
+        for (int x = 0; x < 4; x++) { // rows 2 c + 8 j + e
+            const int j = x >> 1, e = x & 1, row = k * 16 + 2 * c + 8 * j + e, further = row / BOOST_LIST;
+            if (row >= KEY_EXTRA * KEY_BOOSTED) continue;
+            const int channel = work->list[row - further * BOOST_LIST];
+            const u32 codes = boosted_codes(work, tile * 32 / KEY_GROUP, channel, work->element + (tile * 32 + g) * ROW + channel);
+            word |= plane_of(codes, KEY_PLANES + further) << (16 * e + 4 * j);
+            if (KEY_STEPS && further == 0) {
+                const int at = channel >> 5 << 1 | (channel >> 2 & 1), to = g << 2 | (channel >> 3 & 3);
+                atomicOr(work->patch + (tile * KD + at) * 32 + to, plane_of(codes, 0) << (16 * (channel & 1) + 2 * (channel & 2)));
+            }
+        }
+        ((u32 *)(tiles + tile * KEY_TILE_BYTES))[lane_word(FIRST + k, KEY_WORDS, g * 4 + c)] = word;
+    }
+}
+
+__device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int head, int page, int before, u8 *block) {
     if constexpr (KEY_BITS == 16) {
+        clean_exact(work, SINK + page * PAGE, before);
         for (int i = threadIdx.x; i < PAGE_TILES * 2 * KD * 32; i += THREADS) {
             const int lane = i & 31, k = i / 32 % KD, m = i / 32 / KD % 2, tile = i / 32 / KD / 2, g = lane >> 2, c = lane & 3;
             u32 w[4];
@@ -770,45 +1028,147 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int he
             ((uint4 *)(block + KEY_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
         }
     } else {
-        find_extremes(work);
-        if constexpr (KEY_BOOSTED > 0) {
-            score_channels(work, view.layer, head, page);
-            select_channels(work);
+        measure_keys(work, view, head, page, before);
+        if constexpr (KEY_BOOSTED > 0) { // one warp selects, the others need not wait
+            if (threadIdx.x < 32) select_channels(work);
+            else measure_plain(work, threadIdx.x - 32, THREADS - 32);
+            if constexpr (KEY_STEPS)
+                for (int i = threadIdx.x; i < PATCHES; i += THREADS) work->patch[i] = 0;
+        } else {
+            measure_plain(work, threadIdx.x, THREADS);
         }
-        for (int i = threadIdx.x; i < KEY_PAIRS; i += THREADS) {
-            const int group = i / D, channel = i % D;
-            const int bits = KEY_BOOSTED > 0 && work->boosted[channel] ? KEY_BOOST_BITS : KEY_BITS;
-            float low, high;
-            channel_extremes(work, channel, group * (KEY_GROUP / 32), KEY_GROUP / 32, low, high);
-            const u32 pair = set_pair(work, i, low, high, (float)((1 << bits) - 1));
-            u16 *scales = (u16 *)(block + KEY_META) + group * 2 * D;
-            scales[channel] = (u16)pair, scales[D + channel] = (u16)(pair >> 16);
-            if (group == 0) work->most[channel] = (float)((1 << bits) - 1);
-        }
-        for (int i = threadIdx.x; i < KEY_TILES - KEY_INDEX; i += THREADS)
-            block[KEY_INDEX + i] = i < KEY_BOOSTED ? work->list[i] : 0;
         __syncthreads();
-        for (int i = threadIdx.x; i < PAGE_TILES * KD * 32; i += THREADS) {
-            const int lane = i & 31, k = i / 32 % KD, tile = i / 32 / KD;
-            u32 words[KEY_PLANES > 0 ? KEY_PLANES : 1];
-            full_words(words, work, tile, k, lane);
-#pragma unroll
-            for (int p = 0; p < KEY_PLANES; p++)
-                ((u32 *)(block + KEY_TILES + tile * KEY_TILE_BYTES))[lane_word(p * KD + k, KEY_WORDS, lane)] = words[p];
+        finish_pairs(work, block);
+        __syncthreads();
+        if constexpr (KEY_WORDS > KEY_PLANES * KD) {
+            boosted_words(work, block + KEY_TILES);
+            if constexpr (KEY_STEPS) __syncthreads();
         }
-        constexpr int further = KEY_WORDS - KEY_PLANES * KD;
-        if constexpr (further > 0)
-            for (int i = threadIdx.x; i < PAGE_TILES * further * 32; i += THREADS) {
-                const int lane = i & 31, k = KEY_PLANES * KD + i / 32 % further, tile = i / 32 / further;
-                ((u32 *)(block + KEY_TILES + tile * KEY_TILE_BYTES))[lane_word(k, KEY_WORDS, lane)] = boosted_word(work, tile, k, lane);
+        constexpr int AT_ONCE = KEY_STEPS ? 2 : 1; // words of a plane
+        for (int i = threadIdx.x; i < PAGE_TILES * (KD / AT_ONCE) * 32; i += THREADS) {
+            const int lane = i & 31, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
+            u32 *to = (u32 *)(block + KEY_TILES + tile * KEY_TILE_BYTES);
+            if constexpr (KEY_STEPS) {
+                u32 words[2] = {0, 0};
+                step_words(words, work, tile, k, lane);
+                const u32 *patch = work->patch + (tile * KD + k) * 32 + lane;
+                if (KEY_BOOSTED > 0) words[0] |= patch[0], words[1] |= patch[32];
+                *(uint2 *)(to + lane_word(k, KEY_WORDS, lane)) = make_uint2(words[0], words[1]);
+            } else {
+                u32 words[KEY_PLANES];
+                product_words(words, work, tile, k, lane);
+#pragma unroll
+                for (int p = 0; p < KEY_PLANES; p++) to[lane_word(p * KD + k, KEY_WORDS, lane)] = words[p];
             }
+        }
     }
 }
 
-// ---- values ----
+// Sealing the values of a page: codes and packing of the page in `work`. By all threads of a block.
 
-__device__ __forceinline__ void seal_value(Work *work, u8 *block) {
+// Extremes of each part of a group of a token, smallest low, largest high, at work->low [group, part, token]: lanes take a token each.
+constexpr int VALUE_PARTS = VALUE_PAIRS * 4 <= THREADS ? 4 : VALUE_PAIRS * 2 <= THREADS ? 2 : 1;
+static_assert(VALUE_PARTS * VALUE_PAIRS <= EXTREMES * D, "low and high hold them");
+__device__ __forceinline__ void find_value_extremes(Work *work) {
+    constexpr int UNITS = VALUE_GROUP / 8 / VALUE_PARTS; // of 16 bytes
+    for (int i = threadIdx.x; i < VALUE_PAIRS * VALUE_PARTS; i += THREADS) {
+        const int token = i % PAGE, at = i / PAGE; // group * VALUE_PARTS + part
+        const uint4 *units = (const uint4 *)(work->element + token * ROW) + at * UNITS;
+        u32 low = units[0].x, high = low;
+#pragma unroll
+        for (int k = 0; k < UNITS; k++) {
+            const uint4 w = units[k];
+            low = smaller_pair(smaller_pair(low, smaller_pair(w.x, w.y)), smaller_pair(w.z, w.w));
+            high = larger_pair(larger_pair(high, larger_pair(w.x, w.y)), larger_pair(w.z, w.w));
+        }
+        low = smaller_pair(low, low >> 16), high = larger_pair(high, high << 16);
+        const u32 both = (low & 0xffffu) | (high & 0xffff0000u);
+        work->low[i] = both;
+        if (nonfinite_bits(both)) atomicOr(&work->dirty, 1);
+    }
+}
+
+// Pairs of all groups, stored as well; their steps, or what quantises by multiplication.
+__device__ __forceinline__ void measure_values(Work *work, u8 *block) {
+    u32 largest = 0;
+    int overflows = 0;
+    for (int i = threadIdx.x; i < VALUE_PAIRS; i += THREADS) {
+        const int token = i % PAGE, group = i / PAGE, t = token & 31;
+        const u32 *extremes = work->low + group * VALUE_PARTS * PAGE + token;
+        u32 low = extremes[0], high = low; // the low half of the one, the high half of the other
+#pragma unroll
+        for (int part = 1; part < VALUE_PARTS; part++)
+            low = smaller_pair(low, extremes[part * PAGE]), high = larger_pair(high, extremes[part * PAGE]);
+        bool over;
+        const u32 pair = pair_of(element_to_float((u16)low), element_to_float((u16)(high >> 16)), largest_code(VALUE_BITS), over);
+        overflows += over, largest = max(largest, pair & 0xffff);
+        ((u32 *)(block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
+        if constexpr (VALUE_STEPS) {
+            u16 *step = work->step + (group * (PAGE / 2) + token / 2) * 8 + token % 2;
+#pragma unroll
+            for (int code = 1; code < 4; code++) step[2 * (code - 1)] = step_of(pair, code);
+        } else {
+            const int at = token * VALUE_GROUPS + group;
+            work->pair[at] = pair, work->quantiser[at] = quantiser_of(pair, largest_code(VALUE_BITS));
+        }
+    }
+    note_scales(work, largest, overflows);
+}
+
+// The k-th and the next word of a tile: tokens 16 m + 2 c + 8 j + e, four channels of a run of eight.
+__device__ __forceinline__ void step_value_words(u32 (&words)[2], const Work *work, int tile, int k, int lane) {
+    const int g = lane >> 2, c = lane & 3, channel = channel_of(k, g & 6), group = channel / VALUE_GROUP;
+    const u16 *element = work->element + (tile * 32 + 2 * c) * ROW + channel;
+    const uint4 *step = (const uint4 *)work->step + group * (PAGE / 2) + tile * 16 + c;
+    const u32 pick = g & 1 ? 0x7632 : 0x5410; // the channel of both tokens
+#pragma unroll
+    for (int y = 0; y < 4; y++) { // y = 2 m + j
+        const uint4 even = *(const uint4 *)(element + 8 * y * ROW), odd = *(const uint4 *)(element + (8 * y + 1) * ROW), s = step[4 * y];
+        const Steps steps = {s.x, s.y, s.z};
+        const int at = 8 * (y >> 1) + 4 * (y & 1);
+        put_codes(words[0], __byte_perm(even.x, odd.x, pick), steps, at);
+        put_codes(words[0], __byte_perm(even.y, odd.y, pick), steps, at + 2);
+        put_codes(words[1], __byte_perm(even.z, odd.z, pick), steps, at);
+        put_codes(words[1], __byte_perm(even.w, odd.w, pick), steps, at + 2);
+    }
+}
+
+// The k-th words of a tile's planes, by multiplication.
+__device__ __forceinline__ void product_value_words(u32 (&words)[VALUE_PLANES], const Work *work, int tile, int k, int lane) {
+    constexpr float most = largest_code(VALUE_BITS);
+    const int g = lane >> 2, c = lane & 3, channel = channel_of(k, g), group = channel / VALUE_GROUP; // half 1: two channels on
+    const u16 *element = work->element + (tile * 32 + 2 * c) * ROW;
+    const int first = (tile * 32 + 2 * c) * VALUE_GROUPS + group;
+    float doubt = 0;
+#pragma unroll
+    for (int p = 0; p < VALUE_PLANES; p++) words[p] = 0;
+#pragma unroll
+    for (int y = 0; y < 8; y++) { // tokens 16 m + 2 c + 8 j + e
+        const int m = y >> 2, j = y >> 1 & 1, e = y & 1, token = 16 * m + 8 * j + e;
+        const uint2 four = *(const uint2 *)(element + token * ROW + (channel & ~3));
+        const Quantiser q = work->quantiser[first + token * VALUE_GROUPS];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const u32 two = half ? four.y : four.x;
+            const u32 code = quick_code(element_to_float((u16)(g & 1 ? two >> 16 : two)), q, most, doubt);
+            put_code(words, code, 16 * e + 8 * m + 4 * j + 2 * half);
+        }
+    }
+    if (doubt <= CERTAIN) return;
+#pragma unroll
+    for (int p = 0; p < VALUE_PLANES; p++) words[p] = 0;
+#pragma unroll 1
+    for (int y = 0; y < 16; y++) {
+        const int half = y >> 3, m = y >> 2 & 1, j = y >> 1 & 1, e = y & 1, token = 16 * m + 8 * j + e;
+        const u32 code =
+            exact_code(element_to_float(element[token * ROW + channel + 2 * half]), work->pair[first + token * VALUE_GROUPS], most);
+        put_code(words, code, 16 * e + 8 * m + 4 * j + 2 * half);
+    }
+}
+
+__device__ __forceinline__ void seal_value(Work *work, int first, int before, u8 *block) {
     if constexpr (VALUE_BITS == 16) {
+        clean_exact(work, first, before);
         for (int i = threadIdx.x; i < PAGE_TILES * KD * 2 * 32; i += THREADS) {
             const int lane = i & 31, m = i / 32 % 2, k = i / 64 % KD, tile = i / 64 / KD, g = lane >> 2, c = lane & 3;
             u32 w[4];
@@ -820,70 +1180,31 @@ __device__ __forceinline__ void seal_value(Work *work, u8 *block) {
             ((uint4 *)(block + VALUE_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
         }
     } else {
-        // A thread has 32 channels of a token, neighbours the rest of its group.
-        constexpr int SHARE = VALUE_GROUP / 32, AT_ONCE = THREADS / SHARE;
-        constexpr bool even = (SHARE & (SHARE - 1)) == 0; // else a thread has its group alone
-        for (int i = threadIdx.x / (even ? SHARE : 1); i < VALUE_PAIRS; i += even ? AT_ONCE : THREADS) {
-            const int token = i / VALUE_GROUPS, group = i % VALUE_GROUPS, share = even ? (int)threadIdx.x % SHARE : 0;
-            const uint4 *row = (const uint4 *)(work->element + token * ROW + group * VALUE_GROUP + share * 32);
-            u32 low = row[0].x, high = low;
-#pragma unroll
-            for (int k = 0; k < (even ? 4 : VALUE_GROUP / 8); k++) {
-                const uint4 w = row[k];
-                low = smaller_pair(smaller_pair(smaller_pair(smaller_pair(low, w.x), w.y), w.z), w.w);
-                high = larger_pair(larger_pair(larger_pair(larger_pair(high, w.x), w.y), w.z), w.w);
-            }
-            if constexpr (even)
-#pragma unroll
-                for (int x = 1; x < SHARE; x <<= 1) {
-                    low = smaller_pair(low, __shfl_xor_sync(~0u, low, x));
-                    high = larger_pair(high, __shfl_xor_sync(~0u, high, x));
-                }
-            if (share == 0) {
-                const float least = fminf(element_to_float((u16)low), element_to_float((u16)(low >> 16)));
-                const float largest = fmaxf(element_to_float((u16)high), element_to_float((u16)(high >> 16)));
-                const u32 pair = set_pair(work, i, least, largest, (float)((1 << VALUE_BITS) - 1));
-                const int t = token & 31;
-                ((u32 *)(block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
-            }
+        for (;;) {
+            find_value_extremes(work);
+            __syncthreads();
+            if (!work->dirty) break;
+            clean_page(work, first, before);
+            __syncthreads();
+            if (threadIdx.x == 0) work->dirty = 0;
+            __syncthreads();
         }
+        measure_values(work, block);
         __syncthreads();
-        constexpr float most = (float)((1 << VALUE_BITS) - 1);
-        for (int i = threadIdx.x; i < PAGE_TILES * KD * 32; i += THREADS) {
-            const int l = i & 31, k = i / 32 % KD, tile = i / 32 / KD, g = l >> 2, c = l & 3;
-            const int channel = channel_of(k, g), group = channel / VALUE_GROUP; // half 1: two channels on
-            const u16 *element = work->element + (tile * 32 + 2 * c) * ROW;
-            const int first = (tile * 32 + 2 * c) * VALUE_GROUPS + group;
-            u32 words[VALUE_PLANES];
-            float doubt = 0;
+        constexpr int AT_ONCE = VALUE_STEPS ? 2 : 1; // words of a plane
+        for (int i = threadIdx.x; i < PAGE_TILES * (KD / AT_ONCE) * 32; i += THREADS) {
+            const int lane = i & 31, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
+            u32 *to = (u32 *)(block + VALUE_TILES + tile * VALUE_TILE_BYTES + VALUE_META_BYTES);
+            if constexpr (VALUE_STEPS) {
+                u32 words[2] = {0, 0};
+                step_value_words(words, work, tile, k, lane);
+                *(uint2 *)(to + lane_word(k, VALUE_WORDS, lane)) = make_uint2(words[0], words[1]);
+            } else {
+                u32 words[VALUE_PLANES];
+                product_value_words(words, work, tile, k, lane);
 #pragma unroll
-            for (int p = 0; p < VALUE_PLANES; p++) words[p] = 0;
-#pragma unroll
-            for (int y = 0; y < 8; y++) { // tokens 16 m + 2 c + 8 j + e
-                const int m = y >> 2, j = y >> 1 & 1, e = y & 1, token = 16 * m + 8 * j + e;
-                const uint2 four = *(const uint2 *)(element + token * ROW + (channel & ~3));
-                const Quantiser q = work->quantiser[first + token * VALUE_GROUPS];
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    const u32 two = half ? four.y : four.x;
-                    const u32 code = quick_code(element_to_float((u16)(g & 1 ? two >> 16 : two)), q, most, doubt);
-                    put_code(words, code, 16 * e + 8 * m + 4 * j + 2 * half);
-                }
+                for (int p = 0; p < VALUE_PLANES; p++) to[lane_word(p * KD + k, VALUE_WORDS, lane)] = words[p];
             }
-            if (doubt > CERTAIN) {
-#pragma unroll
-                for (int p = 0; p < VALUE_PLANES; p++) words[p] = 0;
-#pragma unroll 1
-                for (int y = 0; y < 16; y++) {
-                    const int half = y >> 3, m = y >> 2 & 1, j = y >> 1 & 1, e = y & 1, token = 16 * m + 8 * j + e;
-                    const u32 code = exact_code(element_to_float(element[token * ROW + channel + 2 * half]),
-                                                work->pair[first + token * VALUE_GROUPS], most);
-                    put_code(words, code, 16 * e + 8 * m + 4 * j + 2 * half);
-                }
-            }
-#pragma unroll
-            for (int p = 0; p < VALUE_PLANES; p++)
-                ((u32 *)(block + VALUE_TILES + tile * VALUE_TILE_BYTES + VALUE_META_BYTES))[lane_word(p * KD + k, VALUE_WORDS, l)] = words[p];
         }
     }
 }
@@ -898,7 +1219,7 @@ template <bool keys> __device__ __forceinline__ u8 *slab_row(u8 *slab, int token
 
 // Stores the step's own tokens that stay exact, those before SINK and from `rest` on, and counts their elements that are not finite;
 // those of the others are counted where they are sealed.
-template <bool keys> __device__ __forceinline__ int store_fresh(const Source &source, u8 *slab, int fresh, int rest) {
+template <bool keys> __device__ __forceinline__ int store_fresh(const Exact &source, u8 *slab, int fresh, int rest) {
     const int after = source.before + fresh, later = max(source.before, rest);
     const int sinks = max(min(after, SINK) - source.before, 0), tokens = sinks + max(after - later, 0);
     int count = 0;
@@ -906,7 +1227,7 @@ template <bool keys> __device__ __forceinline__ int store_fresh(const Source &so
     const int half = THREADS / 2, mine = (int)threadIdx.x - (keys ? 0 : half);
     for (int i = mine; mine >= 0 && mine < half && i < tokens * (D / 8); i += half) {
         const int at = i / (D / 8), token = at < sinks ? source.before + at : later + at - sinks, part = i % (D / 8);
-        const uint4 w = ((const uint4 *)(keys ? source.key(token) : source.value(token)))[part];
+        const uint4 w = load_settled((const uint4 *)(keys ? source.key(token) : source.value(token)) + part);
         ((uint4 *)slab_row<keys>(slab, token))[part] = w;
         count += __popc(nonfinite_bits(w.x)) + __popc(nonfinite_bits(w.y)) + __popc(nonfinite_bits(w.z)) + __popc(nonfinite_bits(w.w));
     }
@@ -914,34 +1235,34 @@ template <bool keys> __device__ __forceinline__ int store_fresh(const Source &so
 }
 
 // Moves older tokens [first, last) to the slab of the step's end.
-template <bool keys> __device__ __forceinline__ void move_older(const Source &source, u8 *slab, int first, int last) {
+template <bool keys> __device__ __forceinline__ void move_older(const Exact &source, u8 *slab, int first, int last) {
     for (int i = threadIdx.x; i < (last - first) * (D / 8); i += THREADS) {
         const int token = first + i / (D / 8), part = i % (D / 8);
-        ((uint4 *)slab_row<keys>(slab, token))[part] = ((const uint4 *)(keys ? source.key(token) : source.value(token)))[part];
+        ((uint4 *)slab_row<keys>(slab, token))[part] = load_settled((const uint4 *)(keys ? source.key(token) : source.value(token)) + part);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3) kitty_append(const __grid_constant__ kt_append_params p) {
-    const kt_slot slot = load_settled(p.view.slots + blockIdx.z); // final since before the launch ahead began
-    grid_wait();
-    grid_launch_next();
-    if (!p.view.control->ready || slot.fresh == 0) return;
+// The units of this block. Reads only what was final before the launch ahead began, or before it let this one begin.
+__device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot &slot) {
     Work *work = (Work *)shared_memory();
     const int head = blockIdx.y, before = slot.tokens, after = before + slot.fresh;
-    const long long slab = ((long long)slot.slab * p.view.kv_heads + head) * SLAB_BYTES;
-    const long long slab_next = ((long long)slot.slab_next * p.view.kv_heads + head) * SLAB_BYTES;
-    Source source;
-    source.view = &p.view, source.slab = p.view.slabs + slab;
-    source.before = before, source.row = slot.row, source.head = head;
+    const Exact source = exact_of(p.view, slot, head);
 
     const int key_page = sealed_pages(before, KEY_WINDOW), key_pages = sealed_pages(after, KEY_WINDOW);
     const int value_page = sealed_pages(before, VALUE_WINDOW), value_pages = sealed_pages(after, VALUE_WINDOW);
     const int units = 1 + key_pages - key_page + value_pages - value_page;
     const int *table = p.view.table + (long long)blockIdx.z * p.view.table_stride;
 
+    // Units after the first: keys and values by turns, while there are both: the ones are more work, the others more waiting.
+    const int both = min(key_pages - key_page, value_pages - value_page);
+    auto is_keys = [&](int unit) { return unit - 1 < 2 * both ? unit % 2 == 1 : key_pages - key_page > both; };
+    auto page_of = [&](int unit) {
+        return (is_keys(unit) ? key_page : value_page) + (unit - 1 < 2 * both ? (unit - 1) / 2 : unit - 1 - both);
+    };
+    if (threadIdx.x == 0) start_part(work);
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
         if (unit == 0) {
-            u8 *to = p.view.slabs + slab_next;
+            u8 *to = p.view.slabs + ((long long)slot.slab_next * p.view.kv_heads + head) * SLAB_BYTES;
             const int key_rest = SINK + key_pages * PAGE, value_rest = SINK + value_pages * PAGE;
             const int count = store_fresh<true>(source, to, slot.fresh, key_rest) + store_fresh<false>(source, to, slot.fresh, value_rest);
             if (count) atomicAdd(&p.view.control->nonfinite, (u64)count);
@@ -953,20 +1274,37 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) kitty_append(const __gr
             }
             continue;
         }
-        const bool keys = unit <= key_pages - key_page;
-        const int page = keys ? key_page + unit - 1 : value_page + unit - 1 - (key_pages - key_page);
-        u8 *block = p.view.pages + ((long long)table[page] * p.view.kv_heads + head) * BLOCK_BYTES;
-        start_part(work);
+        const bool keys = is_keys(unit);
+        const int page = page_of(unit), first = SINK + page * PAGE, next = unit + gridDim.x;
+        u8 *block = p.view.pages + ((long long)load_settled(table + page) * p.view.kv_heads + head) * BLOCK_BYTES;
+        if (keys) load_page<true>(work, source, first);
+        else load_page<false>(work, source, first);
+        if (next < units) { // comes into the L2 cache while this one is worked on
+            if (is_keys(next)) prefetch_page<true>(source, SINK + page_of(next) * PAGE);
+            else prefetch_page<false>(source, SINK + page_of(next) * PAGE);
+        }
+        async_wait<0>();
+        __syncthreads();
         if (keys) {
-            load_page<true>(work, source, SINK + page * PAGE);
-            __syncthreads();
-            seal_key(work, p.view, head, page, block);
-            finish_part(work, block, KT_HEADER_KEY_FLAGS, KT_HEADER_KEY_EXPONENT, KEY_BITS != 16, p.view.control);
+            seal_key(work, p.view, head, page, before, block);
         } else {
-            load_page<false>(work, source, SINK + page * PAGE);
-            __syncthreads();
-            seal_value(work, block);
-            finish_part(work, block, KT_HEADER_VALUE_FLAGS, KT_HEADER_VALUE_EXPONENT, VALUE_BITS != 16, p.view.control);
+            seal_value(work, first, before, block);
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            const int scaled = (keys ? KEY_BITS : VALUE_BITS) != 16;
+            block[keys ? KT_HEADER_KEY_FLAGS : KT_HEADER_VALUE_FLAGS] = (u8)work->damaged;
+            block[keys ? KT_HEADER_KEY_EXPONENT : KT_HEADER_VALUE_EXPONENT] = scaled ? (u8)largest_exponent(work) : 0;
+            if (work->count) atomicAdd(&p.view.control->nonfinite, (u64)work->count);
+            start_part(work);
         }
     }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) kitty_append(const __grid_constant__ kt_append_params p) {
+    const kt_slot slot = load_settled(p.view.slots + blockIdx.z); // final since before the launch ahead began
+    if (!p.behind) grid_wait();
+    grid_launch_next();
+    if (load_settled(&p.view.control->ready) && slot.fresh) take_in(p, slot);
+    if (p.behind) grid_wait(); // whoever waits for this launch waits for the one ahead as well
 }

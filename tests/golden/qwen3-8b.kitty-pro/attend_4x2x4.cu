@@ -81,6 +81,7 @@ typedef struct {
 typedef struct {
     kt_view view;
     int max_fresh;                 // largest `fresh` of the batch
+    int behind;                    // 1: launched right behind an attend, which has waited for all that this kernel reads
 } kt_append_params;
 
 typedef struct {
@@ -181,25 +182,25 @@ __device__ __forceinline__ u32 half2_multiply_add(u32 a, u32 b, u32 c) {
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
     return y;
 }
-// The smaller and the larger of two numbers each; of zeros any.
+// The smaller and the larger of two numbers each; of zeros any; NaN where one is.
 __device__ __forceinline__ u32 half2_min(u32 a, u32 b) {
     u32 y;
-    asm("min.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 __device__ __forceinline__ u32 half2_max(u32 a, u32 b) {
     u32 y;
-    asm("max.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 __device__ __forceinline__ u32 bfloat2_min(u32 a, u32 b) {
     u32 y;
-    asm("min.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 __device__ __forceinline__ u32 bfloat2_max(u32 a, u32 b) {
     u32 y;
-    asm("max.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 // max(|a|, |b|) on two halves, NaN where one is
@@ -211,6 +212,22 @@ __device__ __forceinline__ u32 half2_peak(u32 a, u32 b) {
 __device__ __forceinline__ u32 bfloat2_peak(u32 a, u32 b) {
     u32 y;
     asm("{\n.reg .b32 x, z;\nabs.bf16x2 x, %1;\nabs.bf16x2 z, %2;\nmax.NaN.bf16x2 %0, x, z;\n}" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+// All ones in each half where a >= b, else 0.
+__device__ __forceinline__ u32 half2_reaches(u32 a, u32 b) {
+    u32 y;
+    asm("set.ge.u32.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ u32 bfloat2_reaches(u32 a, u32 b) {
+    u32 y;
+#if KITTY_BULK
+    asm("set.ge.u32.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+#else
+    y = (__uint_as_float(a << 16) >= __uint_as_float(b << 16) ? 0xffffu : 0) |
+        (__uint_as_float(a & 0xffff0000u) >= __uint_as_float(b & 0xffff0000u) ? 0xffff0000u : 0);
+#endif
     return y;
 }
 // Brings the 128 bytes at p into the L2 cache.
@@ -226,6 +243,11 @@ __device__ __forceinline__ int load_through(const int *p) {
     int x;
     asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
     return x;
+}
+__device__ __forceinline__ uint4 load_through(const uint4 *p) {
+    uint4 w;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(p) : "memory");
+    return w;
 }
 
 // ---- matrix: c[16 x 8] += a[16 x 16] * b[16 x 8], fp32 accumulators, all 32 lanes ----
@@ -316,7 +338,7 @@ __device__ __forceinline__ u32 peak_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_peak(a, b);
     else return bfloat2_peak(a, b);
 }
-// Per element the smaller and the larger.
+// Per element the smaller and the larger; NaN where either is.
 __device__ __forceinline__ u32 smaller_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_min(a, b);
     else return bfloat2_min(a, b);
@@ -324,6 +346,11 @@ __device__ __forceinline__ u32 smaller_pair(u32 a, u32 b) {
 __device__ __forceinline__ u32 larger_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_max(a, b);
     else return bfloat2_max(a, b);
+}
+// Per element: all ones where a >= b, else 0.
+__device__ __forceinline__ u32 pair_reaches(u32 a, u32 b) {
+    if constexpr (DTYPE == 0) return half2_reaches(a, b);
+    else return bfloat2_reaches(a, b);
 }
 // The pair with elements that are not finite replaced by 0.
 __device__ __forceinline__ u32 finite_pair(u32 pair) {
@@ -346,6 +373,7 @@ __device__ __forceinline__ int sealed_pages(int tokens, int window) {
 }
 // Loads of what nothing writes any more, past the L1 cache, which may hold it as it was before.
 __device__ __forceinline__ int load_settled(const int *p) { return load_through(p); }
+__device__ __forceinline__ uint4 load_settled(const uint4 *p) { return load_through(p); }
 __device__ __forceinline__ kt_slot load_settled(const kt_slot *p) {
     const int *w = (const int *)p;
     kt_slot slot;
@@ -396,7 +424,7 @@ constexpr __host__ __device__ int lane_word(int w, int words, int lane) {
 
 // Attention of a step's queries over sinks, pages and residual: out = softmax(scale q k^T) v.
 //
-//   grid   (splits * slots * max_fresh, kv_heads * PASSES), the split fastest; block WARPS * 32
+//   grid   (splits * slots * max_fresh, kv_heads * PASSES), block WARPS * 32
 //   a block serves one query token, KV head and pass of up to COLUMNS query heads, and its split of the work items
 //   items  1. units of 16 tokens with exact values: sinks, pages of which only the keys are sealed, residual, fresh tokens
 //          2. chunks of TILES * 32 tokens whose keys and values are sealed: copied to shared memory, STAGES ahead per warp;
@@ -846,7 +874,7 @@ __device__ __forceinline__ void finish_sealed(State &state, SealedOutput &sealed
 
 // ---- exact tokens ----
 
-// Where a token's exact rows are.
+// Where a slot's exact tokens are: those before the step in its slab, the step's own in the input.
 struct Exact {
     const kt_view *view;
     const u8 *slab;
@@ -855,16 +883,24 @@ struct Exact {
     __device__ __forceinline__ const u16 *key(int token) const {
         if (token >= before)
             return view->key + (long long)(row + token - before) * view->key_row + head * view->key_head;
-        if (token < SINK) return (const u16 *)slab + token * D;
-        return (const u16 *)(slab + SLAB_KEY) + (token - SINK) % KEY_RING * D;
+        if (token < SINK) return (const u16 *)slab + token * HEAD_DIM;
+        return (const u16 *)(slab + SLAB_KEY) + (token - SINK) % KEY_RING * HEAD_DIM;
     }
     __device__ __forceinline__ const u16 *value(int token) const {
         if (token >= before)
             return view->value + (long long)(row + token - before) * view->value_row + head * view->value_head;
-        if (token < SINK) return (const u16 *)(slab + SLAB_SINK_VALUE) + token * D;
-        return (const u16 *)(slab + SLAB_VALUE) + (token - SINK) % VALUE_RING * D;
+        if (token < SINK) return (const u16 *)(slab + SLAB_SINK_VALUE) + token * HEAD_DIM;
+        return (const u16 *)(slab + SLAB_VALUE) + (token - SINK) % VALUE_RING * HEAD_DIM;
     }
 };
+
+__device__ __forceinline__ Exact exact_of(const kt_view &view, const kt_slot &slot, int head) {
+    Exact exact;
+    exact.view = &view;
+    exact.slab = view.slabs + ((long long)slot.slab * view.kv_heads + head) * SLAB_BYTES;
+    exact.before = slot.tokens, exact.row = slot.row, exact.head = head;
+    return exact;
+}
 
 // Two rows of 16-bit elements, 16 bytes per lane and 32 channels.
 __device__ __forceinline__ void load_rows(uint4 (&x)[D / 32], uint4 (&y)[D / 32], const u16 *row_x, const u16 *row_y, int c) {
@@ -977,7 +1013,11 @@ __device__ __forceinline__ void store_result(const kt_attend_params &p, int row,
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x2x4(const __grid_constant__ kt_attend_params p) {
-    const int split = blockIdx.x % p.splits, place = blockIdx.x / p.splits; // place: slot * max_fresh + query token
+    // In order of launch: the passes of a head side by side, so that all but the first find its pages in the L2 cache; the heads of a
+    // split, whose blocks are neighbours; splits; queries, of long sequences first where that is asked for.
+    const unsigned turn = blockIdx.y * gridDim.x + blockIdx.x;
+    const int column = turn % gridDim.y, kv_head = column / PASSES, pass = column % PASSES;
+    const int split = turn / gridDim.y % p.splits, place = turn / gridDim.y / p.splits; // place: slot * max_fresh + query token
     // Before grid_wait only what was final before the launch ahead, the layer's append, began: the step's tables, and pages sealed by
     // earlier steps. A block must not end before it has waited, or the launch behind this one would not wait for the one ahead.
     const int query_token = place % p.max_fresh;
@@ -989,7 +1029,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x
     }
 
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
-    const int kv_head = blockIdx.y / PASSES, pass = blockIdx.y % PASSES;
     const int columns = min(COLUMNS, GROUP_HEADS - pass * COLUMNS);
     const int first_head = kv_head * GROUP_HEADS + pass * COLUMNS;
     const int row = slot.row + query_token;
@@ -1035,10 +1074,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x
 #endif
     }
 
-    Exact exact;
-    exact.view = &p.view;
-    exact.slab = p.view.slabs + ((long long)slot.slab * p.view.kv_heads + kv_head) * SLAB_BYTES;
-    exact.before = slot.tokens, exact.row = slot.row, exact.head = kv_head;
+    const Exact exact = exact_of(p.view, slot, kv_head);
     // Where the warp's unit u begins, and whether only its values are exact.
     auto unit_first = [&](int u) { return u < sink_units ? u * 16 : SINK + full_pages * PAGE + (u - sink_units) * 16; };
     auto unit_half = [&](int u) { return u >= sink_units && u < sink_units + half_units; };
@@ -1213,7 +1249,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x
     __syncthreads();
     int *last = (int *)shared_memory();
     if (threadIdx.x == 0) {
-        int *arrivals = p.arrivals + (long long)place * gridDim.y + blockIdx.y;
+        int *arrivals = p.arrivals + (long long)place * gridDim.y + column;
         *last = count_in(arrivals) == splits - 1;
         if (*last) *arrivals = 0;
     }

@@ -47,6 +47,7 @@ typedef struct {
 typedef struct {
     kt_view view;
     int max_fresh;                 // largest `fresh` of the batch
+    int behind;                    // 1: launched right behind an attend, which has waited for all that this kernel reads
 } kt_append_params;
 
 typedef struct {
@@ -147,25 +148,25 @@ __device__ __forceinline__ u32 half2_multiply_add(u32 a, u32 b, u32 c) {
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
     return y;
 }
-// The smaller and the larger of two numbers each; of zeros any.
+// The smaller and the larger of two numbers each; of zeros any; NaN where one is.
 __device__ __forceinline__ u32 half2_min(u32 a, u32 b) {
     u32 y;
-    asm("min.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 __device__ __forceinline__ u32 half2_max(u32 a, u32 b) {
     u32 y;
-    asm("max.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 __device__ __forceinline__ u32 bfloat2_min(u32 a, u32 b) {
     u32 y;
-    asm("min.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 __device__ __forceinline__ u32 bfloat2_max(u32 a, u32 b) {
     u32 y;
-    asm("max.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 // max(|a|, |b|) on two halves, NaN where one is
@@ -177,6 +178,22 @@ __device__ __forceinline__ u32 half2_peak(u32 a, u32 b) {
 __device__ __forceinline__ u32 bfloat2_peak(u32 a, u32 b) {
     u32 y;
     asm("{\n.reg .b32 x, z;\nabs.bf16x2 x, %1;\nabs.bf16x2 z, %2;\nmax.NaN.bf16x2 %0, x, z;\n}" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+// All ones in each half where a >= b, else 0.
+__device__ __forceinline__ u32 half2_reaches(u32 a, u32 b) {
+    u32 y;
+    asm("set.ge.u32.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ u32 bfloat2_reaches(u32 a, u32 b) {
+    u32 y;
+#if KITTY_BULK
+    asm("set.ge.u32.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+#else
+    y = (__uint_as_float(a << 16) >= __uint_as_float(b << 16) ? 0xffffu : 0) |
+        (__uint_as_float(a & 0xffff0000u) >= __uint_as_float(b & 0xffff0000u) ? 0xffff0000u : 0);
+#endif
     return y;
 }
 // Brings the 128 bytes at p into the L2 cache.
@@ -192,6 +209,11 @@ __device__ __forceinline__ int load_through(const int *p) {
     int x;
     asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
     return x;
+}
+__device__ __forceinline__ uint4 load_through(const uint4 *p) {
+    uint4 w;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(p) : "memory");
+    return w;
 }
 
 // ---- matrix: c[16 x 8] += a[16 x 16] * b[16 x 8], fp32 accumulators, all 32 lanes ----

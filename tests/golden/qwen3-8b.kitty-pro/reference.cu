@@ -75,6 +75,7 @@ typedef struct {
 typedef struct {
     kt_view view;
     int max_fresh;                 // largest `fresh` of the batch
+    int behind;                    // 1: launched right behind an attend, which has waited for all that this kernel reads
 } kt_append_params;
 
 typedef struct {
@@ -175,25 +176,25 @@ __device__ __forceinline__ u32 half2_multiply_add(u32 a, u32 b, u32 c) {
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
     return y;
 }
-// The smaller and the larger of two numbers each; of zeros any.
+// The smaller and the larger of two numbers each; of zeros any; NaN where one is.
 __device__ __forceinline__ u32 half2_min(u32 a, u32 b) {
     u32 y;
-    asm("min.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 __device__ __forceinline__ u32 half2_max(u32 a, u32 b) {
     u32 y;
-    asm("max.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 __device__ __forceinline__ u32 bfloat2_min(u32 a, u32 b) {
     u32 y;
-    asm("min.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 __device__ __forceinline__ u32 bfloat2_max(u32 a, u32 b) {
     u32 y;
-    asm("max.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 // max(|a|, |b|) on two halves, NaN where one is
@@ -205,6 +206,22 @@ __device__ __forceinline__ u32 half2_peak(u32 a, u32 b) {
 __device__ __forceinline__ u32 bfloat2_peak(u32 a, u32 b) {
     u32 y;
     asm("{\n.reg .b32 x, z;\nabs.bf16x2 x, %1;\nabs.bf16x2 z, %2;\nmax.NaN.bf16x2 %0, x, z;\n}" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+// All ones in each half where a >= b, else 0.
+__device__ __forceinline__ u32 half2_reaches(u32 a, u32 b) {
+    u32 y;
+    asm("set.ge.u32.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ u32 bfloat2_reaches(u32 a, u32 b) {
+    u32 y;
+#if KITTY_BULK
+    asm("set.ge.u32.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+#else
+    y = (__uint_as_float(a << 16) >= __uint_as_float(b << 16) ? 0xffffu : 0) |
+        (__uint_as_float(a & 0xffff0000u) >= __uint_as_float(b & 0xffff0000u) ? 0xffff0000u : 0);
+#endif
     return y;
 }
 // Brings the 128 bytes at p into the L2 cache.
@@ -220,6 +237,11 @@ __device__ __forceinline__ int load_through(const int *p) {
     int x;
     asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
     return x;
+}
+__device__ __forceinline__ uint4 load_through(const uint4 *p) {
+    uint4 w;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(p) : "memory");
+    return w;
 }
 
 // ---- matrix: c[16 x 8] += a[16 x 16] * b[16 x 8], fp32 accumulators, all 32 lanes ----
@@ -310,7 +332,7 @@ __device__ __forceinline__ u32 peak_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_peak(a, b);
     else return bfloat2_peak(a, b);
 }
-// Per element the smaller and the larger.
+// Per element the smaller and the larger; NaN where either is.
 __device__ __forceinline__ u32 smaller_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_min(a, b);
     else return bfloat2_min(a, b);
@@ -318,6 +340,11 @@ __device__ __forceinline__ u32 smaller_pair(u32 a, u32 b) {
 __device__ __forceinline__ u32 larger_pair(u32 a, u32 b) {
     if constexpr (DTYPE == 0) return half2_max(a, b);
     else return bfloat2_max(a, b);
+}
+// Per element: all ones where a >= b, else 0.
+__device__ __forceinline__ u32 pair_reaches(u32 a, u32 b) {
+    if constexpr (DTYPE == 0) return half2_reaches(a, b);
+    else return bfloat2_reaches(a, b);
 }
 // The pair with elements that are not finite replaced by 0.
 __device__ __forceinline__ u32 finite_pair(u32 pair) {
@@ -340,6 +367,7 @@ __device__ __forceinline__ int sealed_pages(int tokens, int window) {
 }
 // Loads of what nothing writes any more, past the L1 cache, which may hold it as it was before.
 __device__ __forceinline__ int load_settled(const int *p) { return load_through(p); }
+__device__ __forceinline__ uint4 load_settled(const uint4 *p) { return load_through(p); }
 __device__ __forceinline__ kt_slot load_settled(const kt_slot *p) {
     const int *w = (const int *)p;
     kt_slot slot;

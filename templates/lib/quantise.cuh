@@ -1,0 +1,88 @@
+// Scales, zeros and codes. All arithmetic is IEEE fp32, one rounding per operation, in the order of runtime/cpu/quantise.c, which
+// defines the bytes.
+constexpr __host__ __device__ float largest_code(int bits) { return (float)((1 << bits) - 1); }
+
+// Scale (low) and zero (high) of a group with these extremes; 0, which decodes to 0, and `over` where one is beyond 65504.
+__device__ __forceinline__ u32 pair_of(float low, float high, float most, bool &over) {
+    low = __fadd_rn(low, 0.0f), high = __fadd_rn(high, 0.0f); // -0 becomes +0
+    const u32 zero = float_to_half(low), scale = float_to_half(__fdiv_rn(__fsub_rn(high, low), most));
+    over = (zero & 0x7c00) == 0x7c00 || (scale & 0x7c00) == 0x7c00;
+    return over ? 0 : scale | zero << 16;
+}
+__device__ __forceinline__ float scale_of(u32 pair) { return half_to_float((u16)pair); }
+__device__ __forceinline__ float zero_of(u32 pair) { return half_to_float((u16)(pair >> 16)); }
+
+// The definition, before the clamp: rounds half to even, after an IEEE division.
+__device__ __noinline__ float exact_quotient(float x, u32 pair) {
+    return rintf(__fdiv_rn(__fsub_rn(x, zero_of(pair)), scale_of(pair)));
+}
+
+__device__ __forceinline__ u32 exact_code(float x, u32 pair, float most) {
+    return scale_of(pair) == 0 ? 0 : (u32)fminf(fmaxf(exact_quotient(x, pair), 0), most);
+}
+
+// The same by multiplications, which are off by less than 1e-4; `doubt` grows to how far from a whole number the quotient was, and above
+// CERTAIN the code may be the wrong one of two. The code is in the low 8 bits of what is returned.
+struct Quantiser {
+    float inverse, zero; // 1 / (scale * largest code), 0 where the scale is 0
+};
+__device__ __forceinline__ Quantiser quantiser_of(u32 pair, float most) {
+    const float scale = scale_of(pair);
+    return {scale != 0 ? __fdiv_rn(1.0f, __fmul_rn(scale, most)) : 0.0f, zero_of(pair)};
+}
+constexpr float CERTAIN = 0.4999f;
+__device__ __forceinline__ u32 quick_code(float x, Quantiser q, float most, float &doubt) {
+    const float magic = 12582912.0f; // adding it rounds to a whole number, which its low bits then hold
+    const float share = __saturatef(__fmul_rn(__fsub_rn(x, q.zero), q.inverse));
+    const float sum = __fmaf_rn(share, most, magic);
+    doubt = fmaxf(doubt, fabsf(__fmaf_rn(share, most, __fsub_rn(magic, sum))));
+    return (u32)__float_as_int(sum);
+}
+
+// ---- steps: a code of few bits counts how many of its group's steps an element has reached ----
+
+// Elements in ascending order, as integers; both zeros are 0.
+__device__ __forceinline__ int order_of(u16 e) { return e & 0x8000 ? -(int)(e & 0x7fff) : (int)e; }
+__device__ __forceinline__ u16 element_at(int order) { return (u16)(order < 0 ? 0x8000 | -order : order); }
+
+// Whether the element's code is `code` or more. By a product; where that is close, by the definition.
+__device__ __forceinline__ bool reaches(int order, u32 pair, int code) {
+    const float x = element_to_float(element_at(order));
+    const float distance = __fsub_rn(x, zero_of(pair)), step = __fmul_rn(scale_of(pair), (float)code - 0.5f);
+    const float beyond = __fsub_rn(distance, step);
+    if (fabsf(beyond) > step * 0x1p-20f) return beyond > 0;
+    return exact_quotient(x, pair) >= (float)code;
+}
+
+// The smallest element whose code is `code` or more; infinity where there is none.
+__device__ __forceinline__ u16 step_of(u32 pair, int code) {
+    constexpr int END = EXPONENT_BITS & 0xffff; // infinity
+    if ((pair & 0xffff) == 0) return END;
+    const float goal = __fmaf_rn(scale_of(pair), (float)code - 0.5f, zero_of(pair));
+    int at = order_of(float_to_element(goal));
+    at += element_to_float(element_at(at)) < goal;
+    const bool here = reaches(at, pair, code), before = reaches(at - 1, pair, code);
+    if (here && !before) return element_at(at); // nearly always
+    if (!here && reaches(at + 1, pair, code)) return element_at(at + 1);
+    int below = -END;
+    at = END;
+#pragma unroll 1
+    while (at - below > 1) {
+        const int middle = below + (at - below) / 2;
+        if (reaches(middle, pair, code)) at = middle;
+        else below = middle;
+    }
+    return element_at(at);
+}
+
+// The steps of two elements each, one to a half.
+struct Steps {
+    u32 one, two, three;
+};
+// Puts the 2-bit codes of a pair of elements into the word, at bits `at` and 16 + at.
+__device__ __forceinline__ void put_codes(u32 &word, u32 pair, const Steps &steps, int at) {
+    const u32 upper = pair_reaches(pair, steps.two), lower = pair_reaches(pair, (steps.one & ~upper) | (steps.three & upper));
+    const u32 high = 0x00020002u << at, low = 0x00010001u << at;
+    word = (word & ~high) | (upper & high);
+    word = (word & ~low) | (lower & low);
+}

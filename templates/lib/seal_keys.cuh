@@ -1,0 +1,360 @@
+// Sealing the keys of a page: scores, selection, codes and packing of the page in `work`. By all threads of a block.
+
+__device__ __forceinline__ float4 element_quad(uint2 w) {
+    return make_float4(element_to_float((u16)w.x), element_to_float((u16)(w.x >> 16)), element_to_float((u16)w.y), element_to_float((u16)(w.y >> 16)));
+}
+
+// work->part: sums of leaf(token, first channel, four elements) over the tokens of each part. With `extremes`, theirs as well.
+template <bool sums, bool extremes, class Leaf> __device__ __forceinline__ void go_through(Work *work, const Leaf &leaf) {
+    for (int i = threadIdx.x; i < PARTS * (D / 4); i += THREADS) {
+        const int channel = i % (D / 4) * 4, part = i / (D / 4);
+        const u16 *column = work->element + part * ROW + channel;
+        uint2 low = *(const uint2 *)column, high = low;
+        const float4 sum = tree_sum<PARTS>(0, [&](int t) {
+            const uint2 w = *(const uint2 *)(column + t * ROW);
+            if constexpr (extremes) {
+                low.x = smaller_pair(low.x, w.x), high.x = larger_pair(high.x, w.x);
+                low.y = smaller_pair(low.y, w.y), high.y = larger_pair(high.y, w.y);
+            }
+            return leaf(channel, element_quad(w));
+        });
+        if constexpr (sums) *(float4 *)(work->part + part * D + channel) = sum;
+        if constexpr (extremes) {
+            *(uint2 *)(work->low + (part * D + channel) / 2) = low;
+            *(uint2 *)(work->high + (part * D + channel) / 2) = high;
+        }
+    }
+}
+
+// Extremes of each channel over each tile of 32 tokens, for groups smaller than a page.
+__device__ __forceinline__ void find_extremes(Work *work) {
+    for (int i = threadIdx.x; i < PAGE_TILES * (D / 2); i += THREADS) {
+        const u32 *column = (const u32 *)(work->element + i / (D / 2) * 32 * ROW) + i % (D / 2);
+        u32 low = column[0], high = low;
+#pragma unroll
+        for (int t = 1; t < 32; t++) low = smaller_pair(low, column[t * (ROW / 2)]), high = larger_pair(high, column[t * (ROW / 2)]);
+        work->low[i] = low, work->high[i] = high;
+    }
+}
+
+// Joins the extremes of each group in its first row of them; notes what is not finite.
+constexpr int GROUP_ROWS = KEY_GROUPS == 1 ? PARTS : KEY_GROUP / 32;
+__device__ __forceinline__ void join_extremes(Work *work) {
+    for (int i = threadIdx.x; i < KEY_GROUPS * (D / 2); i += THREADS) {
+        const int at = i / (D / 2) * GROUP_ROWS * (D / 2) + i % (D / 2);
+        u32 low = work->low[at], high = work->high[at];
+#pragma unroll
+        for (int r = 1; r < GROUP_ROWS; r++)
+            low = smaller_pair(low, work->low[at + r * (D / 2)]), high = larger_pair(high, work->high[at + r * (D / 2)]);
+        work->low[at] = low, work->high[at] = high;
+        if (nonfinite_bits(low) | nonfinite_bits(high)) atomicOr(&work->dirty, 1);
+    }
+}
+
+__device__ __forceinline__ void group_extremes(const Work *work, int group, int channel, float &low, float &high) {
+    const int at = group * GROUP_ROWS * D + channel; // as 16-bit elements
+    low = element_to_float(((const u16 *)work->low)[at]), high = element_to_float(((const u16 *)work->high)[at]);
+}
+
+// work->score = the sums of the parts, divided by PAGE.
+__device__ __forceinline__ void join_sums(Work *work) {
+    for (int i = (threadIdx.x + THREADS / 2) % THREADS; i < D; i += THREADS) { // the first half is busy elsewhere
+        float s[PARTS];
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) s[part] = work->part[part * D + i];
+#pragma unroll
+        for (int w = PARTS / 2; w; w >>= 1)
+#pragma unroll
+            for (int part = 0; part < w; part++) s[part] = __fadd_rn(s[part], s[part + w]);
+        const float mean = __fmul_rn(s[0], 1.0f / PAGE);
+        work->score[i] = KEY_SCORE == 0 && mean != mean ? infinity() : mean;
+    }
+}
+
+// Extremes of every group, and of boosted keys the scores, of a page that is finite afterwards.
+__device__ __forceinline__ void measure_keys(Work *work, const kt_view &view, int head, int page, int before) {
+    constexpr bool sums = KEY_BOOSTED > 0 && KEY_SCORE <= 1;
+    for (;;) {
+        if constexpr (sums || KEY_GROUPS == 1)
+            go_through<sums, KEY_GROUPS == 1>(work, [&](int, float4 x) {
+                return KEY_SCORE == 0 ? make_float4(fabsf(x.x), fabsf(x.y), fabsf(x.z), fabsf(x.w)) : x;
+            });
+        if constexpr (KEY_GROUPS > 1) find_extremes(work);
+        __syncthreads();
+        join_extremes(work);
+        if constexpr (sums) join_sums(work);
+        __syncthreads();
+        if (!work->dirty) break;
+        clean_page(work, SINK + page * PAGE, before);
+        __syncthreads();
+        if (threadIdx.x == 0) work->dirty = 0; // read before the barrier above, written before the next one
+    }
+    if constexpr (sums && KEY_SCORE == 1) {
+        go_through<true, false>(work, [&](int channel, float4 x) {
+            const float4 mean = *(const float4 *)(work->score + channel);
+            x.x = __fsub_rn(x.x, mean.x), x.y = __fsub_rn(x.y, mean.y), x.z = __fsub_rn(x.z, mean.z), x.w = __fsub_rn(x.w, mean.w);
+            return make_float4(__fmul_rn(x.x, x.x), __fmul_rn(x.y, x.y), __fmul_rn(x.z, x.z), __fmul_rn(x.w, x.w));
+        });
+        __syncthreads();
+        join_sums(work);
+        __syncthreads();
+    }
+    if constexpr (KEY_BOOSTED > 0 && KEY_SCORE > 1) {
+        for (int channel = threadIdx.x; channel < D; channel += THREADS) {
+            float low, high;
+            group_extremes(work, 0, channel, low, high);
+            for (int group = 1; group < KEY_GROUPS; group++) {
+                float a, b;
+                group_extremes(work, group, channel, a, b);
+                low = fminf(low, a), high = fmaxf(high, b);
+            }
+            work->score[channel] = KEY_SCORE == 2 ? __fsub_rn(__fadd_rn(high, 0.0f), __fadd_rn(low, 0.0f))
+                                                  : kt_random_score(KEY_SEED, view.layer, head, page, channel);
+        }
+        __syncthreads();
+    }
+}
+
+// Flags the KEY_BOOSTED channels with the highest scores, ties to the lower channel, and lists them. One warp.
+__device__ __forceinline__ void select_channels(Work *work) {
+    constexpr int EACH = D / 32;
+    const int lane = threadIdx.x % 32;
+    u32 score[EACH]; // not negative, so their bits order like them
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+        const float s = work->score[j * 32 + lane];
+        score[j] = s != s ? 0x7f800000u : (u32)__float_as_int(s); // bf16 sums can reach infinity minus infinity
+    }
+    // The largest bound, found from the highest two bits down, that KEY_BOOSTED scores or more reach.
+    u32 bound = 0;
+#pragma unroll 1
+    for (int bit = 30; bit >= 0; bit -= 2) {
+        u32 counts = 0; // of scores that reach the bound with 1, 2 and 3 for these bits, ten bits each
+#pragma unroll
+        for (int j = 0; j < EACH; j++)
+#pragma unroll
+            for (u32 x = 1; x < 4; x++) counts += score[j] >= bound + (x << bit) ? 1u << (10 * (x - 1)) : 0;
+        counts = __reduce_add_sync(~0u, counts);
+        const u32 one = counts & 1023, two = counts >> 10 & 1023, three = counts >> 20;
+        const u32 x = three >= KEY_BOOSTED ? 3 : two >= KEY_BOOSTED ? 2 : one >= KEY_BOOSTED ? 1 : 0;
+        bound += x << bit;
+        if (one == KEY_BOOSTED || two == KEY_BOOSTED || three == KEY_BOOSTED) break;
+    }
+    int above = 0, ties = 0, at = 0; // scores above the bound; of those at it and of chosen ones, in lower channels
+#pragma unroll
+    for (int j = 0; j < EACH; j++) above += __popc(__ballot_sync(~0u, score[j] > bound));
+    const u32 lower = (1u << lane) - 1;
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+        const u32 tied = __ballot_sync(~0u, score[j] == bound);
+        const bool chosen = score[j] > bound || (score[j] == bound && above + ties + __popc(tied & lower) < KEY_BOOSTED);
+        const u32 all = __ballot_sync(~0u, chosen);
+        work->boosted[j * 32 + lane] = chosen;
+        if (chosen) work->list[at + __popc(all & lower)] = (u8)(j * 32 + lane);
+        ties += __popc(tied), at += __popc(all);
+    }
+}
+
+// Pairs and steps of all groups with the spec's bits, which need no selection.
+__device__ __forceinline__ void measure_plain(Work *work, int thread, int threads) {
+    for (int i = thread; i < KEY_PAIRS; i += threads) {
+        const int group = i / D, channel = i % D;
+        float low, high;
+        bool over;
+        group_extremes(work, group, channel, low, high);
+        const u32 pair = pair_of(low, high, largest_code(KEY_BITS), over);
+        work->pair[i] = over ? ~0u : pair; // no pair has these bits
+        if constexpr (KEY_STEPS)
+#pragma unroll
+            for (int code = 1; code < 4; code++) work->step[(group * 3 + code - 1) * D + channel] = step_of(pair, code);
+    }
+}
+
+// Makes the pairs final and stores them; boosted channels get theirs, and no steps.
+__device__ __forceinline__ void finish_pairs(Work *work, u8 *block) {
+    u32 largest = 0;
+    int overflows = 0;
+    for (int i = threadIdx.x; i < KEY_PAIRS; i += THREADS) {
+        const int group = i / D, channel = i % D;
+        u32 pair = work->pair[i];
+        bool over = pair == ~0u;
+        if (over) pair = 0;
+        float most = largest_code(KEY_BITS);
+        if (KEY_BOOSTED > 0 && work->boosted[channel]) {
+            float low, high;
+            group_extremes(work, group, channel, low, high);
+            most = largest_code(KEY_BOOST_BITS);
+            pair = pair_of(low, high, most, over);
+            if constexpr (KEY_STEPS)
+#pragma unroll
+                for (int code = 1; code < 4; code++) work->step[(group * 3 + code - 1) * D + channel] = step_of(0, code);
+        }
+        if (!KEY_STEPS || (KEY_BOOSTED > 0 && work->boosted[channel])) work->quantiser[i] = quantiser_of(pair, most);
+        if (!KEY_STEPS && group == 0) work->most[channel] = most;
+        work->pair[i] = pair;
+        overflows += over, largest = max(largest, pair & 0xffff);
+        u16 *scales = (u16 *)(block + KEY_META) + group * 2 * D;
+        scales[channel] = (u16)pair, scales[D + channel] = (u16)(pair >> 16);
+    }
+    note_scales(work, largest, overflows);
+    for (int i = threadIdx.x; i < KEY_TILES - KEY_INDEX; i += THREADS) block[KEY_INDEX + i] = i < KEY_BOOSTED ? work->list[i] : 0;
+}
+
+// The k-th and the next word of all channels: rows g + 8 y of the tile, eight neighbouring channels.
+__device__ __forceinline__ void step_words(u32 (&words)[2], const Work *work, int tile, int k, int lane) {
+    const int g = lane >> 2, c = lane & 3, channel = channel_of(k, 2 * c);
+    const u16 *element = work->element + (tile * 32 + g) * ROW + channel;
+    const u16 *step = work->step + tile * 32 / KEY_GROUP * 3 * D + channel;
+    uint4 row[4];
+#pragma unroll
+    for (int y = 0; y < 4; y++) row[y] = *(const uint4 *)(element + 8 * y * ROW);
+    const uint4 one = *(const uint4 *)step, two = *(const uint4 *)(step + D), three = *(const uint4 *)(step + 2 * D);
+#pragma unroll
+    for (int y = 0; y < 4; y++) { // token 16 m + 8 half + g: y = 2 m + half
+        const int at = 8 * (y >> 1) + 2 * (y & 1);
+        put_codes(words[0], row[y].x, {one.x, two.x, three.x}, at);
+        put_codes(words[0], row[y].y, {one.y, two.y, three.y}, at + 4);
+        put_codes(words[1], row[y].z, {one.z, two.z, three.z}, at);
+        put_codes(words[1], row[y].w, {one.w, two.w, three.w}, at + 4);
+    }
+}
+
+// Puts two bits of a code into each plane's word, at bit `at`.
+template <int planes> __device__ __forceinline__ void put_code(u32 (&words)[planes], u32 code, int at) {
+#pragma unroll
+    for (int p = 0; p < planes; p++) words[p] += (code >> (2 * p) & 3u) << at;
+}
+
+// The k-th words of the planes of all channels, by multiplication: tokens 16 m + 8 half + g, four neighbouring channels.
+__device__ __forceinline__ void product_words(u32 (&words)[KEY_PLANES], const Work *work, int tile, int k, int lane) {
+    const int g = lane >> 2, c = lane & 3;
+    const int channel = channel_of(k, 2 * c); // of rows 2 c, 2 c + 1, 2 c + 8, 2 c + 9: this one and the next three
+    const int group = tile * 32 / KEY_GROUP * D + channel;
+    const u16 *element = work->element + (tile * 32 + g) * ROW + channel;
+    float doubt = 0;
+    uint2 row[4];
+#pragma unroll
+    for (int y = 0; y < 4; y++) row[y] = *(const uint2 *)(element + 8 * y * ROW);
+#pragma unroll
+    for (int p = 0; p < KEY_PLANES; p++) words[p] = 0;
+#pragma unroll
+    for (int x = 0; x < 4; x++) {
+        const Quantiser q = work->quantiser[group + x];
+        const float most = KEY_BOOSTED > 0 ? work->most[channel + x] : largest_code(KEY_BITS);
+#pragma unroll
+        for (int y = 0; y < 4; y++) {
+            const u32 two = x < 2 ? row[y].x : row[y].y;
+            const u32 code = quick_code(element_to_float((u16)(x & 1 ? two >> 16 : two)), q, most, doubt);
+            put_code(words, code, 16 * (x & 1) + 8 * (y >> 1) + 4 * (x >> 1) + 2 * (y & 1));
+        }
+    }
+    if (doubt <= CERTAIN) return;
+#pragma unroll
+    for (int p = 0; p < KEY_PLANES; p++) words[p] = 0;
+#pragma unroll 1
+    for (int i = 0; i < 16; i++) {
+        const int x = i >> 2, y = i & 3;
+        const float most = KEY_BOOSTED > 0 ? work->most[channel + x] : largest_code(KEY_BITS);
+        const u32 code = exact_code(element_to_float(element[8 * y * ROW + x]), work->pair[group + x], most);
+        put_code(words, code, 16 * (x & 1) + 8 * (y >> 1) + 4 * (x >> 1) + 2 * (y & 1));
+    }
+}
+
+// Four codes, one to a byte as below, as the plane's bits of a row: 8 m + 2 half.
+__device__ __forceinline__ u32 plane_of(u32 codes, int plane) {
+    const u32 bits = codes >> (2 * plane);
+    return (bits & 0x0303u) | (bits >> 14 & 0x0c0cu);
+}
+
+// The codes of a boosted channel at tokens g + 8 y of the tile, token 16 m + 8 half + g in byte m + 2 half.
+__device__ __forceinline__ u32 boosted_codes(const Work *work, int group, int channel, const u16 *element) {
+    constexpr float most = largest_code(KEY_BOOST_BITS);
+    const Quantiser q = work->quantiser[group * D + channel];
+    float doubt = 0;
+    u32 codes = 0;
+#pragma unroll
+    for (int y = 0; y < 4; y++)
+        codes |= (quick_code(element_to_float(element[8 * y * ROW]), q, most, doubt) & 0xffu) << (8 * (y >> 1) + 16 * (y & 1));
+    if (doubt <= CERTAIN) return codes;
+    codes = 0;
+#pragma unroll 1
+    for (int y = 0; y < 4; y++)
+        codes |= exact_code(element_to_float(element[8 * y * ROW]), work->pair[group * D + channel], most) << (8 * (y >> 1) + 16 * (y & 1));
+    return codes;
+}
+
+// The words of the boosted channels' further planes; rows beyond them are 0. A warp takes four rows, a lane the eighth of a tile's
+// tokens, so that a channel is the same for all lanes. With a channel's first further plane goes what the low plane has of it, where
+// that is made of steps.
+__device__ __forceinline__ void boosted_words(Work *work, u8 *tiles) {
+    constexpr int FIRST = KEY_PLANES * KD, FURTHER = KEY_WORDS - FIRST, RUNS = (PAGE_TILES + 3) / 4; // of 32 lanes over the tiles
+    const int lane = threadIdx.x % 32, g = lane % 8;
+    for (int i = threadIdx.x / 32; i < FURTHER * 4 * RUNS; i += THREADS / 32) {
+        const int c = i % 4, k = i / 4 % FURTHER, tile = i / 4 / FURTHER * 4 + lane / 8;
+        if (PAGE_TILES % 4 && tile >= PAGE_TILES) continue;
+        u32 word = 0;
+#pragma unroll
+        for (int x = 0; x < 4; x++) { // rows 2 c + 8 j + e
+            const int j = x >> 1, e = x & 1, row = k * 16 + 2 * c + 8 * j + e, further = row / BOOST_LIST;
+            if (row >= KEY_EXTRA * KEY_BOOSTED) continue;
+            const int channel = work->list[row - further * BOOST_LIST];
+            const u32 codes = boosted_codes(work, tile * 32 / KEY_GROUP, channel, work->element + (tile * 32 + g) * ROW + channel);
+            word |= plane_of(codes, KEY_PLANES + further) << (16 * e + 4 * j);
+            if (KEY_STEPS && further == 0) {
+                const int at = channel >> 5 << 1 | (channel >> 2 & 1), to = g << 2 | (channel >> 3 & 3);
+                atomicOr(work->patch + (tile * KD + at) * 32 + to, plane_of(codes, 0) << (16 * (channel & 1) + 2 * (channel & 2)));
+            }
+        }
+        ((u32 *)(tiles + tile * KEY_TILE_BYTES))[lane_word(FIRST + k, KEY_WORDS, g * 4 + c)] = word;
+    }
+}
+
+__device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int head, int page, int before, u8 *block) {
+    if constexpr (KEY_BITS == 16) {
+        clean_exact(work, SINK + page * PAGE, before);
+        for (int i = threadIdx.x; i < PAGE_TILES * 2 * KD * 32; i += THREADS) {
+            const int lane = i & 31, k = i / 32 % KD, m = i / 32 / KD % 2, tile = i / 32 / KD / 2, g = lane >> 2, c = lane & 3;
+            u32 w[4];
+            for (int r = 0; r < 4; r++) {
+                const int half = r & 1, j = r >> 1;
+                const u16 *row = work->element + (tile * 32 + 16 * m + 8 * half + g) * ROW;
+                w[r] = row[channel_of(k, 2 * c + 8 * j)] | (u32)row[channel_of(k, 2 * c + 8 * j + 1)] << 16;
+            }
+            ((uint4 *)(block + KEY_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
+        }
+    } else {
+        measure_keys(work, view, head, page, before);
+        if constexpr (KEY_BOOSTED > 0) { // one warp selects, the others need not wait
+            if (threadIdx.x < 32) select_channels(work);
+            else measure_plain(work, threadIdx.x - 32, THREADS - 32);
+            if constexpr (KEY_STEPS)
+                for (int i = threadIdx.x; i < PATCHES; i += THREADS) work->patch[i] = 0;
+        } else {
+            measure_plain(work, threadIdx.x, THREADS);
+        }
+        __syncthreads();
+        finish_pairs(work, block);
+        __syncthreads();
+        if constexpr (KEY_WORDS > KEY_PLANES * KD) {
+            boosted_words(work, block + KEY_TILES);
+            if constexpr (KEY_STEPS) __syncthreads();
+        }
+        constexpr int AT_ONCE = KEY_STEPS ? 2 : 1; // words of a plane
+        for (int i = threadIdx.x; i < PAGE_TILES * (KD / AT_ONCE) * 32; i += THREADS) {
+            const int lane = i & 31, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
+            u32 *to = (u32 *)(block + KEY_TILES + tile * KEY_TILE_BYTES);
+            if constexpr (KEY_STEPS) {
+                u32 words[2] = {0, 0};
+                step_words(words, work, tile, k, lane);
+                const u32 *patch = work->patch + (tile * KD + k) * 32 + lane;
+                if (KEY_BOOSTED > 0) words[0] |= patch[0], words[1] |= patch[32];
+                *(uint2 *)(to + lane_word(k, KEY_WORDS, lane)) = make_uint2(words[0], words[1]);
+            } else {
+                u32 words[KEY_PLANES];
+                product_words(words, work, tile, k, lane);
+#pragma unroll
+                for (int p = 0; p < KEY_PLANES; p++) to[lane_word(p * KD + k, KEY_WORDS, lane)] = words[p];
+            }
+        }
+    }
+}

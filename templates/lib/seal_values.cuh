@@ -1,0 +1,144 @@
+// Sealing the values of a page: codes and packing of the page in `work`. By all threads of a block.
+
+// Extremes of each part of a group of a token, smallest low, largest high, at work->low [group, part, token]: lanes take a token each.
+constexpr int VALUE_PARTS = VALUE_PAIRS * 4 <= THREADS ? 4 : VALUE_PAIRS * 2 <= THREADS ? 2 : 1;
+static_assert(VALUE_PARTS * VALUE_PAIRS <= EXTREMES * D, "low and high hold them");
+__device__ __forceinline__ void find_value_extremes(Work *work) {
+    constexpr int UNITS = VALUE_GROUP / 8 / VALUE_PARTS; // of 16 bytes
+    for (int i = threadIdx.x; i < VALUE_PAIRS * VALUE_PARTS; i += THREADS) {
+        const int token = i % PAGE, at = i / PAGE; // group * VALUE_PARTS + part
+        const uint4 *units = (const uint4 *)(work->element + token * ROW) + at * UNITS;
+        u32 low = units[0].x, high = low;
+#pragma unroll
+        for (int k = 0; k < UNITS; k++) {
+            const uint4 w = units[k];
+            low = smaller_pair(smaller_pair(low, smaller_pair(w.x, w.y)), smaller_pair(w.z, w.w));
+            high = larger_pair(larger_pair(high, larger_pair(w.x, w.y)), larger_pair(w.z, w.w));
+        }
+        low = smaller_pair(low, low >> 16), high = larger_pair(high, high << 16);
+        const u32 both = (low & 0xffffu) | (high & 0xffff0000u);
+        work->low[i] = both;
+        if (nonfinite_bits(both)) atomicOr(&work->dirty, 1);
+    }
+}
+
+// Pairs of all groups, stored as well; their steps, or what quantises by multiplication.
+__device__ __forceinline__ void measure_values(Work *work, u8 *block) {
+    u32 largest = 0;
+    int overflows = 0;
+    for (int i = threadIdx.x; i < VALUE_PAIRS; i += THREADS) {
+        const int token = i % PAGE, group = i / PAGE, t = token & 31;
+        const u32 *extremes = work->low + group * VALUE_PARTS * PAGE + token;
+        u32 low = extremes[0], high = low; // the low half of the one, the high half of the other
+#pragma unroll
+        for (int part = 1; part < VALUE_PARTS; part++)
+            low = smaller_pair(low, extremes[part * PAGE]), high = larger_pair(high, extremes[part * PAGE]);
+        bool over;
+        const u32 pair = pair_of(element_to_float((u16)low), element_to_float((u16)(high >> 16)), largest_code(VALUE_BITS), over);
+        overflows += over, largest = max(largest, pair & 0xffff);
+        ((u32 *)(block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
+        if constexpr (VALUE_STEPS) {
+            u16 *step = work->step + (group * (PAGE / 2) + token / 2) * 8 + token % 2;
+#pragma unroll
+            for (int code = 1; code < 4; code++) step[2 * (code - 1)] = step_of(pair, code);
+        } else {
+            const int at = token * VALUE_GROUPS + group;
+            work->pair[at] = pair, work->quantiser[at] = quantiser_of(pair, largest_code(VALUE_BITS));
+        }
+    }
+    note_scales(work, largest, overflows);
+}
+
+// The k-th and the next word of a tile: tokens 16 m + 2 c + 8 j + e, four channels of a run of eight.
+__device__ __forceinline__ void step_value_words(u32 (&words)[2], const Work *work, int tile, int k, int lane) {
+    const int g = lane >> 2, c = lane & 3, channel = channel_of(k, g & 6), group = channel / VALUE_GROUP;
+    const u16 *element = work->element + (tile * 32 + 2 * c) * ROW + channel;
+    const uint4 *step = (const uint4 *)work->step + group * (PAGE / 2) + tile * 16 + c;
+    const u32 pick = g & 1 ? 0x7632 : 0x5410; // the channel of both tokens
+#pragma unroll
+    for (int y = 0; y < 4; y++) { // y = 2 m + j
+        const uint4 even = *(const uint4 *)(element + 8 * y * ROW), odd = *(const uint4 *)(element + (8 * y + 1) * ROW), s = step[4 * y];
+        const Steps steps = {s.x, s.y, s.z};
+        const int at = 8 * (y >> 1) + 4 * (y & 1);
+        put_codes(words[0], __byte_perm(even.x, odd.x, pick), steps, at);
+        put_codes(words[0], __byte_perm(even.y, odd.y, pick), steps, at + 2);
+        put_codes(words[1], __byte_perm(even.z, odd.z, pick), steps, at);
+        put_codes(words[1], __byte_perm(even.w, odd.w, pick), steps, at + 2);
+    }
+}
+
+// The k-th words of a tile's planes, by multiplication.
+__device__ __forceinline__ void product_value_words(u32 (&words)[VALUE_PLANES], const Work *work, int tile, int k, int lane) {
+    constexpr float most = largest_code(VALUE_BITS);
+    const int g = lane >> 2, c = lane & 3, channel = channel_of(k, g), group = channel / VALUE_GROUP; // half 1: two channels on
+    const u16 *element = work->element + (tile * 32 + 2 * c) * ROW;
+    const int first = (tile * 32 + 2 * c) * VALUE_GROUPS + group;
+    float doubt = 0;
+#pragma unroll
+    for (int p = 0; p < VALUE_PLANES; p++) words[p] = 0;
+#pragma unroll
+    for (int y = 0; y < 8; y++) { // tokens 16 m + 2 c + 8 j + e
+        const int m = y >> 2, j = y >> 1 & 1, e = y & 1, token = 16 * m + 8 * j + e;
+        const uint2 four = *(const uint2 *)(element + token * ROW + (channel & ~3));
+        const Quantiser q = work->quantiser[first + token * VALUE_GROUPS];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const u32 two = half ? four.y : four.x;
+            const u32 code = quick_code(element_to_float((u16)(g & 1 ? two >> 16 : two)), q, most, doubt);
+            put_code(words, code, 16 * e + 8 * m + 4 * j + 2 * half);
+        }
+    }
+    if (doubt <= CERTAIN) return;
+#pragma unroll
+    for (int p = 0; p < VALUE_PLANES; p++) words[p] = 0;
+#pragma unroll 1
+    for (int y = 0; y < 16; y++) {
+        const int half = y >> 3, m = y >> 2 & 1, j = y >> 1 & 1, e = y & 1, token = 16 * m + 8 * j + e;
+        const u32 code =
+            exact_code(element_to_float(element[token * ROW + channel + 2 * half]), work->pair[first + token * VALUE_GROUPS], most);
+        put_code(words, code, 16 * e + 8 * m + 4 * j + 2 * half);
+    }
+}
+
+__device__ __forceinline__ void seal_value(Work *work, int first, int before, u8 *block) {
+    if constexpr (VALUE_BITS == 16) {
+        clean_exact(work, first, before);
+        for (int i = threadIdx.x; i < PAGE_TILES * KD * 2 * 32; i += THREADS) {
+            const int lane = i & 31, m = i / 32 % 2, k = i / 64 % KD, tile = i / 64 / KD, g = lane >> 2, c = lane & 3;
+            u32 w[4];
+            for (int r = 0; r < 4; r++) {
+                const int half = r & 1, j = r >> 1;
+                const u16 *first = work->element + (tile * 32 + 16 * m + 2 * c + 8 * j) * ROW + channel_of(k, 8 * half + g);
+                w[r] = first[0] | (u32)first[ROW] << 16;
+            }
+            ((uint4 *)(block + VALUE_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
+        }
+    } else {
+        for (;;) {
+            find_value_extremes(work);
+            __syncthreads();
+            if (!work->dirty) break;
+            clean_page(work, first, before);
+            __syncthreads();
+            if (threadIdx.x == 0) work->dirty = 0;
+            __syncthreads();
+        }
+        measure_values(work, block);
+        __syncthreads();
+        constexpr int AT_ONCE = VALUE_STEPS ? 2 : 1; // words of a plane
+        for (int i = threadIdx.x; i < PAGE_TILES * (KD / AT_ONCE) * 32; i += THREADS) {
+            const int lane = i & 31, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
+            u32 *to = (u32 *)(block + VALUE_TILES + tile * VALUE_TILE_BYTES + VALUE_META_BYTES);
+            if constexpr (VALUE_STEPS) {
+                u32 words[2] = {0, 0};
+                step_value_words(words, work, tile, k, lane);
+                *(uint2 *)(to + lane_word(k, VALUE_WORDS, lane)) = make_uint2(words[0], words[1]);
+            } else {
+                u32 words[VALUE_PLANES];
+                product_value_words(words, work, tile, k, lane);
+#pragma unroll
+                for (int p = 0; p < VALUE_PLANES; p++) to[lane_word(p * KD + k, VALUE_WORDS, lane)] = words[p];
+            }
+        }
+    }
+}

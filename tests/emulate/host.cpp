@@ -229,7 +229,7 @@ int emulate_compile(const emulate_build *build, char *error, size_t error_bytes)
     if (newer(build->output, build->source) && newer(build->output, here + "/emulate.h") && newer(build->output, here + "/entry.cpp"))
         return 0;
     std::string cxx = compiler && *compiler ? compiler : "g++";
-    std::string command = cxx + " -std=c++17 -Og -gdwarf-4 -fno-var-tracking -fPIC -w -ffp-contract=off -fno-strict-aliasing "
+    std::string command = cxx + " -std=c++17 -O1 -gdwarf-4 -fno-var-tracking -fPIC -w -ffp-contract=off -fno-strict-aliasing "
         "-ftrivial-auto-var-init=pattern -DKITTY_EMULATE -DKITTY_BULK=" + (build->bulk ? "1" : "0") +
         (build->checks ? " -DEMULATE_CHECKS -fsanitize=thread,alignment" : "") + " -I" + quoted(here) + " -DEMULATE_SOURCE=" +
         quoted("\"" + std::string(build->source) + "\"") + " -DEMULATE_ENTRY=" + build->entry + " -c " + quoted(here + "/entry.cpp") +

@@ -5,17 +5,15 @@
 //   emulate_kernels [SPEC...] [--seed N] [--record FOLDER] [--jobs N]
 //
 // With specs all runs in this process, for a debugger.
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend.h"
-#include "cases.h"
+#include "beside.h"
 #include "parallel.h"
 #include "pool.h"
 
-enum { LIMIT = 600, PATHS = 2 };
+enum { LIMIT = 600 }; // seconds of a case
 
 typedef struct {
     case_list list;
@@ -27,87 +25,17 @@ typedef struct {
 typedef struct {
     int code;
     char message[2048];
-    int launches[CASE_KERNELS][PATHS];
-    agreement found;
+    emulation run;
     double seconds;
 } outcome;
 
-// The first byte that differs of the blocks a step leaves, where records_compare has seen that one does.
-static void find_byte(const case_run *both, char *message, size_t size)
-{
-    const int bytes = both->given->package.format.block_bytes;
-    unsigned char *blocks = malloc(2 * (size_t)bytes);
-    for (int at = 0; blocks && at < CASE_SLOTS * CASE_LAYERS * CASE_HEADS; at++) {
-        const int head = at % CASE_HEADS, layer = at / CASE_HEADS % CASE_LAYERS, sequence = at / CASE_HEADS / CASE_LAYERS;
-        for (int page = 0;; page++) {
-            if (case_block(&both[0], sequence, layer, head, page, blocks) || case_block(&both[1], sequence, layer, head, page, blocks + bytes))
-                break; // no such page
-            for (int i = 0; i < bytes; i++)
-                if (blocks[i] != blocks[bytes + i]) {
-                    snprintf(message, size, "; byte %d of sequence %d, layer %d, head %d, page %d is 0x%02x, on the CPU 0x%02x", i, sequence,
-                             layer, head, page, blocks[i], blocks[bytes + i]);
-                    free(blocks);
-                    return;
-                }
-        }
-    }
-    free(blocks);
-}
-
-static int run_steps(case_run *both, record *all, outcome *o)
-{
-    const int bf16 = both->given->package.format.dtype == KT_BF16;
-    const difference limits = {error_limit(bf16), 4 * error_limit(bf16), INFINITY};
-    for (int step = 0; step < CASE_STEPS; step++) {
-        record records[2] = {0};
-        // Each path in turn, with a block to each unit of append and with fewer.
-        kt__emulate_card(both[0].engine->backend, step % 2, step / 2 % 2 ? 3 : 1 << 20);
-        int code = case_step(&both[0], step, &records[0]);
-        if (!code)
-            code = case_step(&both[1], step, &records[1]);
-        if (!code)
-            records_compare(both->given, &records[0], &records[1], &limits, &o->found);
-        if (!code && *o->found.fault) {
-            char where[256] = "";
-            find_byte(both, where, sizeof where);
-            code = fail(KG_FAILED, "%s%s", o->found.fault, where);
-        }
-        kg_text_bytes(&all->blocks, records[0].blocks.data, records[0].blocks.size);
-        kg_text_bytes(&all->outputs, records[0].outputs.data, records[0].outputs.size);
-        record_free(&records[0]);
-        record_free(&records[1]);
-        if (code) {
-            char message[KG_ERROR];
-            snprintf(message, sizeof message, "%s", failure);
-            return fail(code, "step %d, %s: %.3000s", step, both[0].engine->backend->device_name, message);
-        }
-    }
-    return KG_OK;
-}
-
 static int run_case(const plan *p, const test_case *c, outcome *o)
 {
-    kt_engine *engines[2] = {NULL, NULL};
-    case_run both[2] = {{0}, {0}};
-    record all = {0};
-    int code = KG_OK;
-    for (int i = 0; i < 2 && !code; i++) {
-        const kt_open_args args = {.size = sizeof args, .package = c->folder, .device = i ? KT_DEVICE_CPU : KT_DEVICE_CUDA};
-        const kt_status status = kt_open(&args, &engines[i]);
-        code = status ? refused("kt_open", status) : case_open(&both[i], c, engines[i], p->seed);
-    }
-    if (!code)
-        code = run_steps(both, &all, o);
-    for (int k = 0; k < c->package.kernel_count && engines[0]; k++)
-        for (int path = 0; path < PATHS; path++)
-            o->launches[k][path] = kt__emulate_launches(engines[0]->backend, k, path);
-    for (int i = 0; i < 2; i++) {
-        case_close(&both[i]);
-        kt_close(engines[i]);
-    }
+    record record = {0};
+    int code = run_beside_cpu(c, p->seed, NULL, &record, &o->run);
     if (!code && p->folder)
-        code = record_write(&p->list, c, &all, p->folder);
-    record_free(&all);
+        code = record_write(&p->list, c, &record, p->folder);
+    record_free(&record);
     return code;
 }
 
@@ -142,7 +70,7 @@ static int count_kernels(const plan *p, const outcome *outcomes, int tasks)
     for (int t = 0; t < tasks; t++)
         for (int k = 0; k < list->all[p->tasks[t]].package.kernel_count && !outcomes[t].code; k++)
             for (int path = 0; path < PATHS; path++)
-                run[list->all[p->tasks[t]].sources[k]][path] |= outcomes[t].launches[k][path] > 0;
+                run[list->all[p->tasks[t]].sources[k]][path] |= outcomes[t].run.launches[k][path] > 0;
     for (int i = 0; i < list->count; i++)
         for (int k = 0; k < list->all[i].package.kernel_count; k++)
             for (int path = 0; path < PATHS; path++) {
@@ -170,7 +98,7 @@ static int run_all(plan *p, int tasks, int jobs)
     for (int t = 0; t < tasks && !code; t++) {
         const outcome *o = &outcomes[t];
         printf("%s %s: %ld attends, worst relative L2 distance %.2g; %.1f s%s%s\n", o->code ? "FAIL" : "ok  ", p->list.all[p->tasks[t]].name,
-               o->found.attends, o->found.worst.distance, o->seconds, o->code ? "\n     " : "", o->message);
+               o->run.found.attends, o->run.found.worst.distance, o->seconds, o->code ? "\n     " : "", o->message);
     }
     for (int t = 0; t < tasks; t++)
         code = outcomes && outcomes[t].code > code ? outcomes[t].code : code;

@@ -226,7 +226,8 @@ int emulate_compile(const emulate_build *build, char *error, size_t error_bytes)
 {
     const std::string here = EMULATE_FOLDER, object = build->output, part = object + "." + std::to_string(getpid());
     const char *compiler = getenv("CXX");
-    if (newer(build->output, build->source) && newer(build->output, here + "/emulate.h") && newer(build->output, here + "/entry.cpp"))
+    if (newer(build->output, build->source) && newer(build->output, here + "/emulate.h") && newer(build->output, here + "/entry.cpp") &&
+        newer(build->output, here + "/host.cpp")) // the options below
         return 0;
     std::string cxx = compiler && *compiler ? compiler : "g++";
     std::string command = cxx + " -std=c++17 -O1 -gdwarf-4 -fno-var-tracking -fPIC -w -ffp-contract=off -fno-strict-aliasing "

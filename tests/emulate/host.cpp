@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <memory>
 
@@ -174,6 +175,13 @@ void emulate_initialised(void *address, size_t bytes, int initialised)
     memset(r->written.data() + offset, initialised, bytes < r->bytes - offset ? bytes : r->bytes - offset);
 }
 
+void emulate_name(void *start, const char *name)
+{
+    region *r = global_region(start);
+    if (r)
+        r->name = name;
+}
+
 int emulate_buffer(const void *address, void **start, size_t *bytes)
 {
     region *r = global_region(address);
@@ -185,6 +193,15 @@ int emulate_buffer(const void *address, void **start, size_t *bytes)
 }
 
 // ---- kernels ----
+// A word of the shell, whatever is in it.
+static std::string quoted(const std::string &word)
+{
+    std::string text = "'";
+    for (char c : word)
+        text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    return text + "'";
+}
+
 static int shell(const std::string &command, char *error, size_t error_bytes)
 {
     FILE *pipe = popen((command + " 2>&1").c_str(), "r");
@@ -207,19 +224,21 @@ static bool newer(const char *object, const std::string &source)
 
 int emulate_compile(const emulate_build *build, char *error, size_t error_bytes)
 {
-    const std::string here = EMULATE_FOLDER, object = build->output, part = object + ".o";
+    const std::string here = EMULATE_FOLDER, object = build->output, part = object + "." + std::to_string(getpid());
     const char *compiler = getenv("CXX");
-    if (newer(build->output, build->source) && newer(build->output, here + "/emulate.h") && newer(build->output, here + "/entry.cpp"))
+    if (newer(build->output, build->source) && newer(build->output, here + "/emulate.h") && newer(build->output, here + "/entry.cpp") &&
+        newer(build->output, here + "/host.cpp")) // the options below
         return 0;
     std::string cxx = compiler && *compiler ? compiler : "g++";
-    std::string command = cxx + " -std=c++17 -O1 -gdwarf-4 -fPIC -w -ffp-contract=off -fno-strict-aliasing -ftrivial-auto-var-init=pattern "
-        "-DKITTY_EMULATE -DKITTY_BULK=" + (build->bulk ? "1" : "0") + (build->checks ? " -DEMULATE_CHECKS -fsanitize=thread,alignment" : "") +
-        " -I'" + here + "' -DEMULATE_SOURCE='\"" + build->source + "\"' -DEMULATE_ENTRY=" + build->entry + " -c '" + here +
-        "/entry.cpp' -o '" + part + "'";
+    std::string command = cxx + " -std=c++17 -O1 -gdwarf-4 -fno-var-tracking -fPIC -w -ffp-contract=off -fno-strict-aliasing "
+        "-ftrivial-auto-var-init=pattern -DKITTY_EMULATE -DKITTY_BULK=" + (build->bulk ? "1" : "0") +
+        (build->checks ? " -DEMULATE_CHECKS -fsanitize=thread,alignment" : "") + " -I" + quoted(here) + " -DEMULATE_SOURCE=" +
+        quoted("\"" + std::string(build->source) + "\"") + " -DEMULATE_ENTRY=" + build->entry + " -c " + quoted(here + "/entry.cpp") +
+        " -o " + quoted(part + ".o");
     if (shell(command, error, error_bytes))
         return -1;
-    command = cxx + " -shared -Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset,--wrap=__ubsan_handle_type_mismatch_v1 '" + part + "' -o '" + object + ".new' && mv '" + object +
-        ".new' '" + object + "' && rm '" + part + "'";
+    command = cxx + " -shared -Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset,--wrap=__ubsan_handle_type_mismatch_v1 " + quoted(part + ".o") +
+        " -o " + quoted(part) + " && mv " + quoted(part) + " " + quoted(object) + " && rm " + quoted(part + ".o");
     return shell(command, error, error_bytes);
 }
 

@@ -49,6 +49,14 @@ typedef struct {
     int tokens, slot; // tokens -1: idle
 } kt__length;
 
+// Consecutive slots that one launch goes over.
+typedef struct {
+    int first, count;
+    int max_fresh, units; // largest of a slot; units as append counts them
+} kt__run;
+
+enum { KT__RUNS = 16 };
+
 struct kt_batch {
     kt_cache *cache;
     kt_batch *next;
@@ -65,7 +73,8 @@ struct kt_batch {
     kt_slot *planned, *uploaded;
     int *table;          // image of table_device
     uint64_t *stamps;    // of the page list that each row of the table came from
-    bool uploaded_valid; // false after a failure: the slots on the device are unknown
+    bool uploaded_valid; // false where the slots on the device are unknown
+    kt__copy *copies;    // of an upload: at most one per slot, and the slots
 
     // The open step.
     bool open, captured;
@@ -73,13 +82,15 @@ struct kt_batch {
     kt_view *views;          // per layer
     bool *appended;          // per layer
     int *pages_before;       // per slot
-    int active, max_fresh, rows, max_pages, units, used_slots;
+    int active, max_fresh, rows, max_pages, used_slots;
+    kt__run runs[KT__RUNS];
+    int run_count;
     kt__length *lengths;     // of the slots, longest first where `ordered`
     bool ordered;
     int *items;              // per slot, in attend's units of work
     const kt__kernel *divided; // what the step's division below is for, or null
     int splits, split_items;
-    int captured_rows;       // rows that captured steps were sized for; 0: none was captured
+    int captured_rows;       // rows that every captured step is sized for; 0: none was captured
     uint64_t *row_owner, row_stamp; // finds rows that two slots share
 };
 
@@ -113,7 +124,16 @@ kt_status kt__batch_plan(kt_batch *batch, const char *call);
 kt__sequence *kt__batch_sequence(const kt_batch *batch, int slot);
 // Whether the device already has what is planned.
 bool kt__batch_current(const kt_batch *batch);
+// Brings the device what is planned.
 kt_status kt__batch_flush(kt_batch *batch, void *stream);
+// KT_INVALID where the planned rows are more than every captured step can do.
+kt_status kt__batch_check_rows(const kt_batch *batch, const char *call);
+// Makes every slot idle on the device, where a graph that is replayed without an upload then finds nothing to do.
+kt_status kt__batch_withdraw(kt_batch *batch, void *stream);
+
+// ---- step.c ----
+// Ends the open step on the host, as if it had never been.
+void kt__step_drop(kt_batch *batch);
 
 // ---- divide.c ----
 // Splits for the widest query of the step, and the items that make one (kt_attend_params), so that the blocks fill the card evenly.

@@ -155,11 +155,13 @@ KT_API void kt_batch_close(kt_batch *batch); // null is fine; aborts an open ste
 KT_API kt_status kt_batch_set(kt_batch *batch, int slot, kt_sequence sequence, int fresh, int row);
 // Reserves pages and slabs for the step and queues its tables; on failure nothing has changed. On a stream under graph
 // capture nothing is reserved or uploaded: every slot must be reserved ahead (kt_sequence_reserve), have fresh <= 1, and
-// have been uploaded by kt_batch_upload.
+// have been uploaded by kt_batch_upload. A captured step has rows up to its slots' last, and at least one for each slot of the
+// batch; one with more rows than a step captured before is refused.
 KT_API kt_status kt_step_begin(kt_batch *batch, void *stream);
-// Uploads slots, reservations and lengths as the host has them, for a graph to be captured or replayed.
-// A replay must follow an upload: call this after kt_batch_set, kt_sequence_reserve or kt_sequence_close, and after any step that was not
-// captured, committed, aborted or failed, before a graph of the batch is replayed again. Rows must stay those of every captured graph.
+// Uploads slots, reservations and lengths as the host has them, for a step to be captured or replayed: call it after kt_batch_set,
+// kt_sequence_reserve or kt_sequence_close, and after a step that was not captured, before a graph of the batch is replayed again.
+// KT_INVALID: a slot has fresh > 1, or a row that a captured step does not have. Between an aborted or failed step and the next
+// upload replays do nothing.
 KT_API kt_status kt_batch_upload(kt_batch *batch, void *stream);
 
 typedef struct {
@@ -193,10 +195,11 @@ KT_API kt_status kt_attend(kt_batch *batch, const kt_attend_args *args);
 // Makes the step's tokens part of their sequences. KT_ORDER unless every layer was appended. A step need not be attended:
 // a caller may attend a prompt over its own exact keys and values.
 KT_API kt_status kt_step_commit(kt_batch *batch);
-// Back to the state before kt_step_begin.
+// Back to the state before kt_step_begin. KT_DEVICE: the device cannot be told; the step is still open.
 KT_API kt_status kt_step_abort(kt_batch *batch);
 // After `count` replays of a captured step: the host's lengths follow. KT_FULL: more than the reservations hold; the
-// lengths follow as far as the device went, which has refused the rest (kt_poll: overruns).
+// lengths follow as far as the device went, which has refused the rest (kt_poll: overruns). KT_ORDER: what was replayed is not
+// what kt_batch_upload would have uploaded; those tokens are lost, and the next upload or step starts from the host's lengths.
 KT_API kt_status kt_step_replayed(kt_batch *batch, int count);
 
 typedef struct {

@@ -376,7 +376,7 @@ START_TEST(uploads)
         device[i] = malloc(sizes[i]);
         memset(data, i * 7 + 1, sizes[i]);
         data[sizes[i] - 1] = (unsigned char)i;
-        ck_assert_int_eq(backend->calls->upload(backend, device[i], data, sizes[i], 0), KT_OK);
+        ck_assert_int_eq(backend->calls->upload(backend, &(kt__copy){device[i], data, sizes[i]}, 1, 0), KT_OK);
         memset(data, 0xee, sizes[i]); // reused at once
         total += sizes[i];
     }
@@ -399,11 +399,41 @@ START_TEST(never_waits)
     static char word[4] = "abc", device[4]; // copies are done as late as in the teardown
     open_backend();
     for (int i = 0; i < KT__STAGING_MARKS; i++)
-        ck_assert_int_eq(backend->calls->upload(backend, device, word, sizeof word, 0), KT_OK);
+        ck_assert_int_eq(backend->calls->upload(backend, &(kt__copy){device, word, sizeof word}, 1, 0), KT_OK);
     ck_assert_int_eq(fake.waited, 0);
-    ck_assert_int_eq(backend->calls->upload(backend, device, word, sizeof word, 0), KT_OK);
+    ck_assert_int_eq(backend->calls->upload(backend, &(kt__copy){device, word, sizeof word}, 1, 0), KT_OK);
     ck_assert_int_eq(fake.waited, 1);
     ck_assert_int_eq(fake.copies_done, 1); // and only for the oldest
+}
+END_TEST
+
+// The copies of one call share pieces of the ring, so that as many as there are slots go without a wait.
+START_TEST(one_call)
+{
+    enum { COPIES = 2000 };
+    static unsigned char data[COPIES][300], device[COPIES][300];
+    static kt__copy copies[COPIES];
+    open_backend();
+    for (int i = 0; i < COPIES; i++) {
+        memset(data[i], i % 251 + 1, sizeof data[i]);
+        copies[i] = (kt__copy){device[i], data[i], i == 1000 ? sizeof data[i] : 1 + (size_t)i % 8};
+    }
+    ck_assert_int_eq(backend->calls->upload(backend, copies, COPIES, 0), KT_OK);
+    ck_assert_int_eq(fake.waited, 0);
+    ck_assert_int_eq(fake.recorded, 1);
+    // Pieces are full, but one copy is larger than any.
+    static unsigned char large[3 * KT__STAGING_PIECE / 2], to[sizeof large];
+    memset(large, 9, sizeof large);
+    const kt__copy mixed[] = {{device[0] + 8, "x", 1}, {to, large, sizeof large}, {device[1] + 8, "y", 1}};
+    ck_assert_int_eq(backend->calls->upload(backend, mixed, 3, 0), KT_OK);
+    ck_assert_int_eq(fake.recorded, 1 + 1 + 2 + 1);
+    fake_synchronize();
+    for (int i = 0; i < COPIES; i++)
+        ck_assert_mem_eq(device[i], data[i], copies[i].bytes);
+    ck_assert(device[0][8] == 'x' && device[1][8] == 'y');
+    ck_assert_mem_eq(to, large, sizeof large);
+    fake.capturing = 1;
+    ck_assert_int_eq(backend->calls->upload(backend, copies, COPIES, 0), KT_ORDER);
 }
 END_TEST
 
@@ -417,7 +447,7 @@ START_TEST(capture)
     fake.capturing = 1;
     ck_assert_int_eq(backend->calls->capturing(backend, 0, &capturing), KT_OK);
     ck_assert(capturing);
-    ck_assert_int_eq(backend->calls->upload(backend, device, word, sizeof word, 0), KT_ORDER);
+    ck_assert_int_eq(backend->calls->upload(backend, &(kt__copy){device, word, sizeof word}, 1, 0), KT_ORDER);
     ck_assert_str_eq(kt_message(), "nothing can be uploaded on a stream under graph capture; upload before it begins (kt_batch_upload)");
     ck_assert_int_eq(fake.copy_count, 0);
     fake.capture_result = 906;
@@ -438,6 +468,7 @@ int main(void)
     tcase_add_test(all, memory);
     tcase_add_test(all, uploads);
     tcase_add_test(all, never_waits);
+    tcase_add_test(all, one_call);
     tcase_add_test(all, capture);
     suite_add_tcase(suite, all);
     SRunner *runner = srunner_create(suite);

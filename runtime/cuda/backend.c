@@ -96,7 +96,7 @@ static kt_status cuda_capturing(kt__backend *backend, void *stream, bool *captur
     return result ? kt__driver_fail(c->driver, result, "asking whether the stream is under capture") : KT_OK;
 }
 
-static kt_status cuda_upload(kt__backend *backend, void *to, const void *from, size_t bytes, void *stream)
+static kt_status cuda_upload(kt__backend *backend, const kt__copy *copies, int count, void *stream)
 {
     cuda *c = (cuda *)backend;
     bool pushed, capturing = false;
@@ -107,7 +107,7 @@ static kt_status cuda_upload(kt__backend *backend, void *to, const void *from, s
         return kt__fail(KT_ORDER, "nothing can be uploaded on a stream under graph capture; upload before it begins (kt_batch_upload)");
     if ((status = enter(c, &pushed)))
         return status;
-    status = kt__staging_copy(&c->staging, address_of(to), from, bytes, stream);
+    status = kt__staging_copy(&c->staging, copies, count, stream);
     leave(c, pushed);
     return status;
 }

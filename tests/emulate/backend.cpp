@@ -47,10 +47,12 @@ void release(kt__backend *backend, void *address)
     emulate_free(address);
 }
 
-kt_status upload(kt__backend *, void *to, const void *from, size_t bytes, void *)
+kt_status upload(kt__backend *, const kt__copy *copies, int count, void *)
 {
-    memcpy(to, from, bytes);
-    emulate_initialised(to, bytes, 1);
+    for (int i = 0; i < count; i++) {
+        memcpy(copies[i].to, copies[i].from, copies[i].bytes);
+        emulate_initialised(copies[i].to, copies[i].bytes, 1);
+    }
     emulate_settle();
     return KT_OK;
 }

@@ -50,13 +50,14 @@ static kt_status allocate_host(kt_batch *b)
     b->table = calloc(slots * (size_t)b->table_stride, sizeof *b->table);
     b->stamps = calloc(slots, sizeof *b->stamps);
     b->pages_before = calloc(slots, sizeof *b->pages_before);
+    b->shared = calloc(slots * (size_t)b->half_pages + 1, sizeof *b->shared);
     b->views = calloc(layers, sizeof *b->views);
     b->appended = calloc(layers, sizeof *b->appended);
     b->items = calloc(slots, sizeof *b->items);
     b->lengths = calloc(slots, sizeof *b->lengths);
     b->copies = calloc(slots + 1, sizeof *b->copies);
     b->row_owner = calloc((size_t)b->max_rows, sizeof *b->row_owner);
-    if (!b->entries || !b->planned || !b->uploaded || !b->table || !b->stamps || !b->pages_before || !b->views || !b->items || !b->lengths ||
+    if (!b->entries || !b->planned || !b->uploaded || !b->table || !b->stamps || !b->pages_before || !b->shared || !b->views || !b->items || !b->lengths ||
         !b->copies || !b->appended || !b->row_owner)
         return kt__fail(KT_MEMORY, "kt_batch_open: no host memory for %d slots of %d pages", b->slots, b->table_stride);
     return KT_OK;
@@ -100,6 +101,7 @@ static void destroy(kt_batch *b)
     free(b->table);
     free(b->stamps);
     free(b->pages_before);
+    free(b->shared);
     free(b->views);
     free(b->appended);
     free(b->items);
@@ -119,12 +121,14 @@ kt_status kt_batch_open(kt_cache *cache, const kt_batch_args *args, kt_batch **b
     kt_batch *b = calloc(1, sizeof *b);
     if (!b)
         return kt__fail(KT_MEMORY, "kt_batch_open: no memory for a batch");
+    const kt_format *f = &cache->engine->package.format;
     b->cache = cache;
     b->slots = args->slots;
     b->max_tokens = args->max_tokens;
     b->max_rows = args->max_rows;
-    b->table_stride = kt__pages_for(&cache->engine->package.format, args->max_tokens);
+    b->table_stride = kt__pages_for(f, args->max_tokens);
     b->table_stride = b->table_stride ? b->table_stride : 1;
+    b->half_pages = (abs(f->value_window - f->key_window) + f->page - 1) / f->page;
     b->uploaded_valid = true; // both sides are zero
     if ((status = size_workspace(b)) || (status = allocate_host(b)) || (status = allocate_device(b)))
         goto fail;
@@ -432,6 +436,8 @@ kt_status kt_batch_upload(kt_batch *b, void *stream)
                             slot, b->planned[slot].fresh);
     if ((status = kt__batch_check_rows(b, "kt_batch_upload")))
         return status;
+    if ((status = kt__unshare(b, stream)))
+        return kt__within(status, "kt_batch_upload");
     b->uploaded_valid = false; // replays that the host was not told of may have moved them on
     if ((status = kt__batch_flush(b, stream)))
         return kt__within(status, "kt_batch_upload");

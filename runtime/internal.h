@@ -86,6 +86,8 @@ typedef struct {
     // Queued copies to the device, in order; the sources may be reused at once. Waits only where the device is megabytes, or hundreds of
     // calls, behind.
     kt_status (*upload)(kt__backend *, const kt__copy *copies, int count, void *stream);
+    // Queued copy on the device: `count` stretches of `bytes`, `stride` bytes apart.
+    kt_status (*copy)(kt__backend *, void *to, const void *from, size_t bytes, int count, size_t stride, void *stream);
     kt_status (*download)(kt__backend *, void *to, const void *from, size_t bytes); // waits for all work of the device
     // Memory that the device writes and the host reads without waiting.
     kt_status (*mirror_alloc)(kt__backend *, size_t bytes, void **host);

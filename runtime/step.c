@@ -44,78 +44,6 @@ static kt_status launch_step(kt_batch *b, kt__op op)
 
 // ---- begin -----------------------------------------------------------------------------------------------------------
 
-// Whether the step's exact tokens can be written where they belong without overwriting any that the step still reads: a
-// ring with nothing live in it takes any number, since only what stays exact is written.
-static bool fits_in_place(const kt_format *f, int tokens, int fresh)
-{
-    const struct {
-        int window, ring;
-    } parts[] = {{f->key_window, f->key_ring}, {f->value_window, f->value_ring}};
-    for (int i = 0; i < 2; i++) {
-        const int live = tokens - f->sink - kt_sealed_pages(tokens, f->sink, parts[i].window, f->page) * f->page;
-        if (live > 0 && (long long)live + fresh > parts[i].ring)
-            return false;
-    }
-    return true;
-}
-
-static kt_status check_free(const kt_batch *b)
-{
-    const kt_cache *cache = b->cache;
-    const kt_format *f = &cache->engine->package.format;
-    long long pages = 0;
-    int slabs = 0;
-    for (int slot = 0; slot < b->slots; slot++) {
-        const kt_slot *p = &b->planned[slot];
-        if (!p->fresh)
-            continue;
-        const int more = kt__pages_for(f, p->tokens + p->fresh) - kt__batch_sequence(b, slot)->page_count;
-        pages += more > 0 ? more : 0;
-        slabs += !fits_in_place(f, p->tokens, p->fresh);
-    }
-    if (pages > cache->free_page_count)
-        return kt__fail(KT_FULL, "kt_step_begin: the step needs %lld more pages; %d of %d are free. Close a sequence or open the "
-                        "cache with a larger budget", pages, cache->free_page_count, cache->page_total);
-    if (slabs > cache->spare_slabs - cache->spares_used)
-        return kt__fail(KT_FULL, "kt_step_begin: %d sequences bring several tokens to a filled cache and need a spare slab each; "
-                        "%d of %d are free (spare_slabs)", slabs, cache->spare_slabs - cache->spares_used, cache->spare_slabs);
-    return KT_OK;
-}
-
-static void reserve(kt_batch *b)
-{
-    kt_cache *cache = b->cache;
-    const kt_format *f = &cache->engine->package.format;
-    for (int slot = 0; slot < b->slots; slot++) {
-        kt_slot *p = &b->planned[slot];
-        if (!p->fresh)
-            continue;
-        kt__sequence *s = kt__batch_sequence(b, slot);
-        b->pages_before[slot] = s->page_count;
-        kt__sequence_grow(cache, s, kt__pages_for(f, p->tokens + p->fresh));
-        const int pages = s->page_count < b->table_stride ? s->page_count : b->table_stride, capacity = kt__capacity(f, pages);
-        p->capacity = capacity < b->max_tokens ? capacity : b->max_tokens;
-        if (!fits_in_place(f, p->tokens, p->fresh)) {
-            p->slab_next = kt__slab_take(cache);
-            cache->spares_used++;
-        }
-    }
-}
-
-static void undo_reserve(kt_batch *b)
-{
-    for (int slot = 0; slot < b->slots; slot++) {
-        kt_slot *p = &b->planned[slot];
-        if (!p->fresh)
-            continue;
-        kt__sequence_shrink(b->cache, kt__batch_sequence(b, slot), b->pages_before[slot]);
-        if (p->slab_next != p->slab) {
-            kt__slab_release(b->cache, p->slab_next);
-            b->cache->spares_used--;
-        }
-    }
-}
-
 // A captured step may be replayed at any length that was reserved, so its launches depend on the batch only.
 static kt_status begin_captured(kt_batch *b)
 {
@@ -154,12 +82,11 @@ kt_status kt_step_begin(kt_batch *b, void *stream)
         return kt__within(status, "kt_step_begin");
     if ((status = kt__batch_plan(b, "kt_step_begin")))
         return status;
-    if ((status = b->captured ? begin_captured(b) : check_free(b)))
+    if ((status = b->captured ? begin_captured(b) : kt__reserve_check(b)))
         return status;
     b->stream = stream;
     if (!b->captured) {
-        reserve(b);
-        if ((status = kt__batch_flush(b, stream)))
+        if ((status = kt__reserve(b, stream)) || (status = kt__batch_flush(b, stream)))
             goto fail;
     }
     if ((status = launch_step(b, KT__CHECK)))
@@ -170,13 +97,14 @@ kt_status kt_step_begin(kt_batch *b, void *stream)
     for (int layer = 0; layer < b->cache->layers; layer++)
         b->appended[layer] = false;
     b->open = true;
+    b->written = false;
     b->divided = NULL;
     return KT_OK;
 
 fail:
     kt__within(status, "kt_step_begin");
     if (!b->captured) {
-        undo_reserve(b);
+        kt__reserve_undo(b);
         if (kt__batch_withdraw(b, stream))
             return kt__within(status, "kt_step_begin failed, and so did making the slots idle again");
     }
@@ -245,6 +173,7 @@ kt_status kt_append(kt_batch *b, const kt_append_args *args)
     view->value_row = value.row;
     view->value_head = value.head;
     int kernel;
+    b->written = true;
     status = kt__pick(b->cache->engine, KT__APPEND, b->active, b->max_pages, &kernel, NULL);
     for (int i = 0; i < b->run_count && !status; i++) {
         const kt__run *run = &b->runs[i];
@@ -350,8 +279,16 @@ static void close_step(kt_batch *b)
 
 void kt__step_drop(kt_batch *b)
 {
-    if (!b->captured)
-        undo_reserve(b);
+    if (!b->captured) {
+        // What the ring of a step in place held on from before the last step is overwritten.
+        for (int slot = 0; slot < b->slots && b->written; slot++) {
+            const kt_slot *p = &b->planned[slot];
+            kt__sequence *s = p->fresh ? kt__batch_sequence(b, slot) : NULL;
+            if (s && p->slab_next == p->slab && s->undo_slab == s->slab)
+                s->undo_slab = -1;
+        }
+        kt__reserve_undo(b);
+    }
     close_step(b);
 }
 
@@ -364,14 +301,11 @@ static void advance(kt_batch *b)
             continue;
         kt__sequence *s = kt__batch_sequence(b, slot);
         s->tokens += p->fresh;
-        if (p->slab_next != p->slab) {
-            kt__slab_release(b->cache, p->slab);
-            b->cache->spares_used--;
-            s->slab = p->slab_next;
-        }
+        kt__sequence_move(b->cache, s, p->tokens, p->slab_next);
         b->uploaded[slot].tokens = s->tokens;
         b->uploaded[slot].slab = s->slab;
     }
+    kt__reserve_settle(b);
 }
 
 kt_status kt_step_commit(kt_batch *b)
@@ -465,8 +399,10 @@ kt_status kt_step_replayed(kt_batch *b, int count)
         kt_slot *p = &b->uploaded[slot];
         if (!p->fresh)
             continue;
-        p->tokens += fit;
-        kt__batch_sequence(b, slot)->tokens = p->tokens;
+        kt__sequence *s = kt__batch_sequence(b, slot);
+        s->tokens = p->tokens += fit;
+        if (fit)
+            kt__sequence_move(b->cache, s, s->tokens - 1, s->slab); // each was in place
     }
     return status;
 }

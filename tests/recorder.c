@@ -52,6 +52,12 @@ static kt_status upload(kt__backend *backend, const kt__copy *copies, int count,
     return fails_now() ? kt__fail(KT_DEVICE, "upload refused") : real->upload(backend, copies, count, stream);
 }
 
+static kt_status copy(kt__backend *backend, void *to, const void *from, size_t bytes, int count, size_t stride, void *stream)
+{
+    ck_assert(!recorder.capturing);
+    return fails_now() ? kt__fail(KT_DEVICE, "copy refused") : real->copy(backend, to, from, bytes, count, stride, stream);
+}
+
 static kt_status mirror(kt__backend *backend, void *host, const void *device, size_t bytes, void *stream)
 {
     if (fails_now())
@@ -69,6 +75,7 @@ void recorder_install(ref_world *world)
     calls.capturing = capturing;
     calls.launch = launch;
     calls.upload = upload;
+    calls.copy = copy;
     calls.mirror = mirror;
     world->engine->backend->calls = &calls;
     recorder = (recorder_state){.until_failure = -1};
@@ -93,7 +100,7 @@ void recorder_refill(const ref_world *world, const ref_buffers *b, ref_sequence 
             if (!sequences[i])
                 continue;
             const size_t to = (size_t)(layer * b->rows + row++);
-            const size_t from = (size_t)(layer * REF_STREAM + (sequences[i]->origin + sequences[i]->tokens) % REF_STREAM);
+            const size_t from = (size_t)(layer * REF_STREAM + ref_index(sequences[i], sequences[i]->tokens));
             memcpy(b->query + to * query, world->query + from * query, query * 2);
             memcpy(b->key + to * key, world->key + from * key, key * 2);
             memcpy(b->value + to * key, world->value + from * key, key * 2);

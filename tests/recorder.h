@@ -1,5 +1,5 @@
 // A backend between the core and the real one: launches under "capture" are recorded instead of done, and replayed like a graph; any
-// upload, launch or mirror can be made to fail.
+// upload, copy, launch or mirror can be made to fail.
 #ifndef KT_TEST_RECORDER_H
 #define KT_TEST_RECORDER_H
 

@@ -16,7 +16,7 @@
 enum { CONTEXT = 64, MODULE = 1000, FUNCTION = 2000, QUEUE = 4096 };
 
 static struct {
-    int init_result, count, major, minor, shared, load_result, launch_result, capture_result, capturing, alloc_result;
+    int init_result, count, major, minor, shared, load_result, launch_result, capture_result, capturing, alloc_result, copy_result;
     kt__context current;
     int retained, pushes, pops, events, modules, pinned, allocations; // live, but for pushes and pops
     int recorded, waited;  // event_record, event_synchronize
@@ -74,6 +74,12 @@ static int fake_to_device(kt__address to, const void *from, size_t bytes, kt__st
     fake.copies[fake.copy_count].bytes = bytes;
     fake.copies[fake.copy_count++].to = to;
     return in_context();
+}
+static int fake_copy(kt__address to, kt__address from, size_t bytes, kt__stream s)
+{
+    (void)s;
+    memcpy((void *)(uintptr_t)to, (void *)(uintptr_t)from, bytes);
+    return fake.copy_result ? fake.copy_result : in_context();
 }
 static int fake_to_host(void *to, kt__address from, size_t bytes, kt__stream s)
 {
@@ -136,7 +142,7 @@ static int fake_error_text(int result, const char **text) { *text = result == 2 
 
 static const kt__driver driver = {
     fake_init, fake_version, fake_count, fake_get, fake_name, fake_attribute, fake_retain, fake_release, fake_push, fake_pop, fake_current,
-    fake_synchronize, fake_alloc, fake_free, fake_info, fake_set, fake_to_device, fake_to_host, fake_read, fake_host_alloc, fake_host_free,
+    fake_synchronize, fake_alloc, fake_free, fake_info, fake_set, fake_to_device, fake_copy, fake_to_host, fake_read, fake_host_alloc, fake_host_free,
     fake_load, fake_unload, fake_function, fake_function_get, fake_function_set, fake_launch, fake_stream_synchronize, fake_capturing,
     fake_event_create, fake_event_record, fake_event_wait, fake_event_destroy, fake_error_name, fake_error_text,
 };
@@ -350,6 +356,16 @@ START_TEST(memory)
     memset(device, 3, 16);
     ck_assert_int_eq(backend->calls->mirror(backend, host, device, 16, 0), KT_OK);
     ck_assert_mem_eq(host, device, 16);
+    for (size_t i = 0; i < sizeof back; i++)
+        back[i] = (char)i;
+    memcpy(device, back, sizeof back);
+    ck_assert_int_eq(backend->calls->copy(backend, (char *)device + 10, device, 4, 3, 100, (void *)7), KT_OK);
+    for (size_t i = 0; i < sizeof back; i++)
+        ck_assert_int_eq(((char *)device)[i], i % 100 >= 10 && i % 100 < 14 ? back[i - 10] : back[i]);
+    fake.copy_result = 700;
+    ck_assert_int_eq(backend->calls->copy(backend, (char *)device + 10, device, 4, 3, 100, (void *)7), KT_DEVICE);
+    ck_assert_str_eq(kt_message(), "copying 3 times 4 bytes on the device: unknown error: no description (700)");
+    ck_assert_ptr_null(fake.current);
     backend->calls->mirror_free(backend, host);
     backend->calls->free(backend, device);
     backend->calls->free(backend, 0);

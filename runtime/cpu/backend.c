@@ -39,6 +39,14 @@ static kt_status upload(kt__backend *backend, const kt__copy *copies, int count,
     return KT_OK;
 }
 
+static kt_status copy(kt__backend *backend, void *to, const void *from, size_t bytes, int count, size_t stride, void *stream)
+{
+    (void)backend, (void)stream;
+    for (int i = 0; i < count; i++)
+        memcpy((char *)to + (size_t)i * stride, (const char *)from + (size_t)i * stride, bytes);
+    return KT_OK;
+}
+
 static kt_status download(kt__backend *backend, void *to, const void *from, size_t bytes)
 {
     (void)backend;
@@ -103,7 +111,7 @@ void kt__cpu_advance(const kt_step_params *params)
 }
 
 static const kt__backend_calls calls = {
-    .close = close_backend, .alloc = alloc, .free = release, .upload = upload, .download = download,
+    .close = close_backend, .alloc = alloc, .free = release, .upload = upload, .copy = copy, .download = download,
     .mirror_alloc = mirror_alloc, .mirror_free = release, .mirror = mirror, .capturing = capturing, .launch = launch,
 };
 

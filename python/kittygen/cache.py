@@ -33,10 +33,11 @@ class KittyLayer(CacheLayerMixin):
         return attention.Pending(self, key_states), attention.Pending(self, value_states)
 
     def get_mask_sizes(self, query_length):
-        return self.steps.seen + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self):
-        return self.steps.seen
+        # A decode loop of its own gives positions and no mask: compiled code must not depend on the length then.
+        return 0 if self.steps.trusted else self.steps.seen
 
     def get_max_length(self):
         return self.steps.store.limits.max_tokens or -1
@@ -156,7 +157,7 @@ class KittyCache(Cache):
     # ---- Transformers' operations -----------------------------------------------------------------------------------
 
     def get_seq_length(self, layer_idx=0):
-        return self.steps.seen
+        return 0 if self.steps.trusted else self.steps.seen
 
     @property
     def batch_size(self):

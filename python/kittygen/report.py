@@ -2,11 +2,19 @@
 
 import datetime
 import json
+import math
 import os
 import sys
 from pathlib import Path
 
+import torch
+from tqdm import tqdm
+from transformers.utils import logging
+
+from .errors import KittyError
+
 USER, MACHINE = 2, 3  # exit codes; 0 is done, 1 is a check that failed
+MACHINE_STATUS = ("KT_DEVICE", "KT_COMPILE", "KT_MEMORY", "KT_IO", "KT_UNSUPPORTED")
 
 
 class CommandError(Exception):
@@ -22,30 +30,27 @@ def run_command(program, main):
     try:
         sys.exit(main())
     except CommandError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        sys.exit(error.code)
+        stop(program, error, error.code)
+    except KittyError as error:
+        stop(program, error, MACHINE if error.status in MACHINE_STATUS else USER)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def missing(error, packages="torch transformers gguf accelerate safetensors"):
-    """The CommandError for a Python package that is not installed."""
-    return CommandError(f"{error.name} is not installed (pip install {packages})", MACHINE)
+def stop(program, error, code):
+    print(f"{program}: error: {error}", file=sys.stderr)
+    sys.exit(code)
 
 
 def quiet_transformers():
     """Its own bars and advice are for terminals only."""
     if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
 
 
 def progress(iterable=None, **options):
     """A tqdm bar on standard error, shown only if that is a terminal."""
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise missing(error, "tqdm") from None
     plain = bool(os.environ.get("NO_COLOR"))
     return tqdm(iterable, disable=not sys.stderr.isatty(), leave=False, ascii=plain or None, **options)
 
@@ -62,15 +67,16 @@ def bold(text):
 
 
 def number(value, digits=4):
-    """For people: `digits` significant figures, no exponent between 0.001 and a million, '-' for none."""
+    """For people: `digits` significant figures, no exponent between 1e-4 and a million, '-' for none."""
     if value is None:
         return "-"
     if isinstance(value, (int, str)):
         return str(value)
-    if value != 0 and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.{max(digits - 2, 0)}e}"
-    whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
-    return f"{value:.{max(digits - whole, 0)}f}"
+    if value == 0:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(digits - 1 - math.floor(math.log10(abs(value))), 0)}f}"
 
 
 def print_table(header, rows):
@@ -96,10 +102,19 @@ def number_list(option, text, least=1):
 
 # ---- rows of results -------------------------------------------------------------------------------------------------
 
+def choose_device(text):
+    try:
+        device = torch.device(text or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise CommandError(f"--device: '{text}' is not allowed; allowed: cpu, cuda, cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CommandError(f"--device {text}: PyTorch finds no CUDA device", MACHINE)
+    return device
+
+
 def device_name(device):
     """What results.json calls the card; the processor where there is none."""
     if device.type == "cuda":
-        import torch
         return torch.cuda.get_device_name(device)
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines():
@@ -113,7 +128,14 @@ def device_name(device):
 def stamp(rows, device, command):
     """The rows with card, date and command, as every row of results.json has them."""
     tail = {"card": device_name(device), "date": datetime.date.today().isoformat(), "command": command}
-    return [{**row, **tail} for row in rows]
+    return [{**{name: shorter(value) for name, value in row.items()}, **tail} for row in rows]
+
+
+def shorter(value):
+    """Six significant figures are more than any measurement here has."""
+    if isinstance(value, list):
+        return [shorter(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def merge_rows(path, rows, key):

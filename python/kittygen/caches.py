@@ -19,6 +19,7 @@ import re
 import torch
 from transformers import DynamicCache, StaticCache
 
+from .cache import KittyCache
 from .package import variants
 from .report import MACHINE, CommandError
 
@@ -38,11 +39,10 @@ def installed(backend):
 
 
 def open_cache(name, model, batch, tokens):
-    """A cache for `batch` sequences of at most `tokens` tokens; the model's attention is set to what it needs."""
+    """A cache for `batch` prompts and single tokens after them, at most `tokens` in all; sets the model's attention to what it needs."""
     if is_kitty(name):
-        from . import KittyCache
         kind = {"spec": name} if name.endswith(".lua") else {"variant": name}
-        return KittyCache.for_model(model, max_tokens=tokens, max_batch=batch, **kind)
+        return KittyCache.for_model(model, max_tokens=tokens, max_batch=batch, spare=0, **kind)
     model.set_attn_implementation("sdpa")
     if name == "dynamic":
         return DynamicCache(config=model.config)

@@ -140,6 +140,7 @@ class KittyCache(Cache):
         for index, layer in enumerate(quantised):
             layers[layer] = KittyLayer(self.steps, state, index, config)
         self.stock = [layer for layer in layers if not isinstance(layer, KittyLayer)]
+        self._before = self._remember()
         super().__init__(layers=layers)
 
     def _check(self, query, key, value):
@@ -157,7 +158,37 @@ class KittyCache(Cache):
     # ---- Transformers' operations -----------------------------------------------------------------------------------
 
     def get_seq_length(self, layer_idx=0):
+        self._recover()
         return 0 if self.steps.trusted else self.steps.seen
+
+    def get_mask_sizes(self, query_length, layer_idx):
+        self._recover()
+        return super().get_mask_sizes(query_length, layer_idx)
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        if layer_idx == 0 and self.stock and not torch.compiler.is_compiling():
+            self._before = self._remember()
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def _remember(self):
+        """What the stock layers hold; they replace their tensors and never change them."""
+        return [dict(vars(layer)) for layer in self.stock]
+
+    def _restore(self, states):
+        for layer, state in zip(self.stock, states):
+            vars(layer).clear()
+            vars(layer).update(state)
+
+    def _recover(self):
+        """Undoes a forward pass that an exception ended between two layers; called where the next one begins."""
+        if torch.compiler.is_compiling() or not (self.steps.store.open or self.stock):
+            return
+        self.steps.abort()
+        lengths = {layer.get_seq_length() for layer in (*self.stock[:1], *self.stock[-1:])}
+        if lengths - {self.steps.seen}:
+            self._restore(self._before)
+            if self.stock[0].get_seq_length() != self.steps.seen:
+                raise KittyError("a forward pass failed after the last quantised layer and before the last sliding one: call cache.reset()")
 
     @property
     def batch_size(self):
@@ -180,6 +211,7 @@ class KittyCache(Cache):
         self._arrange(rows, lambda layer: layer.batch_select_indices(indices))
 
     def _arrange(self, rows, change):
+        self._recover()
         if self.steps.seen:
             self.steps.arrange(rows)
         for layer in self.stock:
@@ -193,10 +225,16 @@ class KittyCache(Cache):
         """Removes the last -tokens_to_remove tokens of every row: all that is within the last step or not sealed yet."""
         if tokens_to_remove > 0:
             raise KittyError(f"crop({tokens_to_remove}): give minus the number of tokens to remove, as Transformers does")
-        if tokens_to_remove:
-            self.steps.crop(-tokens_to_remove)
-        for layer in self.stock:
-            layer.crop(tokens_to_remove)
+        self._recover()
+        before = self._remember()
+        try:
+            for layer in self.stock:
+                layer.crop(tokens_to_remove)
+            if tokens_to_remove:
+                self.steps.crop(-tokens_to_remove)
+        except BaseException:
+            self._restore(before)
+            raise
 
     def __reduce__(self):
         raise KittyError("KittyCache cannot be copied or pickled: its pages are libkitty's")

@@ -88,6 +88,7 @@ class Decoder:
                 self.rings[index] = Ring(layer, lengths, self.position)
         for index, ring in self.rings.items():
             self.cache.layers[index] = ring
+        self.stock, self.cache.stock = self.cache.stock, []
 
     def choose(self, logits):
         """The next token of every row; all of it on the device."""
@@ -153,4 +154,4 @@ class Decoder:
         lengths = self.position[:, 0]
         for index, ring in self.rings.items():
             self.cache.layers[index] = ring.back(lengths, self.steps.seen)
-        self.rings = {}
+        self.rings, self.cache.stock = {}, self.stock

@@ -188,6 +188,10 @@ def feed(cache, feeds, firsts, width, mask=None):
 
 
 class Case(unittest.TestCase):
+    def assertSame(self, first, second, message=None):
+        """Equality of contents, without a diff of their bytes."""
+        self.assertTrue(first == second, message or "the caches hold different tokens")
+
     def refused(self, *needles):
         """Expects a KittyError whose message has every needle."""
         case = self

@@ -32,7 +32,7 @@ class Padding(Case):
             feed(alone, [feeds[row]], [0], length)
             for step in range(40):
                 single = feed(alone, [feeds[row]], [length + step], 1)
-            self.assertEqual(content(padded, row), content(alone, 0), f"row {row}, length {length}")
+            self.assertSame(content(padded, row), content(alone, 0), f"row {row}, length {length}")
             for layer, out in enumerate(single):
                 self.assertTrue(torch.equal(out[0], together[layer][row]), f"row {row}, layer {layer}: attention differs")
 
@@ -95,7 +95,7 @@ class Padding(Case):
         for row, length in enumerate(lengths):
             alone = KittyCache.for_model(model)
             feed(alone, [feeds[row]], [0], length)
-            self.assertEqual(content(cache, row), content(alone, 0))
+            self.assertSame(content(cache, row), content(alone, 0))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ TEXT = Path(__file__).parents[2] / "tests" / "data" / "text.txt"
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 KEYS = {
     "evaluate": ("op", "model", "variant", "dtype", "text", "window", "prompt", "card"),
-    "needle": ("op", "model", "variant", "dtype", "text", "context", "depth", "card"),
+    "evaluate_needle": ("op", "model", "variant", "dtype", "text", "context", "depth", "card"),
 }
 
 
@@ -56,7 +56,7 @@ def parse_arguments(argv):
     add("--models", type=Path, metavar="DIR", help="folder of fetched models")
     add("--json", action="store_true", help="print the rows as JSON, no table")
     add("--plot", type=Path, metavar="FILE.svg", help="draw the results")
-    add("--results", type=Path, metavar="FILE", help="merge the rows into this file of results")
+    add("--results", type=Path, metavar="FILE", help="merge the rows into this file of results, as soon as they are there")
     options = parser.parse_args(argv)
     if options.plot and options.plot.suffix != ".svg":
         raise CommandError(f"--plot: '{options.plot}' is not allowed; allowed: a name that ends in .svg")
@@ -83,8 +83,8 @@ def choose_variants(text):
     return [EXACT] + names
 
 
-def evaluate(options, model, tokenizer, names):
-    """Rows of op evaluate and needle, without card and date, and the scores by variant."""
+def evaluate(options, model, tokenizer, names, finish):
+    """Rows of op evaluate and evaluate_needle, each part passed through finish(rows) as soon as it is there, and scores by variant."""
     ids = tokenizer(models.read_text(options.text), add_special_tokens=False).input_ids
     first = [tokenizer.bos_token_id] if starts_with_bos(tokenizer) else []
     windows = evaluate_score.cut(ids, first, options.window, options.prompt, options.tokens)
@@ -101,14 +101,14 @@ def evaluate(options, model, tokenizer, names):
         scores[name] = result = evaluate_score.score(name, model, reference, windows, options.batch, options.eager)
         seconds = time.monotonic() - start
         found = [f for hay in haystacks for f in evaluate_needle.search(name, model, hay, options.batch)]
-        rows.append({"op": "evaluate", "variant": name, **common, "window": options.window, "prompt": options.prompt,
-                     "tokens": result.kl.numel(), "perplexity": result.perplexity, "perplexity_exact": result.perplexity_exact,
-                     "kl": result.kl.mean().item(), "kl_error": result.kl_error(), "top1": result.agree.mean().item(),
-                     "kl_by_context": result.by_context(options.prompt),
-                     "needle_choice": mean([f.choice for f in found]), "needle_exact": mean([f.exact for f in found]),
-                     "seconds": seconds})
-        needles += [{"op": "evaluate_needle", "variant": name, **common, "context": f.length, "depth": f.depth, "choice": f.choice,
-                     "exact": f.exact, "logprob": f.logprob} for f in found]
+        rows += finish([{
+            "op": "evaluate", "variant": name, **common, "window": options.window, "prompt": options.prompt, "tokens": result.kl.numel(),
+            "perplexity": result.perplexity, "perplexity_exact": result.perplexity_exact, "kl": result.kl.mean().item(),
+            "kl_error": result.kl_error(), "top1": result.agree.mean().item(), "kl_by_context": result.by_context(options.prompt),
+            "needle_choice": mean([f.choice for f in found]), "needle_exact": mean([f.exact for f in found]), "seconds": seconds}])
+        needles += finish([{
+            "op": "evaluate_needle", "variant": name, **common, "context": f.length, "depth": f.depth, "choice": f.choice,
+            "exact": f.exact, "logprob": f.logprob} for f in found])
         say(f"{name}: KL {number(rows[-1]['kl'])}, {seconds:.0f} s")
     return rows, needles, scores
 
@@ -173,13 +173,16 @@ def main(argv=None):
     tokenizer, model = models.load(options.model, DTYPES.get(options.dtype), device, folder=options.models or models.FOLDER)
     options.name = options.model if options.model in models.FETCHABLE else Path(options.model).name
     options.dtype = {dtype: name for name, dtype in DTYPES.items()}[model.dtype]
-    with torch.inference_mode():
-        rows, needles, scores = evaluate(options, model, tokenizer, names)
     command = "python -m kittygen.evaluate " + shlex.join(argv if argv is not None else sys.argv[1:])
-    rows, needles = (stamp(part, device, command) for part in (rows, needles))
-    if options.results:
-        merge_rows(options.results, rows, KEYS["evaluate"])
-        merge_rows(options.results, needles, KEYS["needle"])
+
+    def finish(rows):
+        rows = stamp(rows, device, command)
+        if options.results and rows:
+            merge_rows(options.results, rows, KEYS[rows[0]["op"]])
+        return rows
+
+    with torch.inference_mode():
+        rows, needles, scores = evaluate(options, model, tokenizer, names, finish)
     if options.plot:
         evaluate_chart.draw(options.plot, rows, needles)
     if options.json:

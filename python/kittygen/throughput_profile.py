@@ -1,7 +1,7 @@
 """Where the time of decode steps goes: kernels of a few steps by group, and the time in which none ran.
 
-"matmul" also holds the products of attention where PyTorch takes its plain implementation. On the CPU, PyTorch's operators
-stand for kernels.
+The profiler slows the host, so steps that are not captured idle longer here than in the table. "matmul" also holds the
+products of attention where PyTorch takes its plain implementation. On the CPU, PyTorch's operators stand for kernels.
 """
 
 import re
@@ -32,6 +32,8 @@ def take_profile(run, steps, device):
         wall = timed(run, steps, device) * 1e6
     spans, kernels = [], {}
     for event in recorded.events():
+        if getattr(event, "is_user_annotation", False):  # a range with kernels inside
+            continue
         if cuda and event.device_type == torch.autograd.DeviceType.CUDA:
             spans.append((event.time_range.start, event.time_range.end))
             kernels[event.name] = kernels.get(event.name, 0) + event.time_range.elapsed_us()

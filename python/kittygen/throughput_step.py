@@ -104,12 +104,15 @@ def timed(run, count, device):
     return time.perf_counter() - start
 
 
+def plain_layers(cache):
+    """The layers with tensors of their own: not those that KittyCache has quantised."""
+    return [layer for layer in cache.layers if isinstance(layer.keys, torch.Tensor)]
+
+
 def cache_bytes(name, cache, batch):
     """Bytes of keys and values that each sequence holds."""
-    if is_kitty(name):
-        stock = [layer for layer in cache.stock if layer.keys is not None]
-        return (cache.memory()["used"] + sum(layer.keys.nbytes + layer.values.nbytes for layer in stock)) // batch
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) // batch
+    pool = cache.memory()["used"] if is_kitty(name) else 0
+    return (pool + sum(layer.keys.nbytes + layer.values.nbytes for layer in plain_layers(cache))) // batch
 
 
 def read_bytes(name, cache, tokens):
@@ -122,7 +125,7 @@ def read_bytes(name, cache, tokens):
         exact = (2 * tokens - (keys + values) * page) * form["head_dim"] * 2
         per_head = keys * form["value_tiles"] + values * (form["block_bytes"] - form["value_tiles"]) + exact
         total = store.layers * store.kv_heads * per_head
-    for layer in cache.stock if is_kitty(name) else cache.layers:
+    for layer in plain_layers(cache):
         _, heads, length, dim = layer.keys.shape  # a sliding layer's length is its window
         total += 2 * heads * dim * layer.keys.element_size() * min(tokens, length)
     return total

@@ -198,7 +198,8 @@ class Command(Refusals):
 
 class Reporting(Refusals):
     def test_numbers(self):
-        for value, text in ((None, "-"), (7, "7"), (0.0, "0"), (0.0032, "0.003200"), (21.373, "21.37"), (3283.2, "3283"), (1.5e-9, "1.500e-09")):
+        for value, text in ((None, "-"), (7, "7"), (0.0, "0"), (0.0032, "0.003200"), (21.373, "21.37"), (3283.2, "3283"),
+                            (1.5e-9, "1.500e-09")):
             self.assertEqual(number(value), text)
 
     def test_files_of_rows(self):
@@ -218,8 +219,9 @@ class Reporting(Refusals):
     def test_chart_of_odd_rows(self):
         """A divergence of zero, none needles, names to be escaped."""
         row = {"model": "a<b", "dtype": "fp16", "tokens": 5, "text": "t&t", "card": "c", "date": "d", "kl_error": None}
+        rows = [{**row, "variant": "dynamic", "kl": 0.0}, {**row, "variant": "kitty", "kl": 0.01}]
         with tempfile.TemporaryDirectory() as folder:
-            evaluate_chart.draw(Path(folder) / "x.svg", [{**row, "variant": "dynamic", "kl": 0.0}, {**row, "variant": "kitty", "kl": 0.01}], [])
+            evaluate_chart.draw(Path(folder) / "x.svg", rows, [])
             xml.etree.ElementTree.parse(Path(folder) / "x.svg")
 
     def test_a_file_that_is_not_the_model(self):

@@ -3,7 +3,7 @@
 from itertools import count
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from . import attention
 from .errors import KittyError
@@ -111,6 +111,12 @@ class KittyCache(Cache):
         device, dtype = place_of(model)
         shape = shape_of(config, dtype)
         layers = DynamicCache(config=config).layers
+        for index, layer in enumerate(layers):
+            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+                raise KittyError(
+                    f"{shape.model}: layer {index} keeps its state in a {type(layer).__name__}; KittyCache takes models of full and "
+                    "sliding-window attention. Use Transformers' own DynamicCache"
+                )
         quantised = [index for index, layer in enumerate(layers) if type(layer) is DynamicLayer]
         if not quantised:
             window = getattr(config, "sliding_window", None)
@@ -140,7 +146,7 @@ class KittyCache(Cache):
         for index, layer in enumerate(quantised):
             layers[layer] = KittyLayer(self.steps, state, index, config)
         self.stock = [layer for layer in layers if not isinstance(layer, KittyLayer)]
-        self._before = self._remember()
+        self._fresh = self._before = self._remember()
         super().__init__(layers=layers)
 
     def _check(self, query, key, value):
@@ -196,8 +202,9 @@ class KittyCache(Cache):
 
     def reset(self):
         self.steps.reset()
-        for layer in self.stock:
-            layer.reset()
+        self._restore(self._fresh)  # Transformers before 5.24 zeroes a sliding layer's tokens and keeps their number
+        if self.steps.recording:
+            super().activate_past_recording()
 
     def reorder_cache(self, beam_idx):
         self._arrange(beam_idx.tolist(), lambda layer: layer.reorder_cache(beam_idx))

@@ -36,9 +36,6 @@ class Decoder:
         if capture and device.type != "cuda":
             raise KittyError(f"capture=True, but the cache is on {device}: CUDA graphs need a GPU")
         self.capture = device.type == "cuda" if capture is None else capture
-        for layer in cache.stock:
-            if not is_sliding(layer):
-                raise KittyError(f"Decoder cannot step through a {type(layer).__name__} at fixed addresses; use model.generate()")
         config = model.generation_config
         eos = config.eos_token_id if eos_token_id is None else eos_token_id
         eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)

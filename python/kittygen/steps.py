@@ -218,18 +218,14 @@ class Steps:
     def start(self, row, target):
         """The length that a row is truncated to, from where what was kept leads to `target`."""
         store, kept = self.store, self.kept
-        if target in (0, store.stored[row]):
+        if target == store.stored[row] or store.reaches(row, target):
             return target
-        least = store.least(row)
-        if target >= least:
-            return target
-        if kept and kept.before[row] <= target and (kept.before[row] >= least or kept.before[row] == 0):
+        if kept and kept.before[row] <= target and store.reaches(row, kept.before[row]):
             return kept.before[row]
-        reached = store.stored[row] - least
         raise KittyError(
-            f"row {row} has {store.stored[row]} tokens, and {store.stored[row] - target} are to be removed; its tokens up to {least} are "
-            f"sealed, so at most {reached} can be. Within the last step crop is exact where cache.activate_past_recording() was called "
-            "before it; key.window in a spec keeps more tokens exact"
+            f"row {row} has {store.stored[row]} tokens; {target} are to be left, but later ones are sealed already. A step can be taken "
+            "back in part where cache.activate_past_recording() was called before it (and the cache has a spare slab: spare=); a "
+            "key.window in the spec keeps more tokens exact"
         )
 
     def forget(self, count, starts, targets):

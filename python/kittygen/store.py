@@ -187,11 +187,18 @@ class Store:
         self.library.call("kt_sequence_fork", self.handles["cache"], sequence, self.stream(), fork)
         return fork.value
 
-    def least(self, row):
-        """The fewest tokens that a row can be truncated to."""
-        least = c_int()
-        self.library.call("kt_sequence_undo", self.handles["cache"], self.sequences[row], least)
-        return least.value
+    def seals(self, tokens):
+        """How many pages of keys and of values are sealed in a row of so many tokens."""
+        form = self.engine.format
+        return [max(0, tokens - form["sink"] - form[window]) // form["page"] for window in ("key_window", "value_window")]
+
+    def reaches(self, row, tokens):
+        """Whether a row can be truncated to its first `tokens` tokens: from its length, or from that before its last step."""
+        undo = c_int()
+        self.library.call("kt_sequence_undo", self.handles["cache"], self.sequences[row], undo)
+        return tokens == 0 or any(
+            tokens <= base and self.seals(tokens) == self.seals(base) for base in (self.stored[row], undo.value)
+        )
 
     def truncate(self, row, tokens):
         """Takes a row back to its first `tokens` tokens."""

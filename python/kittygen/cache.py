@@ -230,6 +230,7 @@ class KittyCache(Cache):
 
     def crop(self, tokens_to_remove):
         """Removes the last -tokens_to_remove tokens of every row: all that is within the last step or not sealed yet."""
+        tokens_to_remove = int(tokens_to_remove)  # assisted decoding counts in a tensor
         if tokens_to_remove > 0:
             raise KittyError(f"crop({tokens_to_remove}): give minus the number of tokens to remove, as Transformers does")
         self._recover()

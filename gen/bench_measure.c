@@ -138,10 +138,11 @@ static int capture_both(kg_attend_test *t, kg_handle graphs[2])
     kg_bench *b = bed->bench;
     KG_BENCH_CALL(b, kt_batch_upload(t->batch, b->stream)); // a reference may have run meanwhile
     KG_TRY(kg_gpu_stream_wait(b->stream, b->error));
-    KG_TRY(capture(bed, t->batch, append_all, &graphs[0]));
-    const int code = capture(bed, t->batch, attend_all, &graphs[1]);
-    KG_BENCH_CALL(b, kt_step_abort(t->batch));
-    return code;
+    int code = capture(bed, t->batch, append_all, &graphs[0]);
+    if (!code)
+        code = capture(bed, t->batch, attend_all, &graphs[1]);
+    const kt_status status = kt_step_abort(t->batch);
+    return code || !status ? code : kg_bench_refused(b, "kt_step_abort", status);
 }
 
 int kg_attend_test_time(kg_attend_test *t, int warm, int replays, kg_time *time, double *error)

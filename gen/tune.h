@@ -45,7 +45,7 @@ int kg_tune_compile(kg_tune *tune, double until);
 // Opens an engine over the menu.
 int kg_tune_open(kg_tune *tune);
 // Times every kernel of the menu with few replays, then the best with many. Where memory is too small or the time is over the result is
-// not done. A kernel whose output is wrong is reported and left out; bench.failed is set.
+// not done. A kernel whose output is wrong, or that cannot be launched, is reported and left out; bench.failed is set.
 int kg_tune_shape(kg_tune *tune, kg_tune_result *result, kg_progress *bar);
 
 // ---- tune_choose.c ---------------------------------------------------------------------------------------------------

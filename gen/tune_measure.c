@@ -38,20 +38,26 @@ static void force(kg_tune *t, int kernel)
             p->choices[i] = (kt__choice){KT__ATTEND, 0, 0, kernel, t->menu.configs[kernel].blocks};
 }
 
-// Times one kernel; *us becomes 0, and a line is printed, where its output is wrong.
+// Times one kernel; *us becomes 0, and a line is printed, where its output is wrong or it cannot be launched.
 static int time_kernel(kg_tune *t, kg_attend_test *test, int kernel, int warm, int replays, double *us, kg_progress *bar)
 {
+    kg_bench *b = &t->bench;
+    char why[KG_ERROR];
     kg_time time = {0};
     double error;
     force(t, kernel);
     const int code = kg_attend_test_time(test, warm, replays, &time, &error);
-    *us = time.us;
-    if (code != KG_FAILED)
+    *us = code ? 0 : time.us;
+    if (!code)
+        return KG_OK;
+    snprintf(why, sizeof why, "%s", b->error);
+    if (kg_gpu_stream_wait(b->stream, b->error)) { // the card is lost with it
+        snprintf(b->error, sizeof b->error, "%s: %s", t->engine->package.kernels[kernel].name, why);
         return code;
-    *us = 0;
-    t->bench.failed = true;
+    }
+    b->failed = true;
     kg_progress_clear(bar);
-    fprintf(stderr, "kittygen tune: %s: %s\n", t->engine->package.kernels[kernel].name, t->bench.error);
+    fprintf(stderr, "kittygen tune: %s: %s\n", t->engine->package.kernels[kernel].name, why);
     return KG_OK;
 }
 

@@ -2,11 +2,13 @@
 #include "tuned.h"
 
 #include <cjson/cJSON.h>
+#include <errno.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { VERSION = 1, MOST_SETS = 4096, MOST_FILE = 16 << 20, MOST_BYTES = 1 << 30, MOST_TOKENS = 1 << 30, SHOWN = 64 };
 
@@ -214,9 +216,11 @@ int kg_tuned_path(char path[KG_PATH], char *error)
     char specs[KG_PATH];
     const char *given = getenv("KT_TUNED");
     int length;
-    if (given && *given)
+    if (given && *given) {
+        if (access(given, R_OK))
+            return kg_fail(KG_USER, error, KG_ERROR, "KT_TUNED=%s: %s; kittygen tune -o makes such a file", given, strerror(errno));
         length = snprintf(path, KG_PATH, "%s", given);
-    else {
+    } else {
         const int code = kg_find_folder("specs", "KT_SPECS", specs, error, KG_ERROR);
         if (code)
             return code;

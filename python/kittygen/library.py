@@ -15,6 +15,7 @@ from .errors import KittyError
 DEVICE_CUDA, DEVICE_CPU = 1, 2
 F16, BF16 = 0, 1
 KEY, VALUE = 0, 1
+APPEND_BEHIND_ATTEND = 1
 UNSUPPORTED = "KT_UNSUPPORTED"
 
 HERE = Path(__file__).resolve().parent
@@ -61,7 +62,7 @@ class BatchArgs(Sized):
 class AppendArgs(Sized):
     _fields_ = [
         ("size", c_size_t), ("layer", c_int), ("key", c_void_p), ("value", c_void_p), ("key_row", c_int64), ("key_head", c_int64),
-        ("value_row", c_int64), ("value_head", c_int64),
+        ("value_row", c_int64), ("value_head", c_int64), ("flags", c_uint),
     ]
 
 

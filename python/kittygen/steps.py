@@ -146,7 +146,7 @@ class Steps:
             self.keeping.operands.append((k[:, :, part].clone(), v[:, :, part].clone()))
         whole = all(count == width for count in self.fresh)
         make = torch.empty if whole else torch.zeros
-        k, v = store.append(layer, k, v)
+        k, v = store.append(layer, k, v, attended=not self.prompt)
         if self.prompt:
             out = make((batch, width, heads, dim), dtype=query.dtype, device=query.device)
             attend_prompt(query, key, value, self.fresh, scale, out)

@@ -268,8 +268,10 @@ class Store:
         self.library.call("kt_step_begin", self.handles["batch"], self.stream())
         self.open, self.fresh = True, list(fresh)
 
-    def append(self, layer, key, value):
+    def append(self, layer, key, value, attended=False):
+        """attended: the layer's attend follows at once, and the two may overlap."""
         arguments = self._append
+        arguments.flags = kt.APPEND_BEHIND_ATTEND if attended else 0
         key, arguments.key_row, arguments.key_head = operand(key)
         value, arguments.value_row, arguments.value_head = operand(value)
         arguments.layer, arguments.key, arguments.value = layer, key.data_ptr(), value.data_ptr()

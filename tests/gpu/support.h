@@ -14,6 +14,7 @@ int part_agree(int argc, char **argv);
 int part_sanitize(int argc, char **argv);
 int part_repeat(int argc, char **argv);
 int part_capture(int argc, char **argv);
+int part_fork(int argc, char **argv);
 int part_time(int argc, char **argv);
 
 // What went wrong last; one thread.

@@ -13,6 +13,7 @@ int part_matrix(int argc, char **argv);
 int part_sanitize(int argc, char **argv);
 int part_repeat(int argc, char **argv);
 int part_capture(int argc, char **argv);
+int part_fork(int argc, char **argv);
 int part_time(int argc, char **argv);
 
 // What went wrong last; one thread.

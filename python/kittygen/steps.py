@@ -223,9 +223,9 @@ class Steps:
         if kept and kept.before[row] <= target and store.reaches(row, kept.before[row]):
             return kept.before[row]
         raise KittyError(
-            f"row {row} has {store.stored[row]} tokens; {target} are to be left, but later ones are sealed already. A step can be taken "
-            "back in part where cache.activate_past_recording() was called before it (and the cache has a spare slab: spare=); a "
-            "key.window in the spec keeps more tokens exact"
+            f"row {row} has {store.stored[row]} tokens; {target} are to be left, but later ones are sealed already. The last step can be "
+            "taken back in whole, and in part where cache.activate_past_recording() was called before it; a step of several tokens "
+            "needs a spare slab for that (spare=)"
         )
 
     def forget(self, count, starts, targets):

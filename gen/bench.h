@@ -160,11 +160,10 @@ int kg_bench_seal(kg_bench *bench, const kg_spec *spec, kt_engine *engine, int s
 
 // ---- bench_report.c --------------------------------------------------------------------------------------------------
 
-// Fills in share and ratios, keeps the row and, unless as JSON later, prints it. A share above 1 is KG_FAILED.
+// Fills in share and ratios, keeps the row and prints it. A share above 1 is KG_FAILED.
 int kg_bench_row(kg_bench *bench, kg_row row);
+// What stands before the rows: the card. As JSON the first element of an array, which the caller ends.
 void kg_bench_heading(const kg_bench *bench);
-// All rows as an array.
-void kg_bench_json(const kg_bench *bench);
 
 // ---- bench_more.c ----------------------------------------------------------------------------------------------------
 

@@ -169,13 +169,12 @@ static int run(kg_bench *b, plan *p)
         kg_progress_to(&b->progress, s + 1);
     }
     kg_progress_end(&b->progress);
-    if (!code && !b->json)
+    if (!code) {
         kg_bench_heading(b);
-    if (!code)
         code = measure(b, p);
-    kg_progress_end(&b->progress);
-    if (b->json && b->read_rate > 0)
-        kg_bench_json(b);
+        kg_progress_end(&b->progress);
+        printf(b->json ? "]\n" : "");
+    }
     if (!code && !b->row_count && !b->failed)
         code = kg_fail(KG_MACHINE, b->error, KG_ERROR, "%s has too little memory for any of the shapes", b->gpu.name);
     for (int s = 0; s < p->spec_count; s++)

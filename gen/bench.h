@@ -155,16 +155,18 @@ void kg_attend_test_close(kg_attend_test *test); // also after a failed open
 int kg_bench_attend(kg_bed *bed, kg_time *time, double *error);
 // Host, append and step, in that order, as far as bench->ops has them; the lengths of the bed grow. bytes: of step, per layer.
 int kg_bench_steps(kg_bed *bed, kg_time times[KG_BENCH_OPS], double *begin_us, double bytes[KG_BENCH_OPS]);
+
+// ---- bench_seal.c ----------------------------------------------------------------------------------------------------
+
 // Prompts of `tokens` tokens for as many of `sequences` sequences as memory holds inputs for: *used, which may be 0.
 int kg_bench_seal(kg_bench *bench, const kg_spec *spec, kt_engine *engine, int sequences, int tokens, kg_time *time, int *used);
 
 // ---- bench_report.c --------------------------------------------------------------------------------------------------
 
-// Fills in share and ratios, keeps the row and, unless as JSON later, prints it. A share above 1 is KG_FAILED.
+// Fills in share and ratios, keeps the row and prints it. A share above 1 is KG_FAILED.
 int kg_bench_row(kg_bench *bench, kg_row row);
+// What stands before the rows: the card. As JSON the first element of an array, which the caller ends.
 void kg_bench_heading(const kg_bench *bench);
-// All rows as an array.
-void kg_bench_json(const kg_bench *bench);
 
 // ---- bench_more.c ----------------------------------------------------------------------------------------------------
 

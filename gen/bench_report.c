@@ -17,6 +17,13 @@ static double fp16_time(const kg_bench *b, const kg_row *row)
 
 void kg_bench_heading(const kg_bench *b)
 {
+    if (b->json) {
+        kg_text name = {0};
+        kg_text_json(&name, b->gpu.name);
+        printf("[{\"op\": \"bandwidth\", \"read\": %.6g, \"copy\": %.6g, \"device\": %s}", b->read_rate, b->copy_rate, name.failed ? "null" : name.data);
+        kg_text_free(&name);
+        return;
+    }
     printf("%s, %d multiprocessors, %.0f MB of L2; read %.2f TB/s, copy %.2f TB/s (both ways)\n", b->gpu.name, b->gpu.multiprocessors,
            (double)b->gpu.l2_bytes / 1e6, b->read_rate / 1e12, b->copy_rate / 1e12);
     printf("us: microseconds per layer, the median (step: the mean) and the 10th to 90th percentile; %%: of the larger bandwidth\n");
@@ -41,32 +48,6 @@ static void print_row(const kg_row *r)
         printf("  %d layers", r->layers);
     printf("\n");
     fflush(stdout);
-}
-
-int kg_bench_row(kg_bench *b, kg_row row)
-{
-    const double rate = b->read_rate > b->copy_rate ? b->read_rate : b->copy_rate, fp16 = fp16_time(b, &row);
-    row.share = row.bytes > 0 ? row.bytes / (row.time.us * 1e-6) / rate : 0;
-    if (row.bytes > 0)
-        row.ratio_fp16 = !strcmp(row.spec->variant, "fp16") ? 1 : fp16 > 0 ? fp16 / row.time.us : 0;
-    if (row.share > 1)
-        return kg_fail(KG_FAILED, b->error, KG_ERROR, "%s of %s, %d x %d: %.3f MB in %.2f us is %.0f %% of the card's bandwidth: more than it has, so "
-                       "that the data was in its L2 cache, or the measurement is wrong", row.op, row.spec->name, row.sequences, row.context,
-                       row.bytes / 1e6, row.time.us, 100 * row.share);
-    if (b->row_count == b->row_room) {
-        const int room = b->row_room ? 2 * b->row_room : 64;
-        kg_row *rows = realloc(b->rows, (size_t)room * sizeof *rows);
-        if (!rows)
-            return kg_fail(KG_MACHINE, b->error, KG_ERROR, "out of memory");
-        b->rows = rows;
-        b->row_room = room;
-    }
-    b->rows[b->row_count++] = row;
-    if (!b->json) {
-        kg_progress_clear(&b->progress);
-        print_row(&row);
-    }
-    return KG_OK;
 }
 
 static void add_number(kg_text *out, const char *name, double number, bool known)
@@ -99,17 +80,40 @@ static void add_row(kg_text *out, const kg_bench *b, const kg_row *r)
     kg_text_add(out, "}");
 }
 
-void kg_bench_json(const kg_bench *b)
+static int print_json(kg_bench *b, const kg_row *row)
 {
     kg_text out = {0};
-    kg_text_addf(&out, "[{\"op\": \"bandwidth\", \"read\": %.6g, \"copy\": %.6g, \"device\": ", b->read_rate, b->copy_rate);
-    kg_text_json(&out, b->gpu.name);
-    kg_text_add(&out, "}");
-    for (int i = 0; i < b->row_count; i++) {
-        kg_text_add(&out, ",\n ");
-        add_row(&out, b, &b->rows[i]);
-    }
-    kg_text_add(&out, "]\n");
-    fputs(out.failed ? "" : out.data, stdout);
+    kg_text_add(&out, ",\n ");
+    add_row(&out, b, row);
+    const bool whole = !out.failed;
+    fputs(whole ? out.data : "", stdout);
+    fflush(stdout);
     kg_text_free(&out);
+    return whole ? KG_OK : kg_fail(KG_MACHINE, b->error, KG_ERROR, "out of memory");
+}
+
+int kg_bench_row(kg_bench *b, kg_row row)
+{
+    const double rate = b->read_rate > b->copy_rate ? b->read_rate : b->copy_rate, fp16 = fp16_time(b, &row);
+    row.share = row.bytes > 0 ? row.bytes / (row.time.us * 1e-6) / rate : 0;
+    if (row.bytes > 0)
+        row.ratio_fp16 = !strcmp(row.spec->variant, "fp16") ? 1 : fp16 > 0 ? fp16 / row.time.us : 0;
+    if (row.share > 1)
+        return kg_fail(KG_FAILED, b->error, KG_ERROR, "%s of %s, %d x %d: %.3f MB in %.2f us is %.0f %% of the card's bandwidth: more than it has, so "
+                       "that the data was in its L2 cache, or the measurement is wrong", row.op, row.spec->name, row.sequences, row.context,
+                       row.bytes / 1e6, row.time.us, 100 * row.share);
+    if (b->row_count == b->row_room) {
+        const int room = b->row_room ? 2 * b->row_room : 64;
+        kg_row *rows = realloc(b->rows, (size_t)room * sizeof *rows);
+        if (!rows)
+            return kg_fail(KG_MACHINE, b->error, KG_ERROR, "out of memory");
+        b->rows = rows;
+        b->row_room = room;
+    }
+    b->rows[b->row_count++] = row;
+    if (b->json)
+        return print_json(b, &row);
+    kg_progress_clear(&b->progress);
+    print_row(&row);
+    return KG_OK;
 }

@@ -98,6 +98,7 @@ int kg_gpu_query(kg_gpu *gpu, char *error)
     CUDA(driver->device_attribute(&gpu->multiprocessors, KT__DEVICE_MULTIPROCESSORS, device));
     CUDA(driver->device_attribute(&gpu->major, KT__DEVICE_MAJOR, device));
     CUDA(driver->device_attribute(&gpu->minor, KT__DEVICE_MINOR, device));
+    CUDA(driver->device_attribute(&gpu->shared_limit, KT__DEVICE_SHARED_OPTIN, device));
     CUDA(driver->device_attribute(&l2, ATTRIBUTE_L2_BYTES, device));
     gpu->l2_bytes = (size_t)l2;
     return KG_OK;

@@ -10,6 +10,7 @@ typedef void *kg_handle;
 typedef struct {
     char name[128];
     int multiprocessors, major, minor; // compute capability
+    int shared_limit;                  // bytes of shared memory that a block may have
     size_t l2_bytes;
 } kg_gpu;
 

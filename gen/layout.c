@@ -137,11 +137,11 @@ void kg_attend_small(const kt_format *f, kg_attend_plan *plan)
     add_first(f, many, MANY, KG_SMALL_SHARED, 1, 0, 0, plan);
 }
 
-const kg_attend_row *kg_attend_row_for(const kg_attend_plan *plan, int sequences, int pages)
+const kg_attend_row *kg_attend_row_for(const kg_attend_plan *plan, int limit, int sequences, int pages)
 {
     for (int i = 0; i < plan->row_count; i++) {
         const kg_attend_row *row = &plan->rows[i];
-        if ((!row->sequences || sequences <= row->sequences) && (!row->pages || pages <= row->pages))
+        if (plan->configs[row->config].shared <= limit && (!row->sequences || sequences <= row->sequences) && (!row->pages || pages <= row->pages))
             return row;
     }
     return 0;

@@ -47,8 +47,8 @@ bool kg_attend_fit(const kt_format *format, int warps, int stages, int tiles, in
 void kg_attend_rules(const kt_format *format, kg_attend_plan *plan);
 // Adds what is missing for a plan to have a row for any shape on cards whose blocks may have 99 KB (sm_86, 89 and 120).
 void kg_attend_small(const kt_format *format, kg_attend_plan *plan);
-// The first row that takes the shape, on a card that fits all; null if there is none.
-const kg_attend_row *kg_attend_row_for(const kg_attend_plan *plan, int sequences, int pages);
+// The first row that takes the shape, on a card whose blocks may have `limit` bytes; null if there is none.
+const kg_attend_row *kg_attend_row_for(const kg_attend_plan *plan, int limit, int sequences, int pages);
 
 // Bytes of dynamic shared memory of a block of append.
 int kg_append_shared(const kt_format *format);

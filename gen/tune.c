@@ -1,6 +1,5 @@
 // kittygen tune: measures attend kernels on this machine's GPU and keeps the fastest in the tuned table.
 #include <errno.h>
-#include <math.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,75 +44,11 @@ double kg_tune_clock(void)
 
 bool kg_tune_stopped(const kg_tune *t) { return interrupted || (t->until > 0 && kg_tune_clock() >= t->until); }
 
-// ---- what is printed -------------------------------------------------------------------------------------------------
-
-static const char *kernel_name(const kg_attend_plan *menu, int kernel, char name[48])
+int kg_tune_selected(const kg_tune *t, kg_shape shape)
 {
-    const kg_attend_config *c = &menu->configs[kernel];
-    snprintf(name, 48, "%dx%dx%dx%d", c->warps, c->stages, c->tiles, c->blocks);
-    return name;
-}
-
-static int selected(const kg_tune *t, const kg_tune_result *r)
-{
-    return kg_attend_row_for(&t->now, r->shape.sequences, kg_tuned_pages(&t->format, r->shape.tokens))->config;
-}
-
-static void print_result(const kg_tune *t, const kg_tune_result *r)
-{
-    char name[48], before[48];
-    int order[KG_ATTEND_MENU], usable = 0;
-    const int now = selected(t, r);
-    for (int k = 0; k < t->menu.count; k++)
-        if (r->us[k] > 0)
-            order[usable++] = k;
-    const int best = kg_tune_fastest(r, order, usable);
-    if (best < 0)
-        printf("  %3d x %-6d no kernel is right\n", r->shape.sequences, r->shape.tokens);
-    else
-        printf("  %3d x %-6d best of %d: %-10s %8.2f us; selected so far: %-10s %8.2f us\n", r->shape.sequences, r->shape.tokens, usable,
-               kernel_name(&t->menu, best, name), r->us[best], kernel_name(&t->menu, now, before), r->us[now]);
-    fflush(stdout);
-}
-
-static void add_json(kg_text *out, const kg_tune *t, const kg_tune_result *r, const int *chosen, int count)
-{
-    char name[48];
-    kg_text_add(out, out->size ? ",\n {\"op\": \"tune\", \"spec\": " : "{\"op\": \"tune\", \"spec\": ");
-    kg_text_json(out, t->spec->name);
-    kg_text_add(out, ", \"card\": ");
-    kg_text_json(out, t->bench.gpu.name);
-    kg_text_addf(out, ", \"sequences\": %d, \"context\": %d, \"selected\": \"%s\", \"chosen\": ", r->shape.sequences, r->shape.tokens,
-                 kernel_name(&t->menu, selected(t, r), name));
-    kg_text_addf(out, count ? "\"%s\", \"us\": {" : "null, \"us\": {", count ? kernel_name(&t->menu, kg_tune_fastest(r, chosen, count), name) : "");
-    const char *separator = "";
-    for (int k = 0; k < t->menu.count; k++) {
-        if (!(r->us[k] > 0))
-            continue;
-        kg_text_addf(out, "%s\"%s\": %.5g", separator, kernel_name(&t->menu, k, name), r->us[k]);
-        separator = ", ";
-    }
-    kg_text_add(out, "}}");
-}
-
-static void print_choice(const kg_tune *t, const char *path, const int *chosen, int count)
-{
-    char name[48];
-    double gain = 0;
-    int done = 0;
-    printf("  chosen:");
-    for (int i = 0; i < count; i++)
-        printf(" %s", kernel_name(&t->menu, chosen[i], name));
-    for (int i = 0; i < t->count; i++) {
-        const kg_tune_result *r = &t->results[i];
-        const double before = r->us[selected(t, r)];
-        if (!r->done || !(before > 0))
-            continue;
-        gain += log(before / r->us[kg_tune_fastest(r, chosen, count)]);
-        done++;
-    }
-    printf("; %.1f %% less time than before in the mean of %d shapes; in %s\n", done ? 100 * (1 - exp(-gain / done)) : 0, done, path);
-    fflush(stdout);
+    const kg_attend_row *row = kg_attend_row_for(&t->now, t->shared_limit, shape.sequences, kg_tuned_pages(&t->format, shape.tokens));
+    const kg_attend_config *c = &t->now.configs[row->config];
+    return kg_tune_index(&t->menu, c->warps, c->stages, c->tiles, c->blocks);
 }
 
 // ---- one spec --------------------------------------------------------------------------------------------------------
@@ -131,7 +66,7 @@ static int measure(kg_tune *t, const plan *p)
         code = kg_tune_shape(t, r, &bar);
         kg_progress_clear(&bar);
         if (r->done && !t->bench.json)
-            print_result(t, r);
+            kg_tune_print(t, r);
         else if (!r->done && !code && !kg_tune_stopped(t))
             fprintf(stderr, "kittygen tune: %s, %d x %d: skipped: too little memory for one layer\n", spec->name, r->shape.sequences, r->shape.tokens);
         kg_progress_to(&bar, (i + 1) * (long)t->menu.count);
@@ -151,13 +86,13 @@ static int keep(kg_tune *t, plan *p)
     const int code = !done ? KG_OK : kg_tune_merge(t, &p->table, chosen, &count);
     for (int i = 0; i < t->count; i++)
         if (t->results[i].done)
-            add_json(&p->json, t, &t->results[i], chosen, count);
+            kg_tune_json(&p->json, t, &t->results[i], chosen, count);
     if (code || !done)
         return code;
     p->rows += done;
     KG_TRY(kg_tuned_write(p->path, &p->table, t->bench.error));
     if (!t->bench.json)
-        print_choice(t, p->path, chosen, count);
+        kg_tune_print_choice(t, p->path, chosen, count);
     return KG_OK;
 }
 
@@ -187,12 +122,12 @@ static int tune_spec(kg_tune *t, plan *p, const kg_spec *spec, int left)
     t->count = 0;
     memset(t->results, 0, sizeof t->results);
     KG_TRY(kg_tuned_plan(&t->format, &t->now, 0, b->error));
-    kg_tune_menu(&t->format, &t->now, kg_tuned_find(&p->table, &t->format), &t->menu, &t->kept);
+    kg_tune_menu(&t->format, t->shared_limit, &t->now, kg_tuned_find(&p->table, &t->format), &t->menu, &t->kept);
     KG_TRY(kg_tune_compile(t, t->until > 0 && !p->only_compile ? (now + t->until) / 2 : t->until));
     if (p->only_compile)
         return KG_OK;
     int code = KG_OK;
-    if (t->menu.count >= t->now.count && !kg_tune_stopped(t))
+    if (t->menu.count >= t->kept && !kg_tune_stopped(t))
         code = measure(t, p);
     kt_close(t->engine);
     t->engine = 0;
@@ -224,6 +159,7 @@ static int open_card(kg_tune *t)
     KG_BENCH_CALL(b, kt__driver_load(&driver));
     driver->driver_version(&version);
     t->arch = arch;
+    t->shared_limit = b->gpu.shared_limit < KG_LARGE_SHARED ? b->gpu.shared_limit : KG_LARGE_SHARED;
     t->newest_major = version / 1000;
     return KG_OK;
 }
@@ -264,10 +200,21 @@ static int load_specs(char **names, int count, const char *dtype, plan *p, char 
     return KG_OK;
 }
 
+static int limit_of(const char *arch)
+{
+    static const char *const small[] = {"sm_86", "sm_89", "sm_120a", "sm_121a"};
+    for (int i = 0; i < 4; i++)
+        if (!strcmp(arch, small[i]))
+            return KG_SMALL_SHARED;
+    return !strcmp(arch, "sm_80") ? 163 * 1024 : KG_LARGE_SHARED;
+}
+
 static int run(kg_tune *t, plan *p, const char *to)
 {
     kg_bench *b = &t->bench;
-    if (!p->only_compile)
+    if (p->only_compile)
+        t->shared_limit = limit_of(t->arch);
+    else
         KG_TRY(open_card(t));
     KG_TRY(open_table(p, to, b, p->only_compile, b->error));
     if (!b->json && !p->only_compile)

@@ -15,6 +15,7 @@ typedef struct {
 typedef struct {
     kg_bench bench;
     const char *arch;       // "sm_90a"
+    int shared_limit;       // bytes that a block may have there
     int newest_major;       // CUDA version of the driver; 0: any
     const kg_spec *spec;
     kt_format format;
@@ -30,12 +31,16 @@ typedef struct {
 double kg_tune_clock(void);
 // Whether the time is over, or Ctrl-C was pressed.
 bool kg_tune_stopped(const kg_tune *tune);
+// The kernel of the menu that the package takes for a shape now.
+int kg_tune_selected(const kg_tune *tune, kg_shape shape);
 
 // ---- tune_menu.c -----------------------------------------------------------------------------------------------------
 
 // The kernels of `now` and of the table's set `old` (may be null): *kept. Then every other worth trying: 4, 6, 8 or 12 warps; 1 to 4
 // stages; 1, 2, 4 or 8 tiles; 1 to 4 blocks to a multiprocessor, that fit, leave a thread 128 registers, and have 64 KB under way.
-void kg_tune_menu(const kt_format *format, const kg_attend_plan *now, const kg_tuned_set *old, kg_attend_plan *menu, int *kept);
+void kg_tune_menu(const kt_format *format, int shared_limit, const kg_attend_plan *now, const kg_tuned_set *old, kg_attend_plan *menu, int *kept);
+// Index of a kernel in the menu, or -1.
+int kg_tune_index(const kg_attend_plan *menu, int warps, int stages, int tiles, int blocks);
 // Compiles the menu into the cache, on every core, and leaves in it what compiles without spilling. Stops, with what there is, at
 // `until` (0: never).
 int kg_tune_compile(kg_tune *tune, double until);
@@ -57,5 +62,14 @@ int kg_tune_choose(const kg_tune_result *results, int count, int kernels, const 
 int kg_tune_fastest(const kg_tune_result *result, const int *chosen, int count);
 // Puts the done results into the table, beside older rows of other shapes. KG_FAILED if no choice can be made.
 int kg_tune_merge(kg_tune *tune, kg_tuned *table, int chosen[KG_TUNED_KERNELS], int *count);
+
+// ---- tune_report.c ---------------------------------------------------------------------------------------------------
+
+// A line for a done result: the best kernel, and the one that was selected so far.
+void kg_tune_print(const kg_tune *tune, const kg_tune_result *result);
+// A line for the choice, and how much it saves.
+void kg_tune_print_choice(const kg_tune *tune, const char *path, const int *chosen, int count);
+// An element of the JSON array: every time of a done result.
+void kg_tune_json(kg_text *out, const kg_tune *tune, const kg_tune_result *result, const int *chosen, int count);
 
 #endif

@@ -106,16 +106,6 @@ static void put_row(kg_tuned_set *set, const kg_tuned_row *row)
     set->rows[at] = *row;
 }
 
-static int menu_index(const kg_attend_plan *menu, const kg_tuned_row *row)
-{
-    for (int k = 0; k < menu->count; k++) {
-        const kg_attend_config *c = &menu->configs[k];
-        if (c->warps == row->warps && c->stages == row->stages && c->tiles == row->tiles && c->blocks == row->blocks)
-            return k;
-    }
-    return -1;
-}
-
 int kg_tune_merge(kg_tune *t, kg_tuned *table, int chosen[KG_TUNED_KERNELS], int *count)
 {
     const kg_tuned_set *old = kg_tuned_find(table, &t->format);
@@ -126,13 +116,14 @@ int kg_tune_merge(kg_tune *t, kg_tuned *table, int chosen[KG_TUNED_KERNELS], int
     snprintf(set.spec, sizeof set.spec, "%s", t->spec->name);
     snprintf(set.card, sizeof set.card, "%.63s", t->bench.gpu.name);
     for (int i = 0; old && i < old->count; i++) {
-        if (result_of(t, &old->rows[i]))
+        const kg_tuned_row *row = &old->rows[i];
+        if (result_of(t, row))
             continue;
-        const int k = menu_index(&t->menu, &old->rows[i]);
+        const int k = kg_tune_index(&t->menu, row->warps, row->stages, row->tiles, row->blocks);
         strange += k < 0;
         if (k >= 0)
             wanted[k] = true;
-        set.rows[set.count++] = old->rows[i];
+        set.rows[set.count++] = *row;
     }
     for (int i = 0; i < t->count; i++)
         rows -= !t->results[i].done;

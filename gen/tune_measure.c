@@ -104,8 +104,7 @@ static int second_round(kg_tune *t, kg_attend_test *test, int selected, double *
 int kg_tune_shape(kg_tune *t, kg_tune_result *r, kg_progress *bar)
 {
     kg_bench *b = &t->bench;
-    const int count = r->shape.sequences, pages = kg_tuned_pages(&t->format, r->shape.tokens);
-    const int selected = kg_attend_row_for(&t->now, count, pages)->config;
+    const int count = r->shape.sequences;
     kg_attend_test test = {0};
     kg_bed bed = {0};
     int *lengths = malloc((size_t)count * sizeof *lengths);
@@ -119,7 +118,7 @@ int kg_tune_shape(kg_tune *t, kg_tune_result *r, kg_progress *bar)
         if (!code)
             code = first_round(t, &test, r->us, bar);
         if (!code && !kg_tune_stopped(t))
-            code = second_round(t, &test, selected, r->us, bar);
+            code = second_round(t, &test, kg_tune_selected(t, r->shape), r->us, bar);
         r->done = !code && !kg_tune_stopped(t);
         kg_attend_test_close(&test);
     }

@@ -9,35 +9,41 @@
 
 enum { LEAST_BUFFERS = 64 * 1024, MOST_WARPS = 16 }; // of a multiprocessor
 
-static void add(kg_attend_plan *menu, const kg_attend_config *c)
+int kg_tune_index(const kg_attend_plan *menu, int warps, int stages, int tiles, int blocks)
 {
     for (int i = 0; i < menu->count; i++) {
         const kg_attend_config *m = &menu->configs[i];
-        if (m->warps == c->warps && m->stages == c->stages && m->tiles == c->tiles && m->blocks == c->blocks)
-            return;
+        if (m->warps == warps && m->stages == stages && m->tiles == tiles && m->blocks == blocks)
+            return i;
     }
-    if (menu->count < KG_ATTEND_MENU) {
+    return -1;
+}
+
+static void add(kg_attend_plan *menu, const kg_attend_config *c)
+{
+    if (menu->count < KG_ATTEND_MENU && kg_tune_index(menu, c->warps, c->stages, c->tiles, c->blocks) < 0) {
         menu->rows[menu->row_count++] = (kg_attend_row){0, 0, menu->count};
         menu->configs[menu->count++] = *c;
     }
 }
 
-void kg_tune_menu(const kt_format *f, const kg_attend_plan *now, const kg_tuned_set *old, kg_attend_plan *menu, int *kept)
+void kg_tune_menu(const kt_format *f, int shared_limit, const kg_attend_plan *now, const kg_tuned_set *old, kg_attend_plan *menu, int *kept)
 {
     static const int warps[] = {4, 6, 8, 12}, tiles[] = {1, 2, 4, 8};
     kg_attend_config c;
     *menu = (kg_attend_plan){0};
     for (int i = 0; i < now->count; i++)
-        add(menu, &now->configs[i]);
+        if (now->configs[i].shared <= shared_limit)
+            add(menu, &now->configs[i]);
     for (int i = 0; old && i < old->count; i++)
-        if (kg_attend_fit(f, old->rows[i].warps, old->rows[i].stages, old->rows[i].tiles, old->rows[i].blocks, KG_LARGE_SHARED, &c))
+        if (kg_attend_fit(f, old->rows[i].warps, old->rows[i].stages, old->rows[i].tiles, old->rows[i].blocks, shared_limit, &c))
             add(menu, &c);
     *kept = menu->count;
     for (int w = 0; w < 4; w++)
         for (int stages = 1; stages <= 4; stages++)
             for (int t = 0; t < 4; t++)
                 for (int blocks = 1; blocks <= 4; blocks++)
-                    if (warps[w] * blocks <= MOST_WARPS && kg_attend_fit(f, warps[w], stages, tiles[t], blocks, KG_LARGE_SHARED, &c) &&
+                    if (warps[w] * blocks <= MOST_WARPS && kg_attend_fit(f, warps[w], stages, tiles[t], blocks, shared_limit, &c) &&
                         blocks * c.buffers >= LEAST_BUFFERS)
                         add(menu, &c);
 }

@@ -23,16 +23,6 @@ static kt_format format_of(const char *spec)
     return f;
 }
 
-static int index_of(const kg_attend_plan *menu, int warps, int stages, int tiles, int blocks)
-{
-    for (int i = 0; i < menu->count; i++) {
-        const kg_attend_config *c = &menu->configs[i];
-        if (c->warps == warps && c->stages == stages && c->tiles == tiles && c->blocks == blocks)
-            return i;
-    }
-    return -1;
-}
-
 START_TEST(menu)
 {
     static const char *const specs[] = {"qwen3_8b/kitty_pro", "qwen3_8b/int4", "qwen3_8b/fp16", "smollm2_135m/kitty", "gemma3_270m/kitty_pro",
@@ -43,14 +33,14 @@ START_TEST(menu)
         kg_tuned_set old = {.count = 2, .rows = {{1, 1, 2, 1, 1, 1, 1, ""}, {1, 2, 16, 16, 1, 1, 1, ""}}}; // the second cannot be
         int kept;
         kg_attend_rules(&f, &now);
-        kg_tune_menu(&f, &now, &old, &tried, &kept);
+        kg_tune_menu(&f, KG_LARGE_SHARED, &now, &old, &tried, &kept);
         ck_assert_int_eq(kept, now.count + 1);
-        ck_assert_int_eq(index_of(&tried, 2, 1, 1, 1), now.count);
+        ck_assert_int_eq(kg_tune_index(&tried, 2, 1, 1, 1), now.count);
         ck_assert_int_lt(tried.count, KG_ATTEND_MENU); // none is lost for want of room
         ck_assert_int_eq(tried.count, tried.row_count);
         for (int i = 0; i < tried.count; i++) {
             const kg_attend_config *c = &tried.configs[i];
-            ck_assert_int_eq(index_of(&tried, c->warps, c->stages, c->tiles, c->blocks), i);
+            ck_assert_int_eq(kg_tune_index(&tried, c->warps, c->stages, c->tiles, c->blocks), i);
             ck_assert(i >= kept || c->warps * c->blocks <= 16);
             ck_assert_int_le(c->blocks * (c->shared + 1024), KG_LARGE_SHARED + 1024);
         }
@@ -61,11 +51,15 @@ START_TEST(menu)
     int kept;
     const kt_format f = format_of("qwen3_8b/kitty_pro");
     kg_attend_rules(&f, &now);
-    kg_tune_menu(&f, &now, 0, &tried, &kept);
-    ck_assert_int_ge(index_of(&tried, 12, 1, 2, 1), kept); // beyond the package's own
-    ck_assert_int_ge(index_of(&tried, 6, 2, 2, 2), kept);
-    ck_assert_int_ge(index_of(&tried, 4, 4, 2, 2), kept);
-    ck_assert_int_eq(index_of(&tried, 8, 4, 1, 1), -1);
+    kg_tune_menu(&f, KG_LARGE_SHARED, &now, 0, &tried, &kept);
+    ck_assert_int_ge(kg_tune_index(&tried, 12, 1, 2, 1), kept); // beyond the package's own
+    ck_assert_int_ge(kg_tune_index(&tried, 6, 2, 2, 2), kept);
+    ck_assert_int_ge(kg_tune_index(&tried, 4, 4, 2, 2), kept);
+    ck_assert_int_eq(kg_tune_index(&tried, 8, 4, 1, 1), -1);
+    kg_tune_menu(&f, KG_SMALL_SHARED, &now, 0, &tried, &kept); // a smaller card
+    ck_assert_int_gt(tried.count, kept);
+    for (int i = 0; i < tried.count; i++)
+        ck_assert_int_le(tried.configs[i].shared, KG_SMALL_SHARED);
 }
 END_TEST
 
@@ -255,7 +249,7 @@ START_TEST(kernels_that_cannot_be_taken)
     kg_tuned_free(&t);
     // Its output is wrong: said, left out, and the exit code tells.
     expect(run("FAKE_FEW=6x2x2x2 FAKE_WRONG=6x2x2x2", "tune qwen3_8b/kitty_pro --shapes 1x512 -o $D/b.json"), 1,
-           "kittygen tune: attend_6x2x2x2: qwen3-8b.kitty-pro: 1 sequences of 512 tokens: attend's error is 3.00e+00");
+           "kittygen tune: attend_6x2x2x2: qwen3-8b.kitty-pro: 1 sequences of 512 tokens: attend's error is 3.0");
     table("b.json", &t);
     ck_assert_str_ne(row(&t, 1, 512), "6x2x2x2");
     ck_assert_str_ne(row(&t, 1, 512), "none");

@@ -250,7 +250,7 @@ static void plan_for(const char *spec, kg_attend_plan *plan, const char *from)
 static const char *taken(const kg_attend_plan *plan, int sequences, int pages)
 {
     static char name[48];
-    const kg_attend_row *row = kg_attend_row_for(plan, sequences, pages);
+    const kg_attend_row *row = kg_attend_row_for(plan, KG_LARGE_SHARED, sequences, pages);
     const kg_attend_config *c = &plan->configs[row->config];
     snprintf(name, sizeof name, "%dx%dx%dx%d", c->warps, c->stages, c->tiles, c->blocks);
     return name;

@@ -381,6 +381,12 @@ def attempt(name, body, *arguments):
         torch.cuda.empty_cache()
 
 
+def save(rows, path):
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(rows, file, indent=1)
+        file.write("\n")
+
+
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -417,6 +423,8 @@ def main():
         rows.append({"op": op, "variant": variant, "sequences": sequences, "context": context, "q_heads": q_heads,
                      "kv_heads": kv_heads, "head_dim": d, "dtype": options.dtype, **result, "bandwidth_share": share,
                      "ratio_cudnn": ratio, "device": device.name})
+        if options.json: # at once, for a run that is cut short
+            save(rows, options.json)
         print(f"  {op + ' ' + variant:28} {result['us']:9.2f} ({result['us_p10']:.2f} to {result['us_p90']:.2f})  "
               f"{result['bytes'] / result['us'] / 1e3:7.0f} GB/s  {100 * share:5.1f} %  "
               + (f"{ratio:5.2f} x cuDNN  " if ratio else "")
@@ -458,9 +466,7 @@ def main():
         for row in rows:
             print(json.dumps(row))
     else:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(rows, file, indent=1)
-            file.write("\n")
+        save(rows, options.json)
     for engine in engines.values():
         engine.close()
     return 1 if failed else 0

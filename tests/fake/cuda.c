@@ -2,6 +2,7 @@
 // at, and time is made up, so that what a command says can be foreseen. From the environment:
 //   FAKE_MEMORY_MB  of the card (2048)
 //   FAKE_FEW, FAKE_MANY  the attend kernel ("6x2x2x2") that takes 50 us with up to 8 slots, with more; others 100 us and more
+//   FAKE_SCALE      what times are multiplied with
 //   FAKE_WRONG      the attend kernel whose output is wrong
 //   FAKE_REFUSED    the attend kernel that cannot be launched
 //   FAKE_LOST_AFTER so many launches of graphs, the card is lost
@@ -89,11 +90,12 @@ static double takes(const function *f, const kt_attend_params *p)
 static void run(const launch *l)
 {
     const kt_attend_params *p = (const kt_attend_params *)(const void *)l->params;
-    clock_us += takes(l->f, p);
+    clock_us += takes(l->f, p) * (*setting("FAKE_SCALE") ? atof(setting("FAKE_SCALE")) : 1);
     if (!l->f->attend && !l->f->reference)
         return;
-    for (int64_t i = 0; i < (int64_t)p->view.slot_count * p->max_fresh * p->out_row; i++)
-        p->out[i] = l->f->attend && !strcmp(l->f->kernel, setting("FAKE_WRONG")) ? 0x3d00 : 0x3c00; // fp16 1.25 and 1, bf16 0.03 and 0.008
+    // The same for attend and reference: 0x3c3c is a small number in both types, 0x3d3d another.
+    memset(p->out, l->f->attend && !strcmp(l->f->kernel, setting("FAKE_WRONG")) ? 0x3d : 0x3c,
+           2 * (size_t)p->view.slot_count * (size_t)p->max_fresh * (size_t)p->out_row);
 }
 
 EXPORT int cuLaunchKernelEx(const kt__launch *config, kt__function f, void **parameters, void **extra)

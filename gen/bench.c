@@ -19,7 +19,7 @@ typedef struct {
     int spec_count;
     kg_shape shapes[KG_BENCH_SHAPES];
     int shape_count;
-    int unequal, tune, scaling;
+    int unequal, scaling;
 } plan;
 
 static int load_specs(char **names, int count, const char *dtype, plan *p, char *error)
@@ -60,20 +60,19 @@ static int open_engine(kg_bench *b, const kg_spec *spec, kt_engine **engine)
 // What a measurement came to: a failed check is reported, and the others go on.
 static int settle(kg_bench *b, int code)
 {
-    kg_progress_end(&b->progress);
+    kg_progress_clear(&b->progress);
     if (code == KG_FAILED) {
         fprintf(stderr, "kittygen bench: %s\n", b->error);
         b->failed = true;
         code = KG_OK;
     }
-    kg_progress_begin(&b->progress, "bench", b->total);
     kg_progress_to(&b->progress, ++b->done);
     return code;
 }
 
 static void skipped(kg_bench *b, const kg_spec *spec, kg_shape shape, const char *what)
 {
-    kg_progress_end(&b->progress);
+    kg_progress_clear(&b->progress);
     fprintf(stderr, "kittygen bench: %s, %d x %d: skipped: too little memory for %s\n", spec->name, shape.sequences, shape.tokens, what);
 }
 
@@ -138,10 +137,10 @@ static int seal_row(kg_bench *b, const kg_spec *spec, kt_engine *engine, kg_shap
     return add_row(b, KG_BENCH_SEAL, row, time, row.sequences * kg_bench_seal_bytes(&format, spec->model.kv_heads, shape.tokens));
 }
 
-static int measure(kg_bench *b, plan *p, kg_text *json)
+static int measure(kg_bench *b, plan *p)
 {
-    b->total = (long)p->shape_count * p->spec_count * (2 + p->unequal) + p->spec_count * (long)(p->tune + p->scaling);
-    kg_progress_begin(&b->progress, "bench", b->total);
+    const long total = (long)p->shape_count * p->spec_count * (2 + p->unequal) + p->spec_count * (long)p->scaling;
+    kg_progress_begin(&b->progress, "bench", total);
     for (int i = 0; i < p->shape_count; i++)
         for (int s = 0; s < p->spec_count; s++) {
             KG_TRY(settle(b, b->ops & ~(1u << KG_BENCH_SEAL) ? decode_rows(b, &p->specs[s], p->engines[s], p->shapes[i]) : KG_OK));
@@ -149,18 +148,13 @@ static int measure(kg_bench *b, plan *p, kg_text *json)
             if (p->unequal)
                 KG_TRY(settle(b, p->shapes[i].sequences == 1 ? KG_OK : kg_bench_unequal(b, &p->specs[s], p->engines[s], p->shapes[i])));
         }
-    for (int s = 0; s < p->spec_count; s++) {
-        if (p->scaling)
-            KG_TRY(settle(b, kg_bench_scaling(b, &p->specs[s], p->engines[s])));
-        if (p->tune)
-            KG_TRY(settle(b, kg_bench_tune(b, &p->specs[s], p->engines[s], p->shapes, p->shape_count, json)));
-    }
+    for (int s = 0; s < p->spec_count && p->scaling; s++)
+        KG_TRY(settle(b, kg_bench_scaling(b, &p->specs[s], p->engines[s])));
     return KG_OK;
 }
 
 static int run(kg_bench *b, plan *p)
 {
-    kg_text json = {0};
     int code = kg_gpu_hold(b->error);
     if (code) {
         char why[KG_ERROR];
@@ -178,11 +172,11 @@ static int run(kg_bench *b, plan *p)
     if (!code && !b->json)
         kg_bench_heading(b);
     if (!code)
-        code = measure(b, p, &json);
+        code = measure(b, p);
     kg_progress_end(&b->progress);
-    if (b->json && b->read_rate > 0 && !json.failed)
-        kg_bench_json(b, json.data);
-    if (!code && !b->row_count && !p->tune && !b->failed)
+    if (b->json && b->read_rate > 0)
+        kg_bench_json(b);
+    if (!code && !b->row_count && !b->failed)
         code = kg_fail(KG_MACHINE, b->error, KG_ERROR, "%s has too little memory for any of the shapes", b->gpu.name);
     for (int s = 0; s < p->spec_count; s++)
         kt_close(p->engines[s]);
@@ -190,7 +184,6 @@ static int run(kg_bench *b, plan *p)
     kg_gpu_free(b->kept);
     kg_gpu_module_close(b->module);
     kg_gpu_stream_close(b->stream);
-    kg_text_free(&json);
     free(b->rows);
     return code ? code : b->failed ? KG_FAILED : KG_OK;
 }
@@ -209,7 +202,6 @@ int kg_command_bench(int argc, char **argv)
         {"--dtype", "fp16|bf16", "override the model's element type", 0, &dtype},
         {"--unequal", 0, "with several sequences also attend over lengths from T / 32 to T, beside equal ones of the same total", &p.unequal, 0},
         {"--scaling", 0, "also attend over contexts of 1K to 256K, and over batches of 1 to 256 at 8K", &p.scaling, 0},
-        {"--tune", 0, "also every attend kernel at every shape, and the selection that follows", &p.tune, 0},
         {"--json", 0, "an array of rows", &json, 0},
         {0, 0, 0, 0, 0},
     };

@@ -54,10 +54,10 @@ typedef struct {
     int data_dtype;
     unsigned ops;                // bits by kg_bench_op
     long layers, replays;        // layers 0: chosen
-    bool json, failed;
+    bool json, failed, brief;    // brief: as few layers as will do
     kg_row *rows;
     int row_count, row_room;
-    long done, total;            // of the progress bar
+    long done;                   // of the progress bar
     kg_progress progress;
     char error[KG_ERROR];
 } kg_bench;
@@ -99,8 +99,8 @@ void kg_bench_percentiles(float *samples, int count, double divisor, kg_time *ti
 // `count` lengths between most / 32 and most, log-uniform, seeded.
 void kg_bench_lengths(int most, int count, int *lengths);
 // Layers: so many that what they read outgrows the L2 cache four times, between 8 and 36, or more where
-// the L2 cache needs more; no more than fit in `room` bytes, of which a layer holds `held` and reads `read`.
-int kg_bench_layers(double read, double held, double l2, double room);
+// the L2 cache needs more; no more than fit in `room` bytes, of which a layer holds `held` and reads `read`. brief: from 4 on.
+int kg_bench_layers(double read, double held, double l2, double room, bool brief);
 
 // ---- bench_bandwidth.c -----------------------------------------------------------------------------------------------
 
@@ -136,7 +136,22 @@ int kg_bed_attend(kg_bed *bed, kt_batch *batch, int layer, unsigned flags);
 
 // ---- bench_measure.c -------------------------------------------------------------------------------------------------
 
-// Attend at the bed's lengths. KG_FAILED, and no time, if the output is not that of the reference kernel.
+// Attend at the bed's lengths, by whichever kernel the engine selects at each call: a batch, and what the reference kernel says.
+typedef struct {
+    kg_bed *bed;
+    kt_batch *batch;
+    bool referenced;
+    uint16_t *out, *reference; // [sequences, q_heads, head_dim]
+    float *samples;
+} kg_attend_test;
+
+int kg_attend_test_open(kg_bed *bed, int most_replays, kg_attend_test *test);
+// Checks the output, then times replays after untimed ones (at most KG_BENCH_WARM). KG_FAILED, and no time, if the output is not
+// that of the reference kernel.
+int kg_attend_test_time(kg_attend_test *test, int warm, int replays, kg_time *time, double *error);
+void kg_attend_test_close(kg_attend_test *test); // also after a failed open
+
+// All of that once, with bench->replays. KG_FAILED, and no time, if the output is not that of the reference kernel.
 int kg_bench_attend(kg_bed *bed, kg_time *time, double *error);
 // Host, append and step, in that order, as far as bench->ops has them; the lengths of the bed grow. bytes: of step, per layer.
 int kg_bench_steps(kg_bed *bed, kg_time times[KG_BENCH_OPS], double *begin_us, double bytes[KG_BENCH_OPS]);
@@ -148,8 +163,8 @@ int kg_bench_seal(kg_bench *bench, const kg_spec *spec, kt_engine *engine, int s
 // Fills in share and ratios, keeps the row and, unless as JSON later, prints it. A share above 1 is KG_FAILED.
 int kg_bench_row(kg_bench *bench, kg_row row);
 void kg_bench_heading(const kg_bench *bench);
-// All rows as an array; `tail` (may be null): further elements, each after a comma.
-void kg_bench_json(const kg_bench *bench, const char *tail);
+// All rows as an array.
+void kg_bench_json(const kg_bench *bench);
 
 // ---- bench_more.c ----------------------------------------------------------------------------------------------------
 
@@ -157,7 +172,5 @@ void kg_bench_json(const kg_bench *bench, const char *tail);
 int kg_bench_unequal(kg_bench *bench, const kg_spec *spec, kt_engine *engine, kg_shape shape);
 // Rows attend over contexts at one sequence and over batches at 8K tokens.
 int kg_bench_scaling(kg_bench *bench, const kg_spec *spec, kt_engine *engine);
-// Times every attend kernel at every shape; prints them and the selection, or adds it to `json`.
-int kg_bench_tune(kg_bench *bench, const kg_spec *spec, kt_engine *engine, const kg_shape *shapes, int count, kg_text *json);
 
 #endif

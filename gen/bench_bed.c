@@ -117,7 +117,7 @@ static int open_cache(kg_bed *bed, int extra)
     }
     const double held = kv_heads * (pages * f->block_bytes + (bed->sequences + 1.0) * f->slab_bytes);
     KG_TRY(kg_gpu_free_bytes(&room, b->error));
-    bed->layers = kg_bench_layers(read, held, (double)b->gpu.l2_bytes, SHARE * (double)room);
+    bed->layers = kg_bench_layers(read, held, (double)b->gpu.l2_bytes, SHARE * (double)room, b->brief);
     if (bed->layers && b->layers)
         bed->layers = b->layers * held <= SHARE * (double)room ? (int)b->layers : 0;
     if (!bed->layers)

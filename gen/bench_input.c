@@ -7,7 +7,7 @@
 #include "command.h"
 #include "random.h"
 
-enum { MOST_SEQUENCES = 4096, MOST_TOKENS = 1 << 22, MOST_FILE = 1 << 16, MOST_LAYERS = 36, LEAST_LAYERS = 8, L2_LAYERS = 256 };
+enum { MOST_SEQUENCES = 4096, MOST_TOKENS = 1 << 22, MOST_FILE = 1 << 16, MOST_LAYERS = 36, LEAST_LAYERS = 8, BRIEF_LAYERS = 4, L2_LAYERS = 256 };
 
 const char *const kg_bench_ops[KG_BENCH_OPS] = {"attend", "step", "append", "seal", "host"};
 
@@ -135,11 +135,11 @@ void kg_bench_lengths(int most, int count, int *lengths)
     }
 }
 
-int kg_bench_layers(double read, double held, double l2, double room)
+int kg_bench_layers(double read, double held, double l2, double room, bool brief)
 {
-    const double needed = ceil(4 * l2 / read), fit = floor(room / held);
-    double layers = needed > L2_LAYERS ? L2_LAYERS : needed;
-    if (layers < MOST_LAYERS) // as many as a model has, where that is no burden
-        layers = held * MOST_LAYERS < room / 4 ? MOST_LAYERS : layers < LEAST_LAYERS ? LEAST_LAYERS : layers;
+    const double needed = ceil(4 * l2 / read), fit = floor(room / held), least = brief ? BRIEF_LAYERS : LEAST_LAYERS;
+    double layers = needed > L2_LAYERS ? L2_LAYERS : needed < least ? least : needed;
+    if (!brief && layers < MOST_LAYERS && held * MOST_LAYERS < room / 4) // as many as a model has, where that is no burden
+        layers = MOST_LAYERS;
     return fit < 1 ? 0 : (int)(layers < fit ? layers : fit);
 }

@@ -59,70 +59,115 @@ static int capture(kg_bed *bed, kt_batch *batch, int (*body)(kg_bed *, kt_batch 
 }
 
 // Warms up, then times `count` replays.
-static int replay(kg_bed *bed, kg_handle graph, int count, float *samples)
+static int replay(kg_bed *bed, kg_handle graph, int warm, int count, float *samples)
 {
     kg_bench *b = bed->bench;
-    KG_TRY(kg_gpu_graph_time(graph, b->stream, KG_BENCH_WARM, samples, b->error));
+    KG_TRY(kg_gpu_graph_time(graph, b->stream, warm, samples, b->error));
     return kg_gpu_graph_time(graph, b->stream, count, samples, b->error);
 }
 
-// What the graph of attends leaves, against the reference kernel over the same state; the last layer's.
-static int check(kg_bed *bed, kt_batch *batch, const kg_handle graphs[2], double *error)
+// ---- attend ----------------------------------------------------------------------------------------------------------
+
+static size_t outputs(const kg_bed *bed)
 {
+    return (size_t)bed->sequences * (size_t)bed->spec->model.q_heads * (size_t)bed->format.head_dim;
+}
+
+int kg_attend_test_open(kg_bed *bed, int most_replays, kg_attend_test *t)
+{
+    *t = (kg_attend_test){.bed = bed};
+    t->out = malloc(2 * outputs(bed));
+    t->reference = malloc(2 * outputs(bed));
+    t->samples = malloc((size_t)(most_replays > KG_BENCH_WARM ? most_replays : KG_BENCH_WARM) * sizeof *t->samples);
+    if (!t->out || !t->reference || !t->samples)
+        return out_of_memory(bed->bench);
+    return kg_bed_batch(bed, 0, &t->batch);
+}
+
+void kg_attend_test_close(kg_attend_test *t)
+{
+    kt_batch_close(t->batch);
+    free(t->out);
+    free(t->reference);
+    free(t->samples);
+}
+
+// The reference kernel's output of the last layer.
+static int make_reference(kg_attend_test *t)
+{
+    kg_bed *bed = t->bed;
     kg_bench *b = bed->bench;
-    const size_t count = (size_t)bed->sequences * (size_t)bed->spec->model.q_heads * (size_t)bed->format.head_dim;
-    uint16_t *host = malloc(4 * count);
-    if (!host)
-        return out_of_memory(b);
-    memset(host, 0xff, 4 * count); // NaN in both dtypes
-    int code = kg_gpu_write(bed->out, host, 2 * count, b->error);
-    for (int i = 0; i < 2 && !code; i++)
-        code = kg_gpu_graph_launch(graphs[i], b->stream, b->error);
+    KG_TRY(append_all(bed, t->batch));
+    const int code = kg_bed_attend(bed, t->batch, bed->layers - 1, KT_ATTEND_REFERENCE);
+    KG_BENCH_CALL(b, kt_step_abort(t->batch));
     if (!code)
-        code = kg_gpu_read(host, bed->out, 2 * count, b->error);
-    if (!code && !(code = append_all(bed, batch)) && !(code = kg_bed_attend(bed, batch, bed->layers - 1, KT_ATTEND_REFERENCE))) {
-        const kt_status status = kt_step_abort(batch);
-        code = status ? kg_bench_refused(b, "kt_step_abort", status) : kg_gpu_read(host + count, bed->out, 2 * count, b->error);
-    }
+        KG_TRY(kg_gpu_read(t->reference, bed->out, 2 * outputs(bed), b->error));
+    t->referenced = !code;
+    return code;
+}
+
+// What the graphs of appends and attends leave, against the reference over the same state; the last layer's.
+static int check(kg_attend_test *t, const kg_handle graphs[2], double *error)
+{
+    kg_bed *bed = t->bed;
+    kg_bench *b = bed->bench;
+    const size_t count = outputs(bed);
+    const double limit = bed->format.dtype == KT_BF16 ? 8e-3 : 2e-3;
     double difference = 0, reference = 0;
-    for (size_t i = 0; i < count && !code; i++) {
-        const double r = (double)kg_to_float(bed->format.dtype, host[count + i]), d = (double)kg_to_float(bed->format.dtype, host[i]) - r;
+    memset(t->out, 0xff, 2 * count); // NaN in both dtypes
+    KG_TRY(kg_gpu_write(bed->out, t->out, 2 * count, b->error));
+    for (int i = 0; i < 2; i++)
+        KG_TRY(kg_gpu_graph_launch(graphs[i], b->stream, b->error));
+    KG_TRY(kg_gpu_read(t->out, bed->out, 2 * count, b->error));
+    if (!t->referenced)
+        KG_TRY(make_reference(t));
+    for (size_t i = 0; i < count; i++) {
+        const double r = (double)kg_to_float(bed->format.dtype, t->reference[i]);
+        const double d = (double)kg_to_float(bed->format.dtype, t->out[i]) - r;
         difference += d * d;
         reference += r * r;
     }
     *error = sqrt(difference / reference); // NaN for two outputs of zeros, which is not within the limit either
-    free(host);
-    return code;
+    return *error <= limit ? KG_OK : kg_fail(KG_FAILED, b->error, KG_ERROR, "%s: %d sequences of %d tokens: attend's error is %.2e, above %.0e: no "
+                                             "time is given", bed->spec->name, bed->sequences, bed->lengths[0], *error, limit);
 }
 
-static int attend_on(kg_bed *bed, kt_batch *batch, kg_handle graphs[2], float *samples, kg_time *time, double *error)
+static int capture_both(kg_attend_test *t, kg_handle graphs[2])
 {
+    kg_bed *bed = t->bed;
     kg_bench *b = bed->bench;
-    const double limit = bed->format.dtype == KT_BF16 ? 8e-3 : 2e-3;
-    KG_TRY(capture(bed, batch, append_all, &graphs[0]));
-    KG_TRY(capture(bed, batch, attend_all, &graphs[1]));
-    KG_BENCH_CALL(b, kt_step_abort(batch));
-    KG_TRY(check(bed, batch, graphs, error));
-    if (!(*error <= limit))
-        return kg_fail(KG_FAILED, b->error, KG_ERROR, "%s: %d sequences of %d tokens: attend's error is %.2e, above %.0e: no time is given",
-                       bed->spec->name, bed->sequences, bed->lengths[0], *error, limit);
-    KG_TRY(replay(bed, graphs[1], (int)b->replays, samples));
-    kg_bench_percentiles(samples, (int)b->replays, bed->layers, time);
-    return KG_OK;
+    KG_BENCH_CALL(b, kt_batch_upload(t->batch, b->stream)); // a reference may have run meanwhile
+    KG_TRY(kg_gpu_stream_wait(b->stream, b->error));
+    int code = capture(bed, t->batch, append_all, &graphs[0]);
+    if (!code)
+        code = capture(bed, t->batch, attend_all, &graphs[1]);
+    const kt_status status = kt_step_abort(t->batch);
+    return code || !status ? code : kg_bench_refused(b, "kt_step_abort", status);
+}
+
+int kg_attend_test_time(kg_attend_test *t, int warm, int replays, kg_time *time, double *error)
+{
+    kg_handle graphs[2] = {0};
+    int code = capture_both(t, graphs);
+    if (!code)
+        code = check(t, graphs, error);
+    if (!code)
+        code = replay(t->bed, graphs[1], warm, replays, t->samples);
+    if (!code)
+        kg_bench_percentiles(t->samples, replays, t->bed->layers, time);
+    kg_gpu_graph_close(graphs[0]);
+    kg_gpu_graph_close(graphs[1]);
+    return code;
 }
 
 int kg_bench_attend(kg_bed *bed, kg_time *time, double *error)
 {
-    kt_batch *batch = 0;
-    kg_handle graphs[2] = {0};
-    float *samples = malloc((size_t)(bed->bench->replays + KG_BENCH_WARM) * sizeof *samples);
-    int code = samples ? kg_bed_batch(bed, 0, &batch) : out_of_memory(bed->bench);
+    const int replays = (int)bed->bench->replays;
+    kg_attend_test test;
+    int code = kg_attend_test_open(bed, replays, &test);
     if (!code)
-        code = attend_on(bed, batch, graphs, samples, time, error);
-    kg_gpu_graph_close(graphs[0]);
-    kg_gpu_graph_close(graphs[1]);
-    kt_batch_close(batch);
-    free(samples);
+        code = kg_attend_test_time(&test, KG_BENCH_WARM, replays, time, error);
+    kg_attend_test_close(&test);
     return code;
 }
 
@@ -142,7 +187,7 @@ static int eager_step(kg_bed *bed, kt_batch *batch, double *begin, double *atten
     KG_BENCH_CALL(b, kt_step_begin(batch, b->stream));
     *begin += now() - from;
     for (int layer = 0; layer < bed->layers; layer++) {
-        KG_TRY(kg_bed_append(bed, batch, layer, KT_APPEND_BEHIND_ATTEND));
+        KG_TRY(kg_bed_append(bed, batch, layer, 0)); // or the attends would launch it too
         from = now();
         KG_TRY(kg_bed_attend(bed, batch, layer, 0));
         *attends += now() - from;
@@ -189,7 +234,7 @@ static int append_time(kg_bed *bed, kt_batch *batch, float *samples, kg_time *ti
     int code = capture(bed, batch, append_all, &graph);
     if (!code) {
         const kt_status status = kt_step_abort(batch);
-        code = status ? kg_bench_refused(b, "kt_step_abort", status) : replay(bed, graph, (int)b->replays, samples);
+        code = status ? kg_bench_refused(b, "kt_step_abort", status) : replay(bed, graph, KG_BENCH_WARM, (int)b->replays, samples);
     }
     if (!code)
         kg_bench_percentiles(samples, (int)b->replays, bed->layers, time);
@@ -207,7 +252,7 @@ static int step_time(kg_bed *bed, kt_batch *batch, int steps, float *samples, kg
     KG_TRY(kg_gpu_stream_wait(b->stream, b->error));
     int code = capture(bed, batch, step_all, &graph);
     if (!code)
-        code = replay(bed, graph, steps, samples);
+        code = replay(bed, graph, KG_BENCH_WARM, steps, samples);
     kg_gpu_graph_close(graph);
     if (code)
         return code;

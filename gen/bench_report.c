@@ -63,7 +63,7 @@ int kg_bench_row(kg_bench *b, kg_row row)
     }
     b->rows[b->row_count++] = row;
     if (!b->json) {
-        kg_progress_end(&b->progress);
+        kg_progress_clear(&b->progress);
         print_row(&row);
     }
     return KG_OK;
@@ -99,7 +99,7 @@ static void add_row(kg_text *out, const kg_bench *b, const kg_row *r)
     kg_text_add(out, "}");
 }
 
-void kg_bench_json(const kg_bench *b, const char *tail)
+void kg_bench_json(const kg_bench *b)
 {
     kg_text out = {0};
     kg_text_addf(&out, "[{\"op\": \"bandwidth\", \"read\": %.6g, \"copy\": %.6g, \"device\": ", b->read_rate, b->copy_rate);
@@ -109,7 +109,6 @@ void kg_bench_json(const kg_bench *b, const char *tail)
         kg_text_add(&out, ",\n ");
         add_row(&out, b, &b->rows[i]);
     }
-    kg_text_add(&out, tail ? tail : "");
     kg_text_add(&out, "]\n");
     fputs(out.failed ? "" : out.data, stdout);
     kg_text_free(&out);

@@ -8,7 +8,6 @@
 #include "cuda/cubin_cache.h"
 #include "emit.h"
 #include "progress.h"
-#include "sha256.h"
 
 static const char *const usual[] = {"sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a"};
 static const char *const known[] = {"sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a", "sm_103a", "sm_110a", "sm_121a", "all"};
@@ -119,16 +118,6 @@ static void print_json(const build *b, const char *spec, const kt__compile_job *
 
 // ---- one spec --------------------------------------------------------------------------------------------------------
 
-static void kernel_of(const kg_kernel *from, kt__kernel *to)
-{
-    memset(to, 0, sizeof *to);
-    snprintf(to->name, sizeof to->name, "%s", from->name);
-    snprintf(to->entry, sizeof to->entry, "%.63s", from->entry);
-    to->source = from->source.data;
-    to->shared = from->shared;
-    kt__sha256_text(from->source.data, from->source.size, to->digest);
-}
-
 // What went wrong: once per kernel, for the first architecture it failed for; once in all where all say the same.
 static int print_failures(const kt__compile_job *jobs, int count)
 {
@@ -156,7 +145,7 @@ static int build_spec(build *b, const kg_spec *spec, char *error, size_t error_s
     kt__compile_job *jobs = 0;
     kt__cubins *cubins = 0;
     int count = 0;
-    int code = kg_package_make(spec, &package, error, error_size);
+    int code = kg_package_make(spec, 0, &package, error, error_size);
     if (code)
         goto fail;
     if (b->to && snprintf(folder, sizeof folder, "%s/%s", b->to, spec->name) >= KG_PATH - 1024) {
@@ -167,7 +156,7 @@ static int build_spec(build *b, const kg_spec *spec, char *error, size_t error_s
         code = kg_fail(KG_USER, error, error_size, "%s: two specs of this run would go to this folder; give them different names", folder);
         goto fail;
     }
-    if (b->to && (code = kg_emit_package(spec, folder, error, error_size)))
+    if (b->to && (code = kg_package_write(&package, folder, error, error_size)))
         goto fail;
     jobs = calloc((size_t)(package.count * b->arch_count), sizeof *jobs);
     cubins = calloc(1, sizeof *cubins);
@@ -176,7 +165,7 @@ static int build_spec(build *b, const kg_spec *spec, char *error, size_t error_s
         goto fail;
     }
     for (int k = 0; k < package.count; k++) {
-        kernel_of(&package.kernels[k], &kernels[k]);
+        kg_kernel_job(&package.kernels[k], &kernels[k]);
         for (int a = 0; a < b->arch_count; a++, count++) {
             jobs[count].kernel = &kernels[k];
             snprintf(jobs[count].arch, sizeof jobs->arch, "%s", b->archs[a]);

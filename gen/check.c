@@ -3,6 +3,7 @@
 #include "fields.h"
 #include "kitty.h"
 #include "layout.h"
+#include "tuned.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,13 +16,15 @@ typedef struct {
     double token, token_fp16;          // per token and KV head, sealed
     double ratio;
     long long model, model_fp16;       // one sequence of CONTEXT tokens, all layers and heads, exact tokens too
+    kg_attend_plan plan;
+    kg_tuned_set tuned;                // where the plan is from; head_dim 0: the rules
 } costs;
 
-static const char *compute_costs(costs *c, const kg_spec *spec)
+static int compute_costs(costs *c, const kg_spec *spec, const char *from, char *error)
 {
     const char *why = kg_layout(spec, &c->format);
     if (why)
-        return why;
+        return kg_fail(KG_USER, error, KG_ERROR, "%s: %s: %s", from, spec->name, why);
     const kt_format *f = &c->format;
     c->token = kg_bytes_per_token(f);
     c->token_fp16 = 4.0 * f->head_dim;
@@ -31,7 +34,7 @@ static const char *compute_costs(costs *c, const kg_spec *spec)
     const long long heads = (long long)spec->model.layers * spec->model.kv_heads;
     c->model = heads * ((long long)(keys > values ? keys : values) * f->block_bytes + f->slab_bytes);
     c->model_fp16 = heads * CONTEXT * 4 * f->head_dim;
-    return 0;
+    return kg_tuned_plan(f, &c->plan, &c->tuned, error);
 }
 
 static void add_text(kg_text *out, const kg_spec *spec, const costs *c)
@@ -56,6 +59,15 @@ static void add_text(kg_text *out, const kg_spec *spec, const costs *c)
     kg_text_addf(out, "  exact      %d bytes per sequence and KV head\n", f->slab_bytes);
     kg_text_addf(out, "  memory     %.1f MiB for one sequence of %d tokens; fp16 %.1f MiB\n", (double)c->model / mib, CONTEXT,
                  (double)c->model_fp16 / mib);
+    kg_text_addf(out, "  attend     %d kernels (warps x stages x tiles x blocks):", c->plan.count);
+    for (int i = 0; i < c->plan.count; i++) {
+        const kg_attend_config *k = &c->plan.configs[i];
+        kg_text_addf(out, " %dx%dx%dx%d", k->warps, k->stages, k->tiles, k->blocks);
+    }
+    if (c->tuned.head_dim)
+        kg_text_addf(out, "; measured for %s on %s\n", c->tuned.spec, c->tuned.card);
+    else
+        kg_text_add(out, "; by rule: nothing like it was measured (kittygen tune)\n");
 }
 
 static void add_json(kg_text *out, const kg_spec *spec, const costs *c)
@@ -69,8 +81,13 @@ static void add_json(kg_text *out, const kg_spec *spec, const costs *c)
     kg_text_number(out, c->token);
     kg_text_add(out, ", \"fp16_bytes_per_token\": ");
     kg_text_number(out, c->token_fp16);
-    kg_text_addf(out, ", \"ratio\": %.4f,\n  \"context\": %d, \"memory_bytes\": %lld, \"fp16_memory_bytes\": %lld}", c->ratio, CONTEXT, c->model,
-                 c->model_fp16);
+    kg_text_addf(out, ", \"ratio\": %.4f,\n  \"context\": %d, \"memory_bytes\": %lld, \"fp16_memory_bytes\": %lld,\n  \"tuned\": ", c->ratio, CONTEXT,
+                 c->model, c->model_fp16);
+    if (c->tuned.head_dim)
+        kg_text_json(out, c->tuned.spec);
+    else
+        kg_text_add(out, "null");
+    kg_text_add(out, "}");
 }
 
 static int print_text(kg_text *out)
@@ -125,10 +142,10 @@ int kg_command_check(int argc, char **argv)
         }
         for (int s = 0; s < found; s++) {
             costs c;
-            const char *why = compute_costs(&c, &specs[s]);
-            if (why) {
-                fprintf(stderr, "%s: %s: %s\n", argv[i], specs[s].name, why);
-                code = code > KG_USER ? code : KG_USER;
+            const int wrong = compute_costs(&c, &specs[s], argv[i], error);
+            if (wrong) {
+                fprintf(stderr, "%s\n", error);
+                code = code > wrong ? code : wrong;
                 continue;
             }
             kg_text_add(&out, separator);

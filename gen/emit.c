@@ -10,6 +10,7 @@
 #include "kitty.h"
 #include "sha256.h"
 #include "template.h"
+#include "tuned.h"
 
 static int in_comment(const char *body, const char *at)
 {
@@ -99,9 +100,9 @@ static kg_kernel *add_kernel(kg_package *package, const char *op, int threads, i
     return kernel;
 }
 
-int kg_package_make(const kg_spec *spec, kg_package *package, char *error, size_t error_size)
+int kg_package_make(const kg_spec *spec, const kg_attend_plan *plan, kg_package *package, char *error, size_t error_size)
 {
-    char folder[KG_PATH];
+    char folder[KG_PATH], why[KG_ERROR];
     *package = (kg_package){.spec = *spec};
     const char *refused = kg_layout(spec, &package->format);
     if (refused)
@@ -109,14 +110,16 @@ int kg_package_make(const kg_spec *spec, kg_package *package, char *error, size_
     int code = kg_find_folder("templates", "KT_TEMPLATES", folder, error, error_size);
     if (code)
         return code;
+    if (plan)
+        package->plan = *plan;
+    else if ((code = kg_tuned_plan(&package->format, &package->plan, 0, why)))
+        return kg_fail(code, error, error_size, "%s", why);
 
-    kg_attend_config configs[KG_ATTEND_CONFIGS];
-    const int count = kg_attend_configs(&package->format, configs);
-    for (int i = 0; i < count; i++) {
-        const kg_attend_config *c = &configs[i];
+    for (int i = 0; i < package->plan.count; i++) {
+        const kg_attend_config *c = &package->plan.configs[i];
         kg_kernel *kernel = add_kernel(package, "attend", c->warps * 32, c->shared, "splits*slots*fresh", "kv_heads*passes", "1");
         kernel->config = *c;
-        snprintf(kernel->name, sizeof kernel->name, "attend_%dx%dx%d", c->warps, c->stages, c->tiles);
+        snprintf(kernel->name, sizeof kernel->name, "attend_%dx%dx%dx%d", c->warps, c->stages, c->tiles, c->blocks);
     }
     kg_kernel *append = add_kernel(package, "append", 256, kg_append_shared(&package->format), "units", "kv_heads", "slots");
     append->config.blocks = kg_append_blocks(append->shared);
@@ -126,6 +129,14 @@ int kg_package_make(const kg_spec *spec, kg_package *package, char *error, size_
     for (int i = 0; i < package->count && !code; i++)
         code = expand(folder, package, &package->kernels[i], error, error_size);
     return code;
+}
+
+void kg_kernel_job(const kg_kernel *kernel, kt__kernel *job)
+{
+    *job = (kt__kernel){.source = kernel->source.data, .shared = kernel->shared};
+    snprintf(job->name, sizeof job->name, "%s", kernel->name);
+    snprintf(job->entry, sizeof job->entry, "%.63s", kernel->entry);
+    kt__sha256_text(kernel->source.data, kernel->source.size, job->digest);
 }
 
 void kg_package_free(kg_package *package)
@@ -149,26 +160,31 @@ static int make_folder(const char *folder, char *error, size_t error_size)
     return KG_OK;
 }
 
-int kg_emit_package(const kg_spec *spec, const char *folder, char *error, size_t error_size)
+int kg_package_write(const kg_package *package, const char *folder, char *error, size_t error_size)
 {
-    kg_package package;
+    char path[KG_PATH + 80];
     kg_text manifest = {0};
-    int code = kg_package_make(spec, &package, error, error_size);
-    if (!code)
-        code = make_folder(folder, error, error_size);
-    for (int i = 0; i < package.count && !code; i++) {
-        char path[KG_PATH + 80];
-        snprintf(path, sizeof path, "%s/%s.cu", folder, package.kernels[i].name);
-        code = kg_file_write(path, package.kernels[i].source.data, package.kernels[i].source.size, 1, error, error_size);
+    int code = make_folder(folder, error, error_size);
+    for (int i = 0; i < package->count && !code; i++) {
+        snprintf(path, sizeof path, "%s/%s.cu", folder, package->kernels[i].name);
+        code = kg_file_write(path, package->kernels[i].source.data, package->kernels[i].source.size, 1, error, error_size);
     }
     if (!code) {
-        char path[KG_PATH + 80];
-        kg_manifest(&package, &manifest);
+        kg_manifest(package, &manifest);
         snprintf(path, sizeof path, "%s/manifest.json", folder);
         code = manifest.failed ? kg_fail(KG_MACHINE, error, error_size, "out of memory")
                                : kg_file_write(path, manifest.data, manifest.size, 1, error, error_size);
     }
     kg_text_free(&manifest);
+    return code;
+}
+
+int kg_emit_package(const kg_spec *spec, const char *folder, char *error, size_t error_size)
+{
+    kg_package package;
+    int code = kg_package_make(spec, 0, &package, error, error_size);
+    if (!code)
+        code = kg_package_write(&package, folder, error, error_size);
     kg_package_free(&package);
     return code;
 }

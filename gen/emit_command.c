@@ -65,7 +65,7 @@ int kg_command_emit(int argc, char **argv)
         code = kg_spec_load(argv[i], &spec_options, &specs, &specs_count, error, sizeof error);
         for (int s = 0; !code && s < specs_count; s++) {
             kg_package package;
-            code = kg_package_make(&specs[s], &package, error, sizeof error);
+            code = kg_package_make(&specs[s], NULL, &package, error, sizeof error);
             if (!code && only) {
                 const kg_kernel *kernel = NULL;
                 for (int k = 0; k < package.count; k++)
@@ -86,7 +86,7 @@ int kg_command_emit(int argc, char **argv)
                     code = kg_fail(KG_USER, error, sizeof error, "%s: two specs of this run would go to this folder; give them different names",
                                    folder);
                 else
-                    code = kg_emit_package(&specs[s], folder, error, sizeof error);
+                    code = kg_package_write(&package, folder, error, sizeof error);
                 if (!code)
                     print_package(&package, folder, json, !printed++);
             }

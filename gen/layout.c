@@ -1,14 +1,10 @@
 #include "layout.h"
 
 #include <math.h>
-#include <stdbool.h>
 
 // Tokens of a tile; parts in which append goes through a channel; bytes of one word per lane; what blocks and their tiles are aligned
 // to: copies from elsewhere were a tenth slower (one H100).
 enum { TILE = 32, APPEND_PARTS = 8, WORDS = 128, LINE = 128 };
-
-// Shared memory of a block: sm_90 and 100; sm_86, 89 and 120.
-enum { LARGE_SHARED = 227 * 1024, SMALL_SHARED = 99 * 1024 };
 
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -73,62 +69,82 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
     return 0;
 }
 
-static kg_attend_config attend_config(const kt_format *f, int warps, int stages, int tiles)
+bool kg_attend_fit(const kt_format *f, int warps, int stages, int tiles, int blocks, int limit, kg_attend_config *c)
 {
-    kg_attend_config c = {.warps = warps, .stages = stages, .tiles = tiles};
-    c.passes = (f->group_heads + 7) / 8;
-    c.columns = (f->group_heads + c.passes - 1) / c.passes;
+    const int barriers = 128, tiles_of_page = f->page / TILE;
+    *c = (kg_attend_config){.warps = warps, .stages = stages, .tiles = tiles, .blocks = blocks};
+    c->passes = (f->group_heads + 7) / 8;
+    c->columns = (f->group_heads + c->passes - 1) / c->passes;
+    if (tiles > tiles_of_page || tiles_of_page % tiles || warps * stages * 8 > barriers)
+        return false;
     // Per stage: header, key meta and index, then whole key and value tiles.
-    const int stage = f->key_tiles + tiles * (f->key_tile_bytes + f->value_tile_bytes);
+    const int64_t stage = f->key_tiles + tiles * (f->key_tile_bytes + f->value_tile_bytes);
     // After the last page the stages are reused for each warp's partial result: head_dim outputs (the rows
     // padded by four), maximum and sum.
-    const int partial = warps * c.columns * (f->head_dim + 6) * 4;
-    const int query = round_up(f->head_dim * c.columns * 2, 128);
-    const int buffers = warps * stages * stage;
-    const int barriers = 128;
-    c.shared = round_up(query + barriers + (buffers > partial ? buffers : partial), 128);
-    return c;
+    const int64_t partial = (int64_t)warps * c->columns * (f->head_dim + 6) * 4;
+    const int query = round_up(f->head_dim * c->columns * 2, 128);
+    const int64_t buffers = warps * stages * stage, most = buffers > partial ? buffers : partial;
+    if (most > limit)
+        return false;
+    c->buffers = (int)buffers;
+    c->shared = round_up(query + barriers + (int)most, 128);
+    // Each block costs 1 KB of the multiprocessor's shared memory besides its own.
+    return blocks * (c->shared + 1024) <= limit + 1024;
 }
 
 typedef struct {
     int warps, stages, tiles;
 } shape;
 
-// The first of a menu that fits, or false.
-static bool first_fit(const kt_format *f, const shape *menu, int count, int limit, int blocks, kg_attend_config *config)
+// The first of a menu that fits, added to the plan; or false.
+static bool add_first(const kt_format *f, const shape *menu, int count, int limit, int blocks, int sequences, int pages, kg_attend_plan *plan)
 {
-    for (int i = 0; i < count; i++) {
-        if (menu[i].tiles > f->page / TILE)
-            continue;
-        *config = attend_config(f, menu[i].warps, menu[i].stages, menu[i].tiles);
-        config->blocks = blocks;
-        // Each block costs 1 KB of the multiprocessor's shared memory besides its own.
-        if (blocks * (config->shared + 1024) <= limit + 1024)
+    for (int i = 0; i < count; i++)
+        if (kg_attend_fit(f, menu[i].warps, menu[i].stages, menu[i].tiles, blocks, limit, &plan->configs[plan->count])) {
+            plan->rows[plan->row_count++] = (kg_attend_row){sequences, pages, plan->count++};
             return true;
-    }
+        }
     return false;
 }
 
-int kg_attend_configs(const kt_format *f, kg_attend_config configs[KG_ATTEND_CONFIGS])
+static const shape many[] = {{4, 2, 4}, {4, 2, 2}, {4, 1, 4}, {4, 1, 2}, {4, 2, 1}, {4, 1, 1}, {2, 1, 1}};
+enum { MANY = sizeof many / sizeof *many };
+
+void kg_attend_rules(const kt_format *f, kg_attend_plan *plan)
 {
     // Two blocks to a multiprocessor let one load its query or merge while the other streams; a lone sequence of moderate length wants
     // all warps of a multiprocessor to end together, and short chunks (tests/bench/RESULTS.md).
     static const shape lone[] = {{8, 2, 2}, {8, 1, 2}, {8, 2, 1}, {8, 1, 1}};
-    static const shape many[] = {{4, 2, 4}, {4, 2, 2}, {4, 1, 4}, {4, 1, 2}, {4, 2, 1}, {4, 1, 1}, {2, 1, 1}};
-    enum { LONE = sizeof lone / sizeof *lone, MANY = sizeof many / sizeof *many };
-    const int large = LARGE_SHARED, small = SMALL_SHARED;
-    int count = 0;
-    if (first_fit(f, lone, LONE, large, 1, &configs[count])) {
-        configs[count].most_sequences = 2;
-        configs[count++].most_pages = 64 * 1024 / f->page;
-    }
+    enum { LONE = sizeof lone / sizeof *lone };
+    *plan = (kg_attend_plan){0};
+    add_first(f, lone, LONE, KG_LARGE_SHARED, 1, 2, 64 * 1024 / f->page, plan);
     // Small pages: more warps keep as many bytes under way.
-    const bool narrow = f->head_dim <= 96 && first_fit(f, many, 1, large, 3, &configs[count]);
-    count += narrow || first_fit(f, many, MANY, large, 2, &configs[count]);
-    // Cards with little shared memory, where the above do not fit.
-    if (!count || configs[count - 1].shared > small)
-        count += first_fit(f, many, MANY, small, 1, &configs[count]);
-    return count;
+    if (f->head_dim > 96 || !add_first(f, many, 1, KG_LARGE_SHARED, 3, 0, 0, plan))
+        add_first(f, many, MANY, KG_LARGE_SHARED, 2, 0, 0, plan);
+    kg_attend_small(f, plan);
+}
+
+void kg_attend_small(const kt_format *f, kg_attend_plan *plan)
+{
+    const kg_attend_row *last = &plan->rows[plan->row_count - 1];
+    if (plan->row_count && !last->sequences && !last->pages && plan->configs[last->config].shared <= KG_SMALL_SHARED)
+        return;
+    for (int i = 0; i < plan->count; i++)
+        if (plan->configs[i].shared <= KG_SMALL_SHARED) {
+            plan->rows[plan->row_count++] = (kg_attend_row){0, 0, i};
+            return;
+        }
+    add_first(f, many, MANY, KG_SMALL_SHARED, 1, 0, 0, plan);
+}
+
+const kg_attend_row *kg_attend_row_for(const kg_attend_plan *plan, int sequences, int pages)
+{
+    for (int i = 0; i < plan->row_count; i++) {
+        const kg_attend_row *row = &plan->rows[i];
+        if ((!row->sequences || sequences <= row->sequences) && (!row->pages || pages <= row->pages))
+            return row;
+    }
+    return 0;
 }
 
 int kg_append_shared(const kt_format *f)
@@ -143,7 +159,7 @@ int kg_append_shared(const kt_format *f)
 
 int kg_append_blocks(int shared)
 {
-    const int most = LARGE_SHARED / (shared + 1024);
+    const int most = KG_LARGE_SHARED / (shared + 1024);
     return most < 1 ? 1 : most < 4 ? most : 4;
 }
 

@@ -1,27 +1,54 @@
-// Computes the format of a spec: offsets, strides and sizes, and the launch configurations that fit. The only place.
+// Computes the format of a spec: offsets, strides and sizes, and launch configurations and what they need. The only place.
 #ifndef KG_LAYOUT_H
 #define KG_LAYOUT_H
+
+#include <stdbool.h>
 
 #include "format.h"
 #include "spec.h"
 
-// A way to launch attend. Shared memory decides which cards can run it.
+// Most shared memory that a block may have: sm_90 and 100; sm_86, 89 and 120.
+enum { KG_LARGE_SHARED = 227 * 1024, KG_SMALL_SHARED = 99 * 1024 };
+
+// A way to launch attend, an attend kernel of its own. Shared memory decides which cards can run it.
 typedef struct {
     int warps, stages, tiles; // warps of a block; copies in flight per warp; 32-token tiles per copy
     int blocks;               // of a multiprocessor at once
     int columns, passes;      // query heads of one pass, passes per KV head
-    int shared;               // bytes of dynamic shared memory
-    int most_sequences, most_pages; // what it is for; 0: any number
+    int buffers, shared;      // bytes of a block's copies, and of all its dynamic shared memory
 } kg_attend_config;
 
-enum { KG_ATTEND_CONFIGS = 3 };
+// A row of the selection table: up to so many sequences and pages of the longest, 0 any number; an index in `configs`.
+typedef struct {
+    int sequences, pages, config;
+} kg_attend_row;
+
+enum {
+    KG_ATTEND_CONFIGS = 5, // most attend kernels that a package is emitted with
+    KG_ATTEND_MENU = 96,   // most of a plan: tuning tries more
+    KG_ATTEND_ROWS = 96
+};
+
+// The attend kernels of a package, and the rows in the order in which they are to be tried.
+typedef struct {
+    kg_attend_config configs[KG_ATTEND_MENU];
+    int count;
+    kg_attend_row rows[KG_ATTEND_ROWS];
+    int row_count;
+} kg_attend_plan;
 
 // Null, or why the (valid) spec has no layout; static text.
 const char *kg_layout(const kg_spec *spec, kt_format *format);
 
-// Fills the configurations in the order in which they are to be tried; returns how many. At least one fits in 99 KB (sm_86, 89 and
-// 120) and is for any number of sequences and pages.
-int kg_attend_configs(const kt_format *format, kg_attend_config configs[KG_ATTEND_CONFIGS]);
+// Fills *config; false if the kernel cannot be: tiles that do not divide a page, more copies than barriers, or blocks that do not fit
+// a multiprocessor whose blocks may have `limit` bytes each.
+bool kg_attend_fit(const kt_format *format, int warps, int stages, int tiles, int blocks, int limit, kg_attend_config *config);
+// The plan for shapes that nobody measured (tuned.h), by head_dim and what fits.
+void kg_attend_rules(const kt_format *format, kg_attend_plan *plan);
+// Adds what is missing for a plan to have a row for any shape on cards whose blocks may have 99 KB (sm_86, 89 and 120).
+void kg_attend_small(const kt_format *format, kg_attend_plan *plan);
+// The first row that takes the shape, on a card that fits all; null if there is none.
+const kg_attend_row *kg_attend_row_for(const kg_attend_plan *plan, int sequences, int pages);
 
 // Bytes of dynamic shared memory of a block of append.
 int kg_append_shared(const kt_format *format);

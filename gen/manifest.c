@@ -15,6 +15,12 @@ static void add_kernel(const kg_kernel *kernel, kg_text *out)
     kg_text_addf(out, "\"grid\": [\"%s\", \"%s\", \"%s\"]}", kernel->grid[0], kernel->grid[1], kernel->grid[2]);
 }
 
+static void add_choice(const kg_kernel *kernel, int sequences, int pages, const char *separator, kg_text *out)
+{
+    kg_text_addf(out, "    {\"op\": \"%s\", \"sequences\": %d, \"pages\": %d, \"kernel\": \"%s\", \"blocks_per_sm\": %d}%s\n", kernel->op,
+                 sequences, pages, kernel->name, kernel->config.blocks ? kernel->config.blocks : 1, separator);
+}
+
 void kg_manifest(const kg_package *package, kg_text *out)
 {
     const kg_spec *spec = &package->spec;
@@ -36,12 +42,10 @@ void kg_manifest(const kg_package *package, kg_text *out)
     }
     // The first row that applies and whose kernel fits the card's shared memory is taken.
     kg_text_add(out, "\n  ],\n  \"select\": [\n");
-    separator = "";
-    for (int i = 0; i < package->count; i++) {
-        const kg_attend_config *c = &package->kernels[i].config;
-        kg_text_addf(out, "%s    {\"op\": \"%s\", \"sequences\": %d, \"pages\": %d, \"kernel\": \"%s\", \"blocks_per_sm\": %d}", separator,
-                     package->kernels[i].op, c->most_sequences, c->most_pages, package->kernels[i].name, c->blocks ? c->blocks : 1);
-        separator = ",\n";
-    }
-    kg_text_add(out, "\n  ]\n}\n");
+    const kg_attend_plan *plan = &package->plan;
+    for (int i = 0; i < plan->row_count; i++)
+        add_choice(&package->kernels[plan->rows[i].config], plan->rows[i].sequences, plan->rows[i].pages, ",", out);
+    for (int i = plan->count; i < package->count; i++)
+        add_choice(&package->kernels[i], 0, 0, i + 1 < package->count ? "," : "", out);
+    kg_text_add(out, "  ]\n}\n");
 }

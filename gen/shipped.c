@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static int is_lua(const struct dirent *entry)
 {
@@ -114,6 +115,8 @@ int kg_spec_load(const char *what, const kg_spec_options *options, kg_spec **spe
     const size_t length = strlen(what);
     *specs = 0;
     *count = 0;
+    if (strstr(what, ".lua,") && access(what, F_OK))
+        return kg_fail(KG_USER, error, error_size, "%s: no such file; commas are between variants, specs are given one by one: A.lua B.lua", what);
     if (length < 4 || strcmp(what + length - 4, ".lua")) {
         kg_text text = {0};
         int code = compose(&text, what, error, error_size);

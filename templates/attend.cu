@@ -567,7 +567,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     // In order of launch: the passes of a head side by side, so that all but the first find its pages in the L2 cache; the heads of a
     // split, whose blocks are neighbours; splits; queries, of long sequences first where that is asked for.
     const unsigned turn = blockIdx.y * gridDim.x + blockIdx.x;
-    const int column = turn % gridDim.y, kv_head = column / PASSES, pass = column % PASSES;
+    const int head_pass = turn % gridDim.y, kv_head = head_pass / PASSES, pass = head_pass % PASSES;
     const int split = turn / gridDim.y % p.splits, place = turn / gridDim.y / p.splits; // place: slot * max_fresh + query token
     // Before grid_wait only what was final before the launch ahead, the layer's append, began: the step's tables, and pages sealed by
     // earlier steps. A block must not end before it has waited, or the launch behind this one would not wait for the one ahead.
@@ -800,7 +800,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     __syncthreads();
     int *last = (int *)shared_memory();
     if (threadIdx.x == 0) {
-        int *arrivals = p.arrivals + (long long)place * gridDim.y + column;
+        int *arrivals = p.arrivals + (long long)place * gridDim.y + head_pass;
         *last = count_in(arrivals) == splits - 1;
         if (*last) *arrivals = 0;
     }

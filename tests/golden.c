@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "emit.h"
+#include "temporary.h"
 
 static const char *const golden_specs[] = {"qwen3_8b/kitty_pro"};
 
@@ -41,11 +42,13 @@ int main(int argc, char **argv)
         int count;
         kg_package package, again;
         if (kg_spec_load(golden_specs[i], NULL, &specs, &count, error, sizeof error) ||
-            kg_package_make(&specs[0], &package, error, sizeof error) || kg_package_make(&specs[0], &again, error, sizeof error)) {
+            kg_package_make(&specs[0], NULL, &package, error, sizeof error) || kg_package_make(&specs[0], NULL, &again, error, sizeof error)) {
             fprintf(stderr, "golden: %s\n", error);
             return 1;
         }
         snprintf(path, sizeof path, "%s/golden/%s", data ? data : KT_TEST_DATA, specs[0].name);
+        if (update)
+            kg_temporary_remove(path); // kernels of other names too
         if (update && kg_emit_package(&specs[0], path, error, sizeof error)) {
             fprintf(stderr, "golden: %s\n", error);
             return 1;

@@ -137,11 +137,14 @@ START_TEST(numbers)
     ck_assert_double_eq_tol(time.low, 1.1, 1e-6);
     ck_assert_double_eq_tol(time.high, 9.0, 1e-6);
 
-    ck_assert_int_eq(kg_bench_layers(1e6, 1e6, 50e6, 60e9), 200); // four times the L2 cache
-    ck_assert_int_eq(kg_bench_layers(1e8, 1e8, 50e6, 60e9), 36);
-    ck_assert_int_eq(kg_bench_layers(1e9, 1e9, 50e6, 60e9), 8);
-    ck_assert_int_eq(kg_bench_layers(1e10, 1e10, 50e6, 60e9), 6);
-    ck_assert_int_eq(kg_bench_layers(1e11, 1e11, 50e6, 60e9), 0);
+    ck_assert_int_eq(kg_bench_layers(1e6, 1e6, 50e6, 60e9, false), 200); // four times the L2 cache
+    ck_assert_int_eq(kg_bench_layers(1e8, 1e8, 50e6, 60e9, false), 36);
+    ck_assert_int_eq(kg_bench_layers(1e9, 1e9, 50e6, 60e9, false), 8);
+    ck_assert_int_eq(kg_bench_layers(1e10, 1e10, 50e6, 60e9, false), 6);
+    ck_assert_int_eq(kg_bench_layers(1e11, 1e11, 50e6, 60e9, false), 0);
+    ck_assert_int_eq(kg_bench_layers(1e6, 1e6, 50e6, 60e9, true), 200);
+    ck_assert_int_eq(kg_bench_layers(1e8, 1e8, 50e6, 60e9, true), 4);
+    ck_assert_int_eq(kg_bench_layers(1e10, 3e10, 50e6, 60e9, true), 2);
 
     int lengths[256], again[256], least = 1 << 20, most = 0;
     kg_bench_lengths(8192, 256, lengths);

@@ -58,10 +58,22 @@ void release(kt__backend *backend, void *address)
     emulate_free(address);
 }
 
-kt_status upload(kt__backend *, void *to, const void *from, size_t bytes, void *)
+kt_status upload(kt__backend *, const kt__copy *copies, int count, void *)
 {
-    memcpy(to, from, bytes);
-    emulate_initialised(to, bytes, 1);
+    for (int i = 0; i < count; i++) {
+        memcpy(copies[i].to, copies[i].from, copies[i].bytes);
+        emulate_initialised(copies[i].to, copies[i].bytes, 1);
+    }
+    emulate_settle();
+    return KT_OK;
+}
+
+kt_status copy(kt__backend *, void *to, const void *from, size_t bytes, int count, size_t stride, void *)
+{
+    for (int i = 0; i < count; i++) {
+        memcpy((char *)to + (size_t)i * stride, (const char *)from + (size_t)i * stride, bytes);
+        emulate_initialised((char *)to + (size_t)i * stride, bytes, 1);
+    }
     emulate_settle();
     return KT_OK;
 }
@@ -269,8 +281,8 @@ kt_status launch(kt__backend *backend, int index, const kt__extent *extent, cons
     return count ? kt__fail(KT_DEVICE, "%s", reports[0].text) : KT_OK;
 }
 
-const kt__backend_calls calls = {close_backend, alloc,  release,   upload, download, mirror_alloc,
-                                 mirror_free,   mirror, capturing, launch};
+const kt__backend_calls calls = {close_backend, alloc,       release, upload,    copy,  download,
+                                 mirror_alloc,  mirror_free, mirror,  capturing, launch};
 
 }
 

@@ -100,6 +100,7 @@ static int make_reference(kg_attend_test *t)
     KG_TRY(append_all(bed, t->batch));
     const int code = kg_bed_attend(bed, t->batch, bed->layers - 1, KT_ATTEND_REFERENCE);
     KG_BENCH_CALL(b, kt_step_abort(t->batch));
+    KG_BENCH_CALL(b, kt_batch_upload(t->batch, b->stream)); // the aborted step left the slots idle, for the graphs too
     if (!code)
         KG_TRY(kg_gpu_read(t->reference, bed->out, 2 * outputs(bed), b->error));
     t->referenced = !code;

@@ -87,7 +87,7 @@ static int queue_step(lane *l)
         for (int part = 0; part < PARTS; part++)
             at[part] = l->inputs[part] + (size_t)layer * elements(SEQUENCES, heads_of(b, part), b->format.head_dim) * 2;
         CALL(kt_append(b->batch, &(kt_append_args){.size = sizeof(kt_append_args), .layer = layer, .key = at[1], .value = at[2],
-                                                        .flags = layer % 2 ? KT_APPEND_BEHIND_ATTEND : 0}));
+                                                        .flags = layer % 2 == 0 ? KT_APPEND_BEHIND_ATTEND : 0}));
         CALL(kt_attend(b->batch, &(kt_attend_args){.size = sizeof(kt_attend_args), .layer = layer, .query = at[0],
                                                    .out = l->out + (size_t)layer * b->out_bytes}));
     }

@@ -150,7 +150,7 @@ static int queue_layer(case_run *run, int at, const step *s, int index, int rows
     TRY(bring(run, rows, CASE_HEADS, kv_row, false, at == 1, &l->value));
     CALL(kt_append(run->batch, &(kt_append_args){.size = sizeof(kt_append_args), .layer = at, .key = l->key, .value = l->value,
                                                  .key_row = kv_row, .value_row = kv_row,
-                                                 .flags = s->what != PREFILL && at ? KT_APPEND_BEHIND_ATTEND : 0}));
+                                                 .flags = s->what != PREFILL ? KT_APPEND_BEHIND_ATTEND : 0}));
     for (int i = 0; i < p->kernel_count && s->what != PREFILL; i++) {
         const int k = (i + index) % p->kernel_count; // each has its turn right after the append
         const bool reference = p->kernels[k].op == KT__REFERENCE;

@@ -57,6 +57,15 @@ bool in_image(const void *address)
     return (const u8 *)address >= m.kernel->low && (const u8 *)address < m.kernel->high;
 }
 
+// A word of the shell, whatever is in it.
+static std::string quoted(const std::string &word)
+{
+    std::string text = "'";
+    for (char c : word)
+        text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    return text + "'";
+}
+
 // File and line of the kernel, of the innermost frame that is not the emulator's header.
 std::string line_of(u32 pc)
 {
@@ -69,11 +78,12 @@ std::string line_of(u32 pc)
         return found->second;
     char hex[64];
     snprintf(hex, sizeof hex, "0x%x", pc - 1);
-    std::string line, command = "addr2line -i -e '" + m.kernel->object + "' " + hex + " 2>/dev/null";
+    std::string line, command = "addr2line -i -e " + quoted(m.kernel->object) + " " + hex + " 2>/dev/null";
     FILE *pipe = popen(command.c_str(), "r");
     char buffer[1024];
     while (pipe && fgets(buffer, sizeof buffer, pipe)) {
-        buffer[strcspn(buffer, " \n")] = 0;
+        char *remark = strstr(buffer, " (discriminator");
+        *(remark ? remark : buffer + strcspn(buffer, "\n")) = 0;
         const char *name = strrchr(buffer, '/');
         if (line.empty() && !strstr(buffer, "/emulate.h:") && buffer[0] != '?')
             line = std::string("line ") + (name ? name + 1 : buffer);
@@ -193,15 +203,6 @@ int emulate_buffer(const void *address, void **start, size_t *bytes)
 }
 
 // ---- kernels ----
-// A word of the shell, whatever is in it.
-static std::string quoted(const std::string &word)
-{
-    std::string text = "'";
-    for (char c : word)
-        text += c == '\'' ? std::string("'\\''") : std::string(1, c);
-    return text + "'";
-}
-
 static int shell(const std::string &command, char *error, size_t error_bytes)
 {
     FILE *pipe = popen((command + " 2>&1").c_str(), "r");

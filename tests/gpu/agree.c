@@ -28,10 +28,11 @@ typedef struct {
 } outcome;
 
 // The card and the emulator do the same operations in the same order and differ where PTX leaves the rounding open: sums of the tensor
-// cores, ex2.approx, lg2.approx and contraction, each off by a few units of 2^-23. That turns a rounding to the output's type, or of a
-// probability to 16 bits, the other way in a few places, by one unit in the last place there. So a whole attend is off by less than half
-// a unit (its relative L2 below 2^-11 in fp16, 2^-8 in bf16: every second element turned would reach it), and no element by more
-// than 4: its own rounding, and those of the few probabilities that carry a head.
+// cores, ex2.approx, and what the compiler contracts, each off by a few units of 2^-23. That turns a rounding to the output's type, or
+// of a probability to 16 bits, the other way in a few places, by one unit in the last place there. So the relative L2 of an attend stays
+// below 2^-11 in fp16 and 2^-8 in bf16, half a unit, which every second element turned would reach, and no element is off by more than
+// 4 units: its own rounding, and those of the few probabilities that carry a head. An emulator that cuts the terms of a product off two
+// bits below fp32, strays by 2 ulp in ex2 and contracts is off by 1.1e-4 and 4.0e-4, and by 1.25 units, on these cases.
 static difference limits_of(const plan *p, int dtype)
 {
     if (p->on_cpu)
@@ -177,6 +178,8 @@ int part_agree(int argc, char **argv)
     if (strcmp(device, "cuda") && strcmp(device, "cpu"))
         return fail(KG_USER, "--device: '%s' is not allowed; allowed: cuda, cpu", device);
     p.on_cpu = !strcmp(device, "cpu");
+    if (access(p.folder, R_OK))
+        return fail(KG_USER, "%s: no such folder; the test emulate_kernels makes it (./dev test -R emulate_kernels)", p.folder);
     code = cases_make(&p.list, NULL, 0);
     p.tasks = calloc((size_t)p.list.count + 1, sizeof *p.tasks);
     for (int i = 0; p.tasks && !code && i < p.list.count; i++)

@@ -243,7 +243,7 @@ int record_read(const case_list *list, const test_case *c, const char *folder, r
         memcpy(&found, data, sizeof found), head.blocks = found.blocks, head.outputs = found.outputs;
     int code = KG_OK;
     if (size < sizeof found || memcmp(&found, &head, sizeof head) || found.blocks + found.outputs != size - sizeof head)
-        code = fail(KG_USER, "%s is of other kernels than these; make it again: ctest -R emulate_kernels", path);
+        code = fail(KG_USER, "%s is of other kernels than these; make it again: ./dev test -R emulate_kernels", path);
     if (!code) {
         kg_text_bytes(&record->blocks, data + sizeof head, head.blocks);
         kg_text_bytes(&record->outputs, data + sizeof head + head.blocks, head.outputs);

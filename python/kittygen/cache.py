@@ -142,24 +142,12 @@ class KittyCache(Cache):
         with torch.inference_mode(False):
             state = torch.tensor([number])
         self.shape = shape
-        self.steps = attention.STEPS[number] = Steps(store, self._check)
+        self.steps = attention.STEPS[number] = Steps(store, shape)
         for index, layer in enumerate(quantised):
             layers[layer] = KittyLayer(self.steps, state, index, config)
         self.stock = [layer for layer in layers if not isinstance(layer, KittyLayer)]
         self._fresh = self._before = self._remember()
         super().__init__(layers=layers)
-
-    def _check(self, query, key, value):
-        shape = self.shape
-        batch, heads, tokens, dim = query.shape
-        wanted = (batch, shape.kv_heads, tokens, shape.head_dim)
-        if (heads, dim) != (shape.q_heads, shape.head_dim) or key.shape != wanted or value.shape != wanted:
-            raise KittyError(
-                f"queries are {tuple(query.shape)}, keys {tuple(key.shape)}, values {tuple(value.shape)}; the cache was made for "
-                f"{shape.q_heads} query heads, {shape.kv_heads} KV heads and head_dim {shape.head_dim}: make one for this model"
-            )
-        if query.device.type != self.steps.store.device.type:
-            raise KittyError(f"tensors are on {query.device}, the cache on {self.steps.store.device}: make it after moving the model")
 
     # ---- Transformers' operations -----------------------------------------------------------------------------------
 

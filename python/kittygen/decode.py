@@ -27,7 +27,8 @@ WARM = 2  # eager steps ahead of a capture
 
 class Decoder:
     def __init__(self, model, cache, compile=False, capture=None, eos_token_id=None, pad_token_id=None):
-        """compile: torch.compile the model for the steps. capture: into a CUDA graph; None: where the model is on a GPU.
+        """compile: torch.compile the model for the steps, True or a dict of its options (not mode="reduce-overhead": graphs are
+        made here). capture: into a CUDA graph; None: where the model is on a GPU.
 
         Token ids default to the model's generation_config; eos_token_id may be a list, or () to go on to the last step.
         """
@@ -42,10 +43,11 @@ class Decoder:
         self.eos = torch.tensor(eos, device=device) if eos else None
         pad = config.pad_token_id if pad_token_id is None else pad_token_id
         self.pad = pad if pad is not None else eos[0] if eos else 0
-        self.forward = torch.compile(model, fullgraph=True) if compile else model
+        options = dict(compile) if isinstance(compile, dict) else {}
+        self.forward = torch.compile(model, fullgraph=True, **options) if compile else model
         # The argument was renamed in Transformers 5.24; the old name goes on to work, with a warning.
         self.argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-        self.graph, self.graph_batch, self.graph_tokens = None, None, 0
+        self.graph, self.graph_batch = None, None
 
     @torch.inference_mode()
     def generate(self, input_ids, attention_mask=None, max_new_tokens=128, check_every=16, **unused):
@@ -76,7 +78,6 @@ class Decoder:
         self.done = torch.zeros(batch, dtype=torch.bool, device=device)
         self.history = torch.full((batch, max_new_tokens), self.pad, dtype=torch.long, device=device)
         self.made, self.graph = 1, None
-        self.last = max(steps.store.stored) + max_new_tokens
         self.choose(logits)
         self.rings = {}
         lengths = self.position[:, 0]
@@ -91,8 +92,8 @@ class Decoder:
         """The next token of every row; all of it on the device."""
         token = logits.argmax(-1)
         if self.eos is not None:
-            token = torch.where(self.done, self.pad, token)
-            self.done |= torch.isin(token, self.eos)
+            token = token.masked_fill(self.done, self.pad)
+            self.done.logical_or_((token[:, None] == self.eos).any(-1))
         self.token.copy_(token[:, None])
         self.history.scatter_(1, self.count.expand(len(token), 1), self.token)
         self.count.add_(1)
@@ -131,20 +132,23 @@ class Decoder:
     def replaying(self):
         return self.graph is not None and self.graph_batch == self.steps.store.batch_count
 
-    def record(self):
-        """Captures a step; everything that later ones need is reserved before."""
+    def reserve(self):
+        """What the steps to the last one need: a captured step reserves and uploads nothing itself."""
         store = self.steps.store
         left = self.history.shape[1] - self.made
-        if not left:
-            return
         store.open_batch(max(store.stored) + left, len(store.stored))
         store.set_slots([1] * len(store.stored), list(range(len(store.stored))))
         store.reserve([tokens + left for tokens in store.stored])
         store.upload()
+
+    def record(self):
+        if self.made == self.history.shape[1]:
+            return
+        self.reserve()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.step()
-        self.graph_batch = store.batch_count
+        self.graph_batch = self.steps.store.batch_count
 
     def finish(self):
         """Gives the sliding layers back to the cache, which any other way of generating can go on with."""

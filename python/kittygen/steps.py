@@ -84,13 +84,25 @@ def attend_prompt(query, key, value, fresh, scale, out):
 
 
 class Steps:
-    def __init__(self, store, check):
-        self.store = store
-        self.check = check      # refuses operands of another shape
+    def __init__(self, store, shape):
+        self.store, self.shape = store, shape
         self.seen = 0           # tokens that the model has seen, pads included
         self.recording = False  # a part of every step may be taken back (assisted decoding)
         self.trusted = False    # the caller vouches that every row brings its tokens and none is padded (decode.py)
         self.kept = None
+
+    def check(self, query, key, value):
+        """Refuses operands of another model's shape or device."""
+        shape = self.shape
+        batch, heads, tokens, dim = query.shape
+        wanted = (batch, shape.kv_heads, tokens, shape.head_dim)
+        if (heads, dim) != (shape.q_heads, shape.head_dim) or key.shape != wanted or value.shape != wanted:
+            raise KittyError(
+                f"queries are {tuple(query.shape)}, keys {tuple(key.shape)}, values {tuple(value.shape)}; the cache was made for "
+                f"{shape.q_heads} query heads, {shape.kv_heads} KV heads and head_dim {shape.head_dim}: make one for this model"
+            )
+        if query.device != self.store.device:
+            raise KittyError(f"tensors are on {query.device}, the cache on {self.store.device}: make it after moving the model")
 
     # ---- a layer of a step ------------------------------------------------------------------------------------------
 

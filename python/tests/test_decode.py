@@ -53,6 +53,21 @@ class Decode(Case):
         with self.refused("max_tokens=64"):
             Decoder(model, KittyCache.for_model(model, max_tokens=64)).generate(tokens(1, 60), max_new_tokens=20)
 
+    def test_reserved_ahead(self):
+        """What a capture needs: every later step finds its pages reserved and its slots uploaded."""
+        model = tiny("llama")
+        ids, mask = left_padded([150, 61])
+        cache = KittyCache.for_model(model)
+        expected = generate(model, KittyCache.for_model(model), ids, mask, 140)
+        decoder = Decoder(model, cache, capture=False)
+        decoder.prefill(ids, mask, 140)
+        decoder.run(2)
+        decoder.reserve()
+        free, batches = cache.steps.store.info().free_pages, cache.steps.store.batch_count
+        decoder.run(137)
+        self.assertEqual((cache.steps.store.info().free_pages, cache.steps.store.batch_count), (free, batches))
+        self.assertTrue(torch.equal(decoder.history, expected))
+
     @unittest.skipUnless(GPU, "captured steps need a GPU")
     def test_captured_equals_eager(self):
         """The same tokens, over page turns. Not all bits: a captured step divides attention for what is reserved, not for what is there."""

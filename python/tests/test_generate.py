@@ -1,6 +1,8 @@
 """Stock modelling code through the cache."""
 
+import gc
 import unittest
+import weakref
 
 import torch
 from common import DEVICE, STEPS, Case, build, forward, generate, grown, left_padded, relative, stock, tiny, tokens
@@ -112,6 +114,21 @@ class Generate(Case):
         page, slab = store.sizes()
         self.assertEqual(cache.memory()["used"], 2 * slab + 2 * 4 * page)
         self.assertLessEqual(cache.memory()["used"], cache.memory()["held"])
+
+    def test_memory_is_given_back(self):
+        """With the last reference the pool is closed, as DynamicCache's tensors are, without waiting for the garbage collector."""
+        model = tiny("llama")
+        cache = KittyCache.for_model(model)
+        generate(model, cache, tokens(2, 100), None, 4)
+        gone, handles = weakref.ref(cache), cache.steps.store.handles
+        self.assertTrue(handles)
+        gc.disable()
+        try:
+            del cache
+            self.assertIsNone(gone())
+            self.assertFalse(handles)
+        finally:
+            gc.enable()
 
 
 if __name__ == "__main__":

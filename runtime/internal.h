@@ -74,11 +74,20 @@ typedef struct {
 } kt__extent;
 
 typedef struct {
+    void *to;
+    const void *from;
+    size_t bytes;
+} kt__copy;
+
+typedef struct {
     void (*close)(kt__backend *);
     kt_status (*alloc)(kt__backend *, size_t bytes, void **address); // 256-byte aligned, zeroed
     void (*free)(kt__backend *, void *address);
-    // Queued copy to the device; the source may be reused at once. At most the size given to stage_open in one step.
-    kt_status (*upload)(kt__backend *, void *to, const void *from, size_t bytes, void *stream);
+    // Queued copies to the device, in order; the sources may be reused at once. Waits only where the device is megabytes, or hundreds of
+    // calls, behind.
+    kt_status (*upload)(kt__backend *, const kt__copy *copies, int count, void *stream);
+    // Queued copy on the device: `count` stretches of `bytes`, `stride` bytes apart.
+    kt_status (*copy)(kt__backend *, void *to, const void *from, size_t bytes, int count, size_t stride, void *stream);
     kt_status (*download)(kt__backend *, void *to, const void *from, size_t bytes); // waits for all work of the device
     // Memory that the device writes and the host reads without waiting.
     kt_status (*mirror_alloc)(kt__backend *, size_t bytes, void **host);

@@ -115,14 +115,15 @@ typedef struct {
     uint64_t budget_bytes; // device memory for pages and exact tokens (slabs) of all layers
     int layers, kv_heads;  // 0: the package's model
     int max_sequences;     // slabs that are set aside; the rest of the budget becomes pages
-    int spare_slabs;       // further slabs, one per sequence that takes a step of several tokens on a filled cache
+    int spare_slabs;       // further slabs, one per sequence that takes a step of several tokens on a filled cache; those that no step
+                           // uses hold what kt_sequence_truncate may go back to
 } kt_cache_args;
 
 typedef struct {
     size_t size;
     uint64_t bytes;                  // device memory held
     int64_t pages, free_pages;       // a page: all layers and heads of `page` tokens
-    int64_t slabs, free_slabs;       // a slab: all layers and heads of one sequence's exact tokens
+    int64_t slabs, free_slabs;       // a slab: all layers and heads of one sequence's exact tokens; one that is only kept is free
     int sequences;
 } kt_cache_info;
 
@@ -137,6 +138,24 @@ KT_API kt_status kt_sequence_close(kt_cache *cache, kt_sequence sequence);
 KT_API kt_status kt_sequence_tokens(const kt_cache *cache, kt_sequence sequence, int *tokens);
 // Reserves pages so that the sequence can grow to `tokens` without another reservation. All or nothing.
 KT_API kt_status kt_sequence_reserve(kt_cache *cache, kt_sequence sequence, int tokens);
+
+// A second sequence with the same tokens. Sealed pages are shared and counted; one whose values are still exact is copied by the step, or
+// the kt_batch_upload, that is to seal them (KT_FULL where no page is free then). Exact tokens are copied on the stream, behind the steps
+// queued there; later steps of both sequences belong behind it. Reservations are not copied.
+// KT_FULL: no sequence or slab left. KT_ORDER: `from` is part of an open step, or the stream is under graph capture.
+KT_API kt_status kt_sequence_fork(kt_cache *cache, kt_sequence from, void *stream, kt_sequence *fork);
+// Forgets the newest tokens so that `tokens` are left, as if they had never come: later steps give the bytes of a fresh run. Possible
+// - where no page that is sealed now would be unsealed at `tokens`,
+// - back to before the sequence's last step, and further where no page that was sealed then would be unsealed. A step that took no
+//   spare slab, as one of a single token never does, can be taken back until the next step, even if that is aborted. One that took a
+//   spare slab can while the old slab is kept: until the next step is committed, or until a step, a fork or an open needs a slab and
+//   this one has been kept longest.
+// Otherwise KT_UNSUPPORTED, with what is possible, and nothing changes. KT_ORDER: the sequence is part of an open step. Of replays, the
+// last is the last step. Pages of the tokens that go are given back, or stay reserved; those that a fork has stay the fork's.
+// Forks and truncation go by the host's lengths: report replays (kt_step_replayed) before.
+KT_API kt_status kt_sequence_truncate(kt_cache *cache, kt_sequence sequence, int tokens);
+// The sequence's tokens before its last step, if kt_sequence_truncate can go back to them now, else the fewest it can go back to.
+KT_API kt_status kt_sequence_undo(const kt_cache *cache, kt_sequence sequence, int *least);
 
 // ---- batches and steps -----------------------------------------------------------------------------------------------
 
@@ -155,11 +174,13 @@ KT_API void kt_batch_close(kt_batch *batch); // null is fine; aborts an open ste
 KT_API kt_status kt_batch_set(kt_batch *batch, int slot, kt_sequence sequence, int fresh, int row);
 // Reserves pages and slabs for the step and queues its tables; on failure nothing has changed. On a stream under graph
 // capture nothing is reserved or uploaded: every slot must be reserved ahead (kt_sequence_reserve), have fresh <= 1, and
-// have been uploaded by kt_batch_upload.
+// have been uploaded by kt_batch_upload. A captured step has rows up to its slots' last, and at least one for each slot of the
+// batch; one with more rows than a step captured before is refused.
 KT_API kt_status kt_step_begin(kt_batch *batch, void *stream);
-// Uploads slots, reservations and lengths as the host has them, for a graph to be captured or replayed.
-// A replay must follow an upload: call this after kt_batch_set, kt_sequence_reserve or kt_sequence_close, and after any step that was not
-// captured, committed, aborted or failed, before a graph of the batch is replayed again. Rows must stay those of every captured graph.
+// Uploads slots, reservations and lengths as the host has them, for a step to be captured or replayed: call it after kt_batch_set, any
+// kt_sequence call but _tokens and _undo, and a step that was not captured, before a graph of the batch is replayed again.
+// KT_INVALID: a slot has fresh > 1, or a row that a captured step does not have. KT_FULL: no page for the copy of one that a fork shares.
+// Between an aborted or failed step and the next upload replays do nothing.
 KT_API kt_status kt_batch_upload(kt_batch *batch, void *stream);
 
 typedef struct {
@@ -199,10 +220,12 @@ KT_API kt_status kt_attend(kt_batch *batch, const kt_attend_args *args);
 // Makes the step's tokens part of their sequences. KT_ORDER unless every layer was appended. A step need not be attended:
 // a caller may attend a prompt over its own exact keys and values.
 KT_API kt_status kt_step_commit(kt_batch *batch);
-// Back to the state before kt_step_begin.
+// Back to the state before kt_step_begin. KT_DEVICE: the device cannot be told; the step is still open.
 KT_API kt_status kt_step_abort(kt_batch *batch);
 // After `count` replays of a captured step: the host's lengths follow. KT_FULL: more than the reservations hold; the
-// lengths follow as far as the device went, which has refused the rest (kt_poll: overruns).
+// lengths follow as far as the device went, which has refused the rest (kt_poll: overruns). KT_ORDER: what was replayed is not
+// what kt_batch_upload would have uploaded. The next upload or step starts from the host's lengths, but replays that it was not told
+// of have overwritten exact tokens if they went past the end of a page: close their sequences.
 KT_API kt_status kt_step_replayed(kt_batch *batch, int count);
 
 typedef struct {

@@ -23,7 +23,7 @@ kt_status kt_memory_write(kt_engine *engine, void *to, const void *from, size_t 
         return kt__fail(KT_INVALID, "kt_memory_write: %s is null", !engine ? "engine" : to ? "from" : "to");
     if (!bytes)
         return KT_OK;
-    const kt_status status = engine->backend->calls->upload(engine->backend, to, from, bytes, stream);
+    const kt_status status = engine->backend->calls->upload(engine->backend, &(kt__copy){to, from, bytes}, 1, stream);
     return status ? kt__within(status, "kt_memory_write") : KT_OK;
 }
 

@@ -28,14 +28,54 @@ int kt__page_take(kt_cache *c)
     return page;
 }
 
+int kt__page_share(kt_cache *c, int page)
+{
+    c->page_references[page]++;
+    return page;
+}
+
 void kt__page_release(kt_cache *c, int page)
 {
     if (--c->page_references[page] == 0)
         c->free_pages[c->free_page_count++] = page;
 }
 
-int kt__slab_take(kt_cache *c) { return c->free_slabs[--c->free_slab_count]; }
+static void reclaim_slab(kt_cache *c)
+{
+    kt__sequence *oldest = NULL;
+    for (int i = 0; i < c->max_sequences; i++) {
+        kt__sequence *s = &c->sequences[i];
+        if (kt__sequence_keeps(s) && (!oldest || s->undo_age < oldest->undo_age))
+            oldest = s;
+    }
+    kt__sequence_forget(c, oldest);
+}
+
+int kt__slab_take(kt_cache *c)
+{
+    if (!c->free_slab_count)
+        reclaim_slab(c);
+    return c->free_slabs[--c->free_slab_count];
+}
+
 void kt__slab_release(kt_cache *c, int slab) { c->free_slabs[c->free_slab_count++] = slab; }
+
+static kt_status copy_whole(const kt_cache *c, unsigned char *pool, int total, int bytes, int to, int from, void *stream)
+{
+    kt__backend *backend = c->engine->backend;
+    const uint64_t one = (uint64_t)bytes * (uint64_t)c->kv_heads;
+    return backend->calls->copy(backend, pool + (uint64_t)to * one, pool + (uint64_t)from * one, one, c->layers, (uint64_t)total * one, stream);
+}
+
+kt_status kt__page_copy(const kt_cache *c, int to, int from, void *stream)
+{
+    return copy_whole(c, c->pages, c->page_total, c->engine->package.format.block_bytes, to, from, stream);
+}
+
+kt_status kt__slab_copy(const kt_cache *c, int to, int from, void *stream)
+{
+    return copy_whole(c, c->slabs, c->slab_total, c->engine->package.format.slab_bytes, to, from, stream);
+}
 
 static kt_status check_range(const char *name, int value, int low, int high)
 {
@@ -147,7 +187,7 @@ kt_status kt_cache_query(const kt_cache *cache, kt_cache_info *info)
         .pages = cache->page_total,
         .free_pages = cache->free_page_count,
         .slabs = cache->slab_total,
-        .free_slabs = cache->free_slab_count,
+        .free_slabs = cache->free_slab_count + cache->kept_slabs,
         .sequences = cache->open_sequences,
     };
     return KT_OK;

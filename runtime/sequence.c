@@ -1,5 +1,6 @@
 #include "core.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 static kt_sequence handle_of(int index, unsigned generation) { return (uint64_t)generation << 32 | (unsigned)(index + 1); }
@@ -59,25 +60,67 @@ void kt__sequence_shrink(kt_cache *cache, kt__sequence *s, int pages)
     s->stamp = ++cache->stamps;
 }
 
+bool kt__sequence_keeps(const kt__sequence *s) { return s->open && s->undo_slab >= 0 && s->undo_slab != s->slab; }
+
+void kt__sequence_forget(kt_cache *cache, kt__sequence *s)
+{
+    if (kt__sequence_keeps(s)) {
+        kt__slab_release(cache, s->undo_slab);
+        cache->kept_slabs--;
+    }
+    s->undo_slab = -1;
+}
+
+void kt__sequence_move(kt_cache *cache, kt__sequence *s, int tokens, int slab)
+{
+    kt__sequence_forget(cache, s);
+    s->undo_tokens = tokens;
+    s->undo_slab = s->slab;
+    s->slab = slab;
+    if (kt__sequence_keeps(s)) {
+        cache->kept_slabs++;
+        s->undo_age = ++cache->stamps;
+    }
+}
+
+// A free place for a sequence, or null with a message.
+static kt__sequence *vacant(const kt_cache *cache, const char *call)
+{
+    for (int i = 0; i < cache->max_sequences; i++)
+        if (!cache->sequences[i].open)
+            return &cache->sequences[i];
+    kt__fail(KT_FULL, "%s: all %d sequences are open (max_sequences); close one first", call, cache->max_sequences);
+    return NULL;
+}
+
+static kt_sequence start(kt_cache *cache, kt__sequence *s)
+{
+    *s = (kt__sequence){
+        .generation = s->generation == 0xffffffff ? 1 : s->generation + 1, .open = true, .pages = s->pages, .page_room = s->page_room,
+        .slab = kt__slab_take(cache), // max_sequences of them are not spare
+        .stamp = ++cache->stamps, .undo_tokens = -1, .undo_slab = -1,
+    };
+    cache->open_sequences++;
+    return handle_of((int)(s - cache->sequences), s->generation);
+}
+
+static void end(kt_cache *cache, kt__sequence *s)
+{
+    kt__sequence_shrink(cache, s, 0);
+    kt__sequence_forget(cache, s);
+    kt__slab_release(cache, s->slab);
+    s->open = false;
+    cache->open_sequences--;
+}
+
 kt_status kt_sequence_open(kt_cache *cache, kt_sequence *sequence)
 {
     if (!cache || !sequence)
         return kt__fail(KT_INVALID, "kt_sequence_open: %s is null", cache ? "sequence" : "cache");
-    if (cache->open_sequences == cache->max_sequences)
-        return kt__fail(KT_FULL, "kt_sequence_open: all %d sequences are open (max_sequences); close one first",
-                        cache->max_sequences);
-    int index = 0;
-    while (cache->sequences[index].open)
-        index++;
-    kt__sequence *s = &cache->sequences[index];
-    s->open = true;
-    s->generation = s->generation == 0xffffffff ? 1 : s->generation + 1;
-    s->tokens = s->page_count = 0;
-    s->slab = kt__slab_take(cache); // max_sequences of them are not spare
-    s->stamp = ++cache->stamps;
-    s->step = NULL;
-    cache->open_sequences++;
-    *sequence = handle_of(index, s->generation);
+    kt__sequence *s = vacant(cache, "kt_sequence_open");
+    if (!s)
+        return KT_FULL;
+    *sequence = start(cache, s);
     return KT_OK;
 }
 
@@ -95,10 +138,7 @@ kt_status kt_sequence_close(kt_cache *cache, kt_sequence sequence)
         for (int slot = 0; slot < batch->slots; slot++)
             if (batch->entries[slot].sequence == sequence)
                 batch->entries[slot] = (kt__entry){.row = -1};
-    kt__sequence_shrink(cache, s, 0);
-    kt__slab_release(cache, s->slab);
-    s->open = false;
-    cache->open_sequences--;
+    end(cache, s);
     return KT_OK;
 }
 
@@ -133,5 +173,136 @@ kt_status kt_sequence_reserve(kt_cache *cache, kt_sequence sequence, int tokens)
     if ((status = kt__sequence_room(s, pages)))
         return kt__within(status, "kt_sequence_reserve");
     kt__sequence_grow(cache, s, pages);
+    s->reserved = pages > s->reserved ? pages : s->reserved;
+    return KT_OK;
+}
+
+// ---- forks and truncation --------------------------------------------------------------------------------------------
+
+kt_status kt_sequence_fork(kt_cache *cache, kt_sequence from, void *stream, kt_sequence *fork)
+{
+    kt_status status;
+    bool capturing;
+    if (!cache || !fork)
+        return kt__fail(KT_INVALID, "kt_sequence_fork: %s is null", cache ? "fork" : "cache");
+    kt__sequence *s = kt__sequence_find(cache, from, "kt_sequence_fork");
+    if (!s)
+        return KT_STALE;
+    if (s->step)
+        return kt__fail(KT_ORDER, "kt_sequence_fork: sequence %#llx is part of an open step; commit or abort it first",
+                        (unsigned long long)from);
+    kt__sequence *second = vacant(cache, "kt_sequence_fork");
+    if (!second)
+        return KT_FULL;
+    kt__backend *backend = cache->engine->backend;
+    if ((status = backend->calls->capturing(backend, stream, &capturing)))
+        return kt__within(status, "kt_sequence_fork");
+    if (capturing)
+        return kt__fail(KT_ORDER, "kt_sequence_fork: the stream is under graph capture, and a replay would copy again; fork outside of it");
+    const int pages = kt__pages_for(&cache->engine->package.format, s->tokens);
+    if ((status = kt__sequence_room(second, pages)))
+        return kt__within(status, "kt_sequence_fork");
+    const kt_sequence handle = start(cache, second);
+    if ((status = kt__slab_copy(cache, second->slab, s->slab, stream))) {
+        end(cache, second);
+        return kt__within(status, "kt_sequence_fork");
+    }
+    for (int i = 0; i < pages; i++)
+        second->pages[i] = kt__page_share(cache, s->pages[i]);
+    second->page_count = pages;
+    second->tokens = s->tokens;
+    second->undo_tokens = s->undo_tokens;
+    second->undo_slab = s->undo_slab == s->slab ? second->slab : -1;
+    s->stamp = ++cache->stamps; // captured steps must not seal into what is shared now
+    *fork = handle;
+    return KT_OK;
+}
+
+static bool same_pages(const kt_format *f, int a, int b)
+{
+    return kt_sealed_pages(a, f->sink, f->key_window, f->page) == kt_sealed_pages(b, f->sink, f->key_window, f->page) &&
+           kt_sealed_pages(a, f->sink, f->value_window, f->page) == kt_sealed_pages(b, f->sink, f->value_window, f->page);
+}
+
+// Fewest tokens at which a sequence of `tokens` tokens has the pages sealed that it has.
+static int least_sealed(const kt_format *f, int tokens)
+{
+    const int windows[] = {f->key_window, f->value_window};
+    int least = 0;
+    for (int i = 0; i < 2; i++) {
+        const int pages = kt_sealed_pages(tokens, f->sink, windows[i], f->page), reached = f->sink + windows[i] + pages * f->page;
+        least = pages && reached > least ? reached : least;
+    }
+    return least;
+}
+
+// Whether the state before the last step can be had back.
+static bool can_undo(const kt_format *f, const kt__sequence *s)
+{
+    return s->undo_tokens >= 0 && (s->undo_slab >= 0 || same_pages(f, s->undo_tokens, s->tokens));
+}
+
+// Gives back pages of tokens beyond the sequence's, but for reservations, which keep those that no fork shares.
+static void drop_pages(kt_cache *cache, kt__sequence *s)
+{
+    int kept = kt__pages_for(&cache->engine->package.format, s->tokens);
+    for (int i = kept; i < s->page_count; i++) {
+        if (kept < s->reserved && cache->page_references[s->pages[i]] == 1)
+            s->pages[kept++] = s->pages[i];
+        else
+            kt__page_release(cache, s->pages[i]);
+    }
+    s->page_count = kept < s->page_count ? kept : s->page_count;
+    s->stamp = ++cache->stamps;
+}
+
+kt_status kt_sequence_truncate(kt_cache *cache, kt_sequence sequence, int tokens)
+{
+    if (!cache)
+        return kt__fail(KT_INVALID, "kt_sequence_truncate: cache is null");
+    kt__sequence *s = kt__sequence_find(cache, sequence, "kt_sequence_truncate");
+    if (!s)
+        return KT_STALE;
+    if (s->step)
+        return kt__fail(KT_ORDER, "kt_sequence_truncate: sequence %#llx is part of an open step; commit or abort it first",
+                        (unsigned long long)sequence);
+    if (tokens < 0 || tokens > s->tokens)
+        return kt__fail(KT_INVALID, "kt_sequence_truncate: tokens is %d; 0 to %d, which the sequence has, are allowed", tokens, s->tokens);
+    const kt_format *f = &cache->engine->package.format;
+    const bool undo = can_undo(f, s);
+    if (!same_pages(f, tokens, s->tokens)) {
+        if (!undo || tokens > s->undo_tokens || !same_pages(f, tokens, s->undo_tokens)) {
+            char before[64] = "";
+            if (undo && !same_pages(f, s->undo_tokens, s->tokens))
+                snprintf(before, sizeof before, ", and %d to %d, before its last step", least_sealed(f, s->undo_tokens), s->undo_tokens);
+            return kt__fail(KT_UNSUPPORTED, "kt_sequence_truncate: tokens is %d, where a sealed page would be needed exact again; possible for "
+                            "this sequence are %d to %d%s", tokens, least_sealed(f, s->tokens), s->tokens, before);
+        }
+        if (kt__sequence_keeps(s)) { // the two slabs change places
+            const int slab = s->slab;
+            s->slab = s->undo_slab;
+            s->undo_slab = slab;
+        }
+    }
+    if (tokens == s->tokens)
+        return KT_OK;
+    s->tokens = tokens;
+    if (tokens <= s->undo_tokens) {
+        kt__sequence_forget(cache, s);
+        s->undo_tokens = -1;
+    }
+    drop_pages(cache, s);
+    return KT_OK;
+}
+
+kt_status kt_sequence_undo(const kt_cache *cache, kt_sequence sequence, int *least)
+{
+    if (!cache || !least)
+        return kt__fail(KT_INVALID, "kt_sequence_undo: %s is null", cache ? "least" : "cache");
+    const kt__sequence *s = kt__sequence_find(cache, sequence, "kt_sequence_undo");
+    if (!s)
+        return KT_STALE;
+    const kt_format *f = &cache->engine->package.format;
+    *least = can_undo(f, s) ? s->undo_tokens : least_sealed(f, s->tokens);
     return KT_OK;
 }

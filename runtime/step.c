@@ -11,22 +11,31 @@ static kt_status launch(kt_batch *b, kt__op op, int kernel, const kt__extent *ex
     return status ? kt__within(status, "kernel %s", kt__op_names[op]) : KT_OK;
 }
 
-static kt__extent extent_of(const kt_batch *b)
+static kt__extent extent_of(const kt_batch *b, const kt__run *run)
 {
     kt__extent e;
     for (int i = 0; i < KT__FACTOR_COUNT; i++)
         e.ones[i] = 1;
-    e.ones[KT__UNITS] = b->units;
+    e.ones[KT__UNITS] = run->units;
     e.ones[KT__KV_HEADS] = b->cache->kv_heads;
     e.ones[KT__Q_HEADS] = b->cache->q_heads;
-    e.ones[KT__SLOTS] = b->used_slots ? b->used_slots : 1;
-    e.ones[KT__FRESH] = b->max_fresh ? b->max_fresh : 1;
+    e.ones[KT__SLOTS] = run->count;
+    e.ones[KT__FRESH] = run->max_fresh;
     return e;
+}
+
+static kt_view view_of(const kt_batch *b, int layer, const kt__run *run)
+{
+    kt_view view = b->views[layer];
+    view.slots += run->first;
+    view.table += (size_t)run->first * (size_t)b->table_stride;
+    view.slot_count = run->count;
+    return view;
 }
 
 static kt_status launch_step(kt_batch *b, kt__op op)
 {
-    const kt__extent extent = extent_of(b);
+    const kt__extent extent = extent_of(b, &(kt__run){0, b->slots, 1, 1});
     const kt_step_params params = {b->slots_device, b->control_device, b->slots};
     int kernel;
     const kt_status status = kt__pick(b->cache->engine, op, b->active, b->max_pages, &kernel, NULL);
@@ -34,78 +43,6 @@ static kt_status launch_step(kt_batch *b, kt__op op)
 }
 
 // ---- begin -----------------------------------------------------------------------------------------------------------
-
-// Whether the step's exact tokens can be written where they belong without overwriting any that the step still reads: a
-// ring with nothing live in it takes any number, since only what stays exact is written.
-static bool fits_in_place(const kt_format *f, int tokens, int fresh)
-{
-    const struct {
-        int window, ring;
-    } parts[] = {{f->key_window, f->key_ring}, {f->value_window, f->value_ring}};
-    for (int i = 0; i < 2; i++) {
-        const int live = tokens - f->sink - kt_sealed_pages(tokens, f->sink, parts[i].window, f->page) * f->page;
-        if (live > 0 && (long long)live + fresh > parts[i].ring)
-            return false;
-    }
-    return true;
-}
-
-static kt_status check_free(const kt_batch *b)
-{
-    const kt_cache *cache = b->cache;
-    const kt_format *f = &cache->engine->package.format;
-    long long pages = 0;
-    int slabs = 0;
-    for (int slot = 0; slot < b->slots; slot++) {
-        const kt_slot *p = &b->planned[slot];
-        if (!p->fresh)
-            continue;
-        const int more = kt__pages_for(f, p->tokens + p->fresh) - kt__batch_sequence(b, slot)->page_count;
-        pages += more > 0 ? more : 0;
-        slabs += !fits_in_place(f, p->tokens, p->fresh);
-    }
-    if (pages > cache->free_page_count)
-        return kt__fail(KT_FULL, "kt_step_begin: the step needs %lld more pages; %d of %d are free. Close a sequence or open the "
-                        "cache with a larger budget", pages, cache->free_page_count, cache->page_total);
-    if (slabs > cache->spare_slabs - cache->spares_used)
-        return kt__fail(KT_FULL, "kt_step_begin: %d sequences bring several tokens to a filled cache and need a spare slab each; "
-                        "%d of %d are free (spare_slabs)", slabs, cache->spare_slabs - cache->spares_used, cache->spare_slabs);
-    return KT_OK;
-}
-
-static void reserve(kt_batch *b)
-{
-    kt_cache *cache = b->cache;
-    const kt_format *f = &cache->engine->package.format;
-    for (int slot = 0; slot < b->slots; slot++) {
-        kt_slot *p = &b->planned[slot];
-        if (!p->fresh)
-            continue;
-        kt__sequence *s = kt__batch_sequence(b, slot);
-        b->pages_before[slot] = s->page_count;
-        kt__sequence_grow(cache, s, kt__pages_for(f, p->tokens + p->fresh));
-        const int pages = s->page_count < b->table_stride ? s->page_count : b->table_stride, capacity = kt__capacity(f, pages);
-        p->capacity = capacity < b->max_tokens ? capacity : b->max_tokens;
-        if (!fits_in_place(f, p->tokens, p->fresh)) {
-            p->slab_next = kt__slab_take(cache);
-            cache->spares_used++;
-        }
-    }
-}
-
-static void undo_reserve(kt_batch *b)
-{
-    for (int slot = 0; slot < b->slots; slot++) {
-        kt_slot *p = &b->planned[slot];
-        if (!p->fresh)
-            continue;
-        kt__sequence_shrink(b->cache, kt__batch_sequence(b, slot), b->pages_before[slot]);
-        if (p->slab_next != p->slab) {
-            kt__slab_release(b->cache, p->slab_next);
-            b->cache->spares_used--;
-        }
-    }
-}
 
 // A captured step may be replayed at any length that was reserved, so its launches depend on the batch only.
 static kt_status begin_captured(kt_batch *b)
@@ -119,12 +56,15 @@ static kt_status begin_captured(kt_batch *b)
             return kt__fail(KT_ORDER, "kt_step_begin: slot %d has %d tokens and its reservation holds %d; reserve ahead of a capture "
                             "(kt_sequence_reserve)", slot, p->tokens, p->capacity);
     }
+    if (kt__batch_check_rows(b, "kt_step_begin"))
+        return KT_INVALID;
     if (!kt__batch_current(b))
         return kt__fail(KT_ORDER, "kt_step_begin: the slots have changed since they were uploaded; call kt_batch_upload before the "
                         "capture begins");
     b->active = b->used_slots = b->slots;
     b->max_fresh = 1;
-    b->units = 1;
+    b->runs[0] = (kt__run){0, b->slots, 1, 1};
+    b->run_count = 1;
     b->max_pages = b->table_stride;
     b->rows = b->rows > b->slots ? b->rows : b->slots;
     return KT_OK;
@@ -142,12 +82,11 @@ kt_status kt_step_begin(kt_batch *b, void *stream)
         return kt__within(status, "kt_step_begin");
     if ((status = kt__batch_plan(b, "kt_step_begin")))
         return status;
-    if ((status = b->captured ? begin_captured(b) : check_free(b)))
+    if ((status = b->captured ? begin_captured(b) : kt__reserve_check(b)))
         return status;
     b->stream = stream;
     if (!b->captured) {
-        reserve(b);
-        if ((status = kt__batch_flush(b, stream)))
+        if ((status = kt__reserve(b, stream)) || (status = kt__batch_flush(b, stream)))
             goto fail;
     }
     if ((status = launch_step(b, KT__CHECK)))
@@ -158,14 +97,18 @@ kt_status kt_step_begin(kt_batch *b, void *stream)
     for (int layer = 0; layer < b->cache->layers; layer++)
         b->appended[layer] = false;
     b->open = true;
-    b->deferred = false;
+    b->deferred = b->written = false;
     b->divided = NULL;
     return KT_OK;
 
 fail:
-    if (!b->captured)
-        undo_reserve(b);
-    return kt__within(status, "kt_step_begin");
+    kt__within(status, "kt_step_begin");
+    if (!b->captured) {
+        kt__reserve_undo(b);
+        if (kt__batch_withdraw(b, stream))
+            return kt__within(status, "kt_step_begin failed, and so did making the slots idle again");
+    }
+    return status;
 }
 
 // ---- append and attend -----------------------------------------------------------------------------------------------
@@ -208,28 +151,33 @@ static kt_status check_layer(const kt_batch *b, const char *call, int layer, boo
     return kt__fail(KT_ORDER, "%s: layer %d was %s in this step", call, layer, appended ? "not appended yet" : "appended already");
 }
 
-// Blocks for the units of the largest slot: enough for some waves over the card, beyond which a block takes several units in turn,
-// which spares starts.
-static int append_blocks(const kt_batch *b, int blocks_per_sm)
+// Blocks for the units of the run's largest slot: enough for some waves over the card, beyond which a block takes several units in
+// turn, which spares starts.
+static int append_blocks(const kt_batch *b, const kt__run *run, int blocks_per_sm)
 {
     enum { WAVES = 8, UNITS = 8 };
-    const long long columns = (long long)b->cache->kv_heads * (b->used_slots ? b->used_slots : 1);
+    const long long columns = (long long)b->cache->kv_heads * run->count;
     const long long enough = (long long)WAVES * blocks_per_sm * b->cache->engine->backend->multiprocessors / columns + 1;
-    const int few = (b->units + UNITS - 1) / UNITS;
-    return b->units <= enough ? b->units : few > enough ? few : (int)enough;
+    const int few = (run->units + UNITS - 1) / UNITS;
+    return run->units <= enough ? run->units : few > enough ? few : (int)enough;
 }
 
-// Launches the append of `b->append`; behind: the launch ahead is an attend of the same step.
-static kt_status launch_append(kt_batch *b, bool behind)
+// Launches a layer's append; behind: the launch ahead is an attend of the same step.
+static kt_status launch_append(kt_batch *b, int layer, bool behind)
 {
-    kt__extent extent = extent_of(b);
     int kernel, blocks_per_sm;
-    const kt_status status = kt__pick(b->cache->engine, KT__APPEND, b->active, b->max_pages, &kernel, &blocks_per_sm);
-    if (status)
-        return status;
-    b->append.behind = behind;
-    extent.ones[KT__UNITS] = append_blocks(b, blocks_per_sm);
-    return launch(b, KT__APPEND, kernel, &extent, &b->append, sizeof b->append);
+    kt_status status = kt__pick(b->cache->engine, KT__APPEND, b->active, b->max_pages, &kernel, &blocks_per_sm);
+    b->written = true;
+    for (int i = 0; i < b->run_count && !status; i++) {
+        const kt__run *run = &b->runs[i];
+        if (!run->max_fresh)
+            continue;
+        kt__extent extent = extent_of(b, run);
+        extent.ones[KT__UNITS] = append_blocks(b, run, blocks_per_sm);
+        const kt_append_params params = {.view = view_of(b, layer, run), .max_fresh = run->max_fresh, .behind = behind};
+        status = launch(b, KT__APPEND, kernel, &extent, &params, sizeof params);
+    }
+    return status;
 }
 
 // Launches an append that was put off.
@@ -237,9 +185,9 @@ static kt_status settle_append(kt_batch *b, bool behind)
 {
     if (!b->deferred)
         return KT_OK;
-    const kt_status status = launch_append(b, behind);
+    const kt_status status = launch_append(b, b->deferred_layer, behind);
     b->deferred = status != KT_OK;
-    return status ? kt__within(status, "the append of layer %d", b->append.view.layer) : KT_OK;
+    return status ? kt__within(status, "the append of layer %d", b->deferred_layer) : KT_OK;
 }
 
 kt_status kt_append(kt_batch *b, const kt_append_args *args)
@@ -262,8 +210,7 @@ kt_status kt_append(kt_batch *b, const kt_append_args *args)
     if ((status = settle_append(b, false)))
         return kt__within(status, "kt_append");
 
-    b->append = (kt_append_params){.view = b->views[args->layer], .max_fresh = b->max_fresh ? b->max_fresh : 1};
-    kt_view *view = &b->append.view;
+    kt_view *view = &b->views[args->layer]; // the layer's attend reads the same rows
     view->key = key.address;
     view->value = value.address;
     view->key_row = key.row;
@@ -272,10 +219,9 @@ kt_status kt_append(kt_batch *b, const kt_append_args *args)
     view->value_head = value.head;
 
     if (args->flags & KT_APPEND_BEHIND_ATTEND)
-        b->deferred = true;
-    else if ((status = launch_append(b, false)))
+        b->deferred = true, b->deferred_layer = args->layer;
+    else if ((status = launch_append(b, args->layer, false)))
         return kt__within(status, "kt_append: layer %d", args->layer);
-    b->views[args->layer] = *view; // the layer's attend reads the same rows
     b->appended[args->layer] = true;
     return KT_OK;
 }
@@ -330,8 +276,6 @@ kt_status kt_attend(kt_batch *b, const kt_attend_args *args)
     if ((status = kt__pick(engine, op, b->active, next_power(b->max_pages), &kernel, &blocks_per_sm)))
         return kt__within(status, "kt_attend: layer %d", args->layer);
     const kt__kernel *chosen = &engine->package.kernels[kernel];
-    kt__extent extent = extent_of(b);
-    extent.ones[KT__PASSES] = chosen->passes > 0 ? chosen->passes : 1;
     int splits = 1, split_items = 1;
     if (op == KT__ATTEND && b->divided != chosen) {
         kt__divide(b, chosen, blocks_per_sm, &b->splits, &b->split_items);
@@ -339,16 +283,25 @@ kt_status kt_attend(kt_batch *b, const kt_attend_args *args)
     }
     if (op == KT__ATTEND)
         splits = b->splits, split_items = b->split_items;
-    extent.ones[KT__SPLITS] = splits;
-    const kt_attend_params params = {
-        .view = b->views[args->layer], .query = query.address, .out = (unsigned short *)args->out, .lse = args->lse,
+    kt_attend_params params = {
+        .query = query.address, .out = (unsigned short *)args->out, .lse = args->lse,
         .query_row = query.row, .query_head = query.head, .out_row = out.row, .out_head = out.head,
         .partial = b->partial, .stats = b->partial + b->partial_floats / ((size_t)engine->package.format.head_dim + 2) * (size_t)engine->package.format.head_dim,
-        .arrivals = b->arrivals, .scale = (float)scale,
-        .max_fresh = b->max_fresh ? b->max_fresh : 1, .splits = splits, .split_items = split_items, .ordered = b->ordered,
+        .arrivals = b->arrivals, .scale = (float)scale, .splits = splits, .split_items = split_items, .ordered = b->ordered,
     };
 
-    if ((status = launch(b, op, kernel, &extent, &params, sizeof params)) || (status = settle_append(b, true)))
+    for (int i = 0; i < b->run_count && !status; i++) {
+        const kt__run *run = &b->runs[i];
+        if (!run->max_fresh)
+            continue;
+        kt__extent extent = extent_of(b, run);
+        extent.ones[KT__PASSES] = chosen->passes > 0 ? chosen->passes : 1;
+        extent.ones[KT__SPLITS] = splits;
+        params.view = view_of(b, args->layer, run);
+        params.max_fresh = run->max_fresh;
+        status = launch(b, op, kernel, &extent, &params, sizeof params);
+    }
+    if (status || (status = settle_append(b, true)))
         return kt__within(status, "kt_attend: layer %d", args->layer);
     return KT_OK;
 }
@@ -363,6 +316,21 @@ static void close_step(kt_batch *b)
     b->open = false;
 }
 
+void kt__step_drop(kt_batch *b)
+{
+    if (!b->captured) {
+        // What the ring of a step in place held on from before the last step is overwritten.
+        for (int slot = 0; slot < b->slots && b->written; slot++) {
+            const kt_slot *p = &b->planned[slot];
+            kt__sequence *s = p->fresh ? kt__batch_sequence(b, slot) : NULL;
+            if (s && p->slab_next == p->slab && s->undo_slab == s->slab)
+                s->undo_slab = -1;
+        }
+        kt__reserve_undo(b);
+    }
+    close_step(b);
+}
+
 // What the device's advance does, done to the host's state.
 static void advance(kt_batch *b)
 {
@@ -372,14 +340,11 @@ static void advance(kt_batch *b)
             continue;
         kt__sequence *s = kt__batch_sequence(b, slot);
         s->tokens += p->fresh;
-        if (p->slab_next != p->slab) {
-            kt__slab_release(b->cache, p->slab);
-            b->cache->spares_used--;
-            s->slab = p->slab_next;
-        }
+        kt__sequence_move(b->cache, s, p->tokens, p->slab_next);
         b->uploaded[slot].tokens = s->tokens;
         b->uploaded[slot].slab = s->slab;
     }
+    kt__reserve_settle(b);
 }
 
 kt_status kt_step_commit(kt_batch *b)
@@ -401,7 +366,7 @@ kt_status kt_step_commit(kt_batch *b)
         return kt__within(status, "kt_step_commit");
     }
     if (b->captured)
-        b->captured_rows = b->rows;
+        b->captured_rows = b->rows; // an earlier capture's at most: begin has refused more
     else
         advance(b);
     close_step(b);
@@ -414,9 +379,28 @@ kt_status kt_step_abort(kt_batch *b)
         return kt__fail(KT_INVALID, "kt_step_abort: batch is null");
     if (!b->open)
         return kt__fail(KT_ORDER, "kt_step_abort: the batch has no open step");
-    if (!b->captured)
-        undo_reserve(b);
-    close_step(b);
+    const kt_status status = b->captured ? KT_OK : kt__batch_withdraw(b, b->stream);
+    if (status)
+        return kt__within(status, "kt_step_abort");
+    kt__step_drop(b);
+    return KT_OK;
+}
+
+// Whether the replays did what the host has planned for the slot: one token of the sequence as it is, in a row of every captured step.
+static kt_status check_replayed(const kt_batch *b, int slot, long long row)
+{
+    const kt_slot *p = &b->uploaded[slot];
+    const kt__entry *entry = &b->entries[slot];
+    const kt__sequence *s = entry->fresh ? kt__batch_sequence(b, slot) : NULL;
+    if (!b->uploaded_valid || !s || s->step || p->fresh != entry->fresh || p->row != row || p->tokens != s->tokens || p->slab != s->slab ||
+        b->stamps[slot] != s->stamp)
+        return kt__fail(KT_ORDER, "kt_step_replayed: slot %d has changed since kt_batch_upload; what was replayed is not what the host has",
+                        slot);
+    if (p->fresh > 1)
+        return kt__fail(KT_ORDER, "kt_step_replayed: slot %d has fresh %d; a captured step brings at most one token per slot", slot, p->fresh);
+    if (p->row >= b->captured_rows)
+        return kt__fail(KT_ORDER, "kt_step_replayed: slot %d has row %d; a step of this batch was captured for rows 0 to %d", slot, p->row,
+                        b->captured_rows - 1);
     return KT_OK;
 }
 
@@ -432,18 +416,17 @@ kt_status kt_step_replayed(kt_batch *b, int count)
     if (count < 0)
         return kt__fail(KT_INVALID, "kt_step_replayed: count is %d; it cannot be negative", count);
     int fit = count, limit = -1;
+    long long row = 0;
     for (int slot = 0; slot < b->slots; slot++) {
         const kt_slot *p = &b->uploaded[slot];
         const kt__entry *entry = &b->entries[slot];
-        if (!p->fresh && !entry->fresh)
-            continue;
-        const kt__sequence *s = entry->fresh ? kt__batch_sequence(b, slot) : NULL;
-        if (!b->uploaded_valid || !s || s->step || p->fresh != entry->fresh || p->tokens != s->tokens || p->slab != s->slab ||
-            b->stamps[slot] != s->stamp)
-            return kt__fail(KT_ORDER, "kt_step_replayed: slot %d has changed since kt_batch_upload; what was replayed is not what "
-                            "the host has", slot);
-        if ((p->capacity - p->tokens) / p->fresh < fit) {
-            fit = (p->capacity - p->tokens) / p->fresh;
+        if ((p->fresh || entry->fresh) && (status = check_replayed(b, slot, entry->row < 0 ? row : entry->row))) {
+            b->uploaded_valid = false; // whatever was replayed
+            return status;
+        }
+        row += entry->fresh;
+        if (p->fresh && p->capacity - p->tokens < fit) {
+            fit = p->capacity - p->tokens;
             limit = slot;
         }
     }
@@ -455,8 +438,10 @@ kt_status kt_step_replayed(kt_batch *b, int count)
         kt_slot *p = &b->uploaded[slot];
         if (!p->fresh)
             continue;
-        p->tokens += fit * p->fresh;
-        kt__batch_sequence(b, slot)->tokens = p->tokens;
+        kt__sequence *s = kt__batch_sequence(b, slot);
+        s->tokens = p->tokens += fit;
+        if (fit)
+            kt__sequence_move(b->cache, s, s->tokens - 1, s->slab); // each was in place
     }
     return status;
 }

@@ -107,12 +107,6 @@ template <bool keys> __device__ __forceinline__ void load_page(Work *work, const
     async_commit();
 }
 
-template <bool keys> __device__ __forceinline__ void prefetch_page(const Exact &source, int first) {
-    constexpr int LINES = (D * 2 + 127) / 128;
-    for (int i = threadIdx.x; i < PAGE * LINES; i += THREADS)
-        prefetch_line((keys ? source.key(first + i / LINES) : source.value(first + i / LINES)) + i % LINES * 64);
-}
-
 // 16-bit parts are stored as they are, but for what is not finite and -0.
 __device__ __forceinline__ void clean_exact(Work *work, int first, int before) {
     u32 peak = 0;
@@ -194,12 +188,7 @@ __device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot
     const int units = 1 + key_pages - key_page + value_pages - value_page;
     const int *table = p.view.table + (long long)blockIdx.z * p.view.table_stride;
 
-    // Units after the first: keys and values by turns, while there are both: the ones are more work, the others more waiting.
     const int both = min(key_pages - key_page, value_pages - value_page);
-    auto is_keys = [&](int unit) { return unit - 1 < 2 * both ? unit % 2 == 1 : key_pages - key_page > both; };
-    auto page_of = [&](int unit) {
-        return (is_keys(unit) ? key_page : value_page) + (unit - 1 < 2 * both ? (unit - 1) / 2 : unit - 1 - both);
-    };
     if (threadIdx.x == 0) start_part(work);
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
         if (unit == 0) {
@@ -215,15 +204,13 @@ __device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot
             }
             continue;
         }
-        const bool keys = is_keys(unit);
-        const int page = page_of(unit), first = SINK + page * PAGE, next = unit + gridDim.x;
+        // Keys and values by turns, while there are both: the ones are more work, the others more waiting.
+        const int at = unit - 1;
+        const bool keys = at < 2 * both ? at % 2 == 0 : key_pages - key_page > both;
+        const int page = (keys ? key_page : value_page) + (at < 2 * both ? at / 2 : at - both), first = SINK + page * PAGE;
         u8 *block = p.view.pages + ((long long)load_settled(table + page) * p.view.kv_heads + head) * BLOCK_BYTES;
         if (keys) load_page<true>(work, source, first);
         else load_page<false>(work, source, first);
-        if (next < units) { // comes into the L2 cache while this one is worked on
-            if (is_keys(next)) prefetch_page<true>(source, SINK + page_of(next) * PAGE);
-            else prefetch_page<false>(source, SINK + page_of(next) * PAGE);
-        }
         async_wait<0>();
         __syncthreads();
         if (keys) {

@@ -27,7 +27,7 @@ void ref_attend(const float *query, const float *key, const float *value, int co
 
 // ---- a world: an engine on the CPU, a cache, and a stream of tokens that every sequence takes its tokens from ----
 
-enum { REF_STREAM = 1024, REF_SLOTS = 16 };
+enum { REF_STREAM = 1024, REF_SLOTS = 16, REF_TURNS = 64 };
 
 typedef struct {
     kg_spec spec;
@@ -38,18 +38,28 @@ typedef struct {
     unsigned short *query, *key, *value; // [layers, REF_STREAM, heads, head_dim]
 } ref_world;
 
-// A sequence and where in the stream it began: its token t is token (origin + t) mod REF_STREAM.
+// A sequence and where in the stream its tokens come from: token t is token (origin + t) mod REF_STREAM, with the origin of the last turn
+// at or before t.
 typedef struct {
     kt_sequence handle;
-    int origin, tokens;
+    int origin, tokens, turns;
+    struct {
+        int token, origin;
+    } turn[REF_TURNS];
 } ref_sequence;
 
 void ref_open(ref_world *world, const char *variant, int head_dim, int group_heads, int dtype, int page, int pages,
               int max_sequences, int spare_slabs);
+// The same with a spec that the caller has changed: sinks and windows.
+void ref_open_spec(ref_world *world, const kg_spec *spec, int pages, int max_sequences, int spare_slabs);
 void ref_close(ref_world *world);
 kt_batch *ref_batch(ref_world *world, int slots, int max_tokens, int max_rows);
 void ref_join(ref_world *world, ref_sequence *sequence, int origin);
 
+// What comes next is from elsewhere in the stream.
+void ref_turn(ref_sequence *sequence, int origin);
+// Where in the stream a token is.
+int ref_index(const ref_sequence *sequence, int token);
 // Keys or values of `count` tokens from the stream, as rows for the quantiser.
 const unsigned short *ref_row(const ref_world *world, kt_part part, int layer, int head, const ref_sequence *sequence, int token);
 

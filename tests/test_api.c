@@ -1,4 +1,5 @@
 // The public API on the CPU: serving, transactions, limits, and what is said of every misuse.
+#include "core.h"
 #include "reference.h"
 
 #include <check.h>
@@ -9,6 +10,19 @@
 
 static ref_world world;
 static kt_batch *batch;
+
+// Counts allocations while `counting`.
+static int counting, allocated;
+#ifdef __SANITIZE_ADDRESS__
+int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void *, size_t), void (*)(const volatile void *));
+static void allocating(const volatile void *memory, size_t bytes) { (void)memory, (void)bytes, allocated += counting; }
+static void freeing(const volatile void *memory) { (void)memory; }
+static void count_allocations(void) { __sanitizer_install_malloc_and_free_hooks(allocating, freeing); }
+#else
+void *__libc_malloc(size_t bytes);
+void *malloc(size_t bytes) { return allocated += counting, __libc_malloc(bytes); }
+static void count_allocations(void) {}
+#endif
 
 #define OK(call)                                                                             \
     do {                                                                                     \
@@ -128,6 +142,51 @@ START_TEST(abort_restores)
     ref_verify(&world, &a);
     OK(kt_sequence_close(world.cache, a.handle));
     ck_assert_int_eq(query_cache().free_pages, 20);
+    ref_close(&world);
+}
+END_TEST
+
+// No call from begin to commit allocates, whatever the number of slots and the order of their lengths.
+START_TEST(no_allocation)
+{
+    enum { SLOTS = 400 };
+    static ref_sequence sequences[SLOTS], *all[SLOTS];
+    static int fresh[SLOTS];
+    ref_open(&world, "fp16", 64, 1, KT_F16, 32, SLOTS, SLOTS, 0);
+    batch = ref_batch(&world, SLOTS, 400, 40 * SLOTS);
+    for (int i = 0; i < SLOTS; i++) {
+        ref_join(&world, &sequences[i], i);
+        all[i] = &sequences[i];
+        fresh[i] = 1 + i * 7 % 40;
+    }
+    ref_step(&world, batch, all, fresh, SLOTS, false);
+    for (int i = 0; i < SLOTS; i++)
+        fresh[i] = 1;
+    ref_buffers b;
+    ref_fill(&world, batch, all, fresh, SLOTS, &b);
+    count_allocations();
+    counting = 1;
+    void *volatile seen = malloc(1);
+    free(seen);
+    kt_status status = kt_step_begin(batch, NULL);
+    for (int layer = 0; layer < 2 && !status; layer++)
+        if (!(status = ref_append(&world, batch, layer, &b)))
+            status = ref_attend_layer(&world, batch, layer, &b);
+    status = status ? status : kt_step_commit(batch);
+    counting = 0;
+    OK(status);
+    ck_assert_int_eq(allocated, 1); // the one above
+    for (int i = 0; i < SLOTS; i++) {
+        sequences[i].tokens++;
+        ck_assert_int_eq(world.cache->batches->planned[i].order, world.cache->batches->lengths[i].slot);
+    }
+    for (int i = 1; i < SLOTS; i++) {
+        const kt__length *l = &world.cache->batches->lengths[i];
+        ck_assert(l[-1].tokens > l->tokens || (l[-1].tokens == l->tokens && l[-1].slot < l->slot));
+    }
+    ref_verify(&world, &sequences[39]);
+    ref_buffers_free(&b);
+    kt_batch_close(batch);
     ref_close(&world);
 }
 END_TEST
@@ -461,6 +520,7 @@ int main(void)
     tcase_add_loop_test(tcase, serving, 0, 3);
     tcase_add_loop_test(tcase, several_tokens, 0, 3);
     tcase_add_test(tcase, abort_restores);
+    tcase_add_test(tcase, no_allocation);
     tcase_add_test(tcase, strides_and_rows);
     tcase_add_test(tcase, nonfinite_counts);
     tcase_add_test(tcase, out_of_pages);

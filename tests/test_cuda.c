@@ -16,7 +16,7 @@
 enum { CONTEXT = 64, MODULE = 1000, FUNCTION = 2000, QUEUE = 4096 };
 
 static struct {
-    int init_result, count, major, minor, shared, load_result, launch_result, capture_result, capturing, alloc_result;
+    int init_result, count, major, minor, shared, load_result, launch_result, capture_result, capturing, alloc_result, copy_result;
     kt__context current;
     int retained, pushes, pops, events, modules, pinned, allocations; // live, but for pushes and pops
     int recorded, waited;  // event_record, event_synchronize
@@ -74,6 +74,12 @@ static int fake_to_device(kt__address to, const void *from, size_t bytes, kt__st
     fake.copies[fake.copy_count].bytes = bytes;
     fake.copies[fake.copy_count++].to = to;
     return in_context();
+}
+static int fake_copy(kt__address to, kt__address from, size_t bytes, kt__stream s)
+{
+    (void)s;
+    memcpy((void *)(uintptr_t)to, (void *)(uintptr_t)from, bytes);
+    return fake.copy_result ? fake.copy_result : in_context();
 }
 static int fake_to_host(void *to, kt__address from, size_t bytes, kt__stream s)
 {
@@ -136,7 +142,7 @@ static int fake_error_text(int result, const char **text) { *text = result == 2 
 
 static const kt__driver driver = {
     fake_init, fake_version, fake_count, fake_get, fake_name, fake_attribute, fake_retain, fake_release, fake_push, fake_pop, fake_current,
-    fake_synchronize, fake_alloc, fake_free, fake_info, fake_set, fake_to_device, fake_to_host, fake_read, fake_host_alloc, fake_host_free,
+    fake_synchronize, fake_alloc, fake_free, fake_info, fake_set, fake_to_device, fake_copy, fake_to_host, fake_read, fake_host_alloc, fake_host_free,
     fake_load, fake_unload, fake_function, fake_function_get, fake_function_set, fake_launch, fake_stream_synchronize, fake_capturing,
     fake_event_create, fake_event_record, fake_event_wait, fake_event_destroy, fake_error_name, fake_error_text,
 };
@@ -350,6 +356,16 @@ START_TEST(memory)
     memset(device, 3, 16);
     ck_assert_int_eq(backend->calls->mirror(backend, host, device, 16, 0), KT_OK);
     ck_assert_mem_eq(host, device, 16);
+    for (size_t i = 0; i < sizeof back; i++)
+        back[i] = (char)i;
+    memcpy(device, back, sizeof back);
+    ck_assert_int_eq(backend->calls->copy(backend, (char *)device + 10, device, 4, 3, 100, (void *)7), KT_OK);
+    for (size_t i = 0; i < sizeof back; i++)
+        ck_assert_int_eq(((char *)device)[i], i % 100 >= 10 && i % 100 < 14 ? back[i - 10] : back[i]);
+    fake.copy_result = 700;
+    ck_assert_int_eq(backend->calls->copy(backend, (char *)device + 10, device, 4, 3, 100, (void *)7), KT_DEVICE);
+    ck_assert_str_eq(kt_message(), "copying 3 times 4 bytes on the device: unknown error: no description (700)");
+    ck_assert_ptr_null(fake.current);
     backend->calls->mirror_free(backend, host);
     backend->calls->free(backend, device);
     backend->calls->free(backend, 0);
@@ -376,7 +392,7 @@ START_TEST(uploads)
         device[i] = malloc(sizes[i]);
         memset(data, i * 7 + 1, sizes[i]);
         data[sizes[i] - 1] = (unsigned char)i;
-        ck_assert_int_eq(backend->calls->upload(backend, device[i], data, sizes[i], 0), KT_OK);
+        ck_assert_int_eq(backend->calls->upload(backend, &(kt__copy){device[i], data, sizes[i]}, 1, 0), KT_OK);
         memset(data, 0xee, sizes[i]); // reused at once
         total += sizes[i];
     }
@@ -399,11 +415,41 @@ START_TEST(never_waits)
     static char word[4] = "abc", device[4]; // copies are done as late as in the teardown
     open_backend();
     for (int i = 0; i < KT__STAGING_MARKS; i++)
-        ck_assert_int_eq(backend->calls->upload(backend, device, word, sizeof word, 0), KT_OK);
+        ck_assert_int_eq(backend->calls->upload(backend, &(kt__copy){device, word, sizeof word}, 1, 0), KT_OK);
     ck_assert_int_eq(fake.waited, 0);
-    ck_assert_int_eq(backend->calls->upload(backend, device, word, sizeof word, 0), KT_OK);
+    ck_assert_int_eq(backend->calls->upload(backend, &(kt__copy){device, word, sizeof word}, 1, 0), KT_OK);
     ck_assert_int_eq(fake.waited, 1);
     ck_assert_int_eq(fake.copies_done, 1); // and only for the oldest
+}
+END_TEST
+
+// The copies of one call share pieces of the ring, so that as many as there are slots go without a wait.
+START_TEST(one_call)
+{
+    enum { COPIES = 2000 };
+    static unsigned char data[COPIES][300], device[COPIES][300];
+    static kt__copy copies[COPIES];
+    open_backend();
+    for (int i = 0; i < COPIES; i++) {
+        memset(data[i], i % 251 + 1, sizeof data[i]);
+        copies[i] = (kt__copy){device[i], data[i], i == 1000 ? sizeof data[i] : 1 + (size_t)i % 8};
+    }
+    ck_assert_int_eq(backend->calls->upload(backend, copies, COPIES, 0), KT_OK);
+    ck_assert_int_eq(fake.waited, 0);
+    ck_assert_int_eq(fake.recorded, 1);
+    // Pieces are full, but one copy is larger than any.
+    static unsigned char large[3 * KT__STAGING_PIECE / 2], to[sizeof large];
+    memset(large, 9, sizeof large);
+    const kt__copy mixed[] = {{device[0] + 8, "x", 1}, {to, large, sizeof large}, {device[1] + 8, "y", 1}};
+    ck_assert_int_eq(backend->calls->upload(backend, mixed, 3, 0), KT_OK);
+    ck_assert_int_eq(fake.recorded, 1 + 1 + 2 + 1);
+    fake_synchronize();
+    for (int i = 0; i < COPIES; i++)
+        ck_assert_mem_eq(device[i], data[i], copies[i].bytes);
+    ck_assert(device[0][8] == 'x' && device[1][8] == 'y');
+    ck_assert_mem_eq(to, large, sizeof large);
+    fake.capturing = 1;
+    ck_assert_int_eq(backend->calls->upload(backend, copies, COPIES, 0), KT_ORDER);
 }
 END_TEST
 
@@ -417,7 +463,7 @@ START_TEST(capture)
     fake.capturing = 1;
     ck_assert_int_eq(backend->calls->capturing(backend, 0, &capturing), KT_OK);
     ck_assert(capturing);
-    ck_assert_int_eq(backend->calls->upload(backend, device, word, sizeof word, 0), KT_ORDER);
+    ck_assert_int_eq(backend->calls->upload(backend, &(kt__copy){device, word, sizeof word}, 1, 0), KT_ORDER);
     ck_assert_str_eq(kt_message(), "nothing can be uploaded on a stream under graph capture; upload before it begins (kt_batch_upload)");
     ck_assert_int_eq(fake.copy_count, 0);
     fake.capture_result = 906;
@@ -438,6 +484,7 @@ int main(void)
     tcase_add_test(all, memory);
     tcase_add_test(all, uploads);
     tcase_add_test(all, never_waits);
+    tcase_add_test(all, one_call);
     tcase_add_test(all, capture);
     suite_add_tcase(suite, all);
     SRunner *runner = srunner_create(suite);

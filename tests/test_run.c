@@ -344,7 +344,7 @@ static int run(const char *arguments)
     const char *kittygen = getenv("KT_KITTYGEN");
     size_t used = (size_t)snprintf(command, sizeof command, "'%s' run --device cpu ", kittygen ? kittygen : "./kittygen");
     for (; *arguments; arguments++)
-        used += (size_t)snprintf(command + used, sizeof command - used, *arguments == '%' ? "%s" : "%.1s",
+        used += (size_t)snprintf(command + used, sizeof command - used, *arguments == '%' ? "'%s'" : "%.1s",
                                  *arguments == '%' ? folder : arguments);
     snprintf(command + used, sizeof command - used, " 2>&1");
     FILE *pipe = popen(command, "r");

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core.h"
+#include "recorder.h"
 
 static ref_world world;
 
@@ -144,110 +144,13 @@ START_TEST(stress)
 }
 END_TEST
 
-// ---- captured steps: launches are recorded instead of done, and replayed like a graph ----
-
-enum { RECORDS = 64 };
-
-typedef struct {
-    int kernel;
-    kt__extent extent;
-    _Alignas(16) unsigned char params[512];
-    size_t bytes;
-    void *host; // of a mirror
-    const void *device;
-} record;
-
-static const kt__backend_calls *real;
-static record records[RECORDS];
-static int record_count, calls_until_failure;
-static bool is_capturing;
-
-// Counts down to a call that fails: 0 at that call, never where it began below.
-static bool fails_now(void) { return calls_until_failure-- == 0; }
-
-static kt_status fake_capturing(kt__backend *backend, void *stream, bool *capturing)
-{
-    (void)backend, (void)stream;
-    *capturing = is_capturing;
-    return KT_OK;
-}
-
-static kt_status fake_launch(kt__backend *backend, int kernel, const kt__extent *extent, const void *params, size_t bytes, void *stream)
-{
-    if (fails_now())
-        return kt__fail(KT_DEVICE, "launch refused");
-    if (!is_capturing)
-        return real->launch(backend, kernel, extent, params, bytes, stream);
-    record *r = &records[record_count++];
-    ck_assert(record_count <= RECORDS && bytes <= sizeof r->params);
-    *r = (record){.kernel = kernel, .extent = *extent, .bytes = bytes};
-    memcpy(r->params, params, bytes);
-    return KT_OK;
-}
-
-static kt_status fake_upload(kt__backend *backend, void *to, const void *from, size_t bytes, void *stream)
-{
-    ck_assert(!is_capturing);
-    return fails_now() ? kt__fail(KT_DEVICE, "upload refused") : real->upload(backend, to, from, bytes, stream);
-}
-
-static kt_status fake_mirror(kt__backend *backend, void *host, const void *device, size_t bytes, void *stream)
-{
-    if (fails_now())
-        return kt__fail(KT_DEVICE, "mirror refused");
-    if (!is_capturing)
-        return real->mirror(backend, host, device, bytes, stream);
-    records[record_count++] = (record){.bytes = bytes, .host = host, .device = device};
-    return KT_OK;
-}
-
-static kt__backend_calls fake;
-
-static void install(void)
-{
-    real = world.engine->backend->calls;
-    fake = *real;
-    fake.capturing = fake_capturing;
-    fake.launch = fake_launch;
-    fake.upload = fake_upload;
-    fake.mirror = fake_mirror;
-    world.engine->backend->calls = &fake;
-    record_count = 0;
-    is_capturing = false;
-    calls_until_failure = -1;
-}
-
-static void replay(void)
-{
-    kt__backend *backend = world.engine->backend;
-    for (int i = 0; i < record_count; i++) {
-        const record *r = &records[i];
-        OK(r->host ? real->mirror(backend, r->host, r->device, r->bytes, NULL)
-                   : real->launch(backend, r->kernel, &r->extent, r->params, r->bytes, NULL));
-    }
-}
-
-// Puts the next token of each sequence into the buffers that were captured.
-static void refill(const ref_buffers *b, ref_sequence *const *sequences, int count)
-{
-    const size_t key = (size_t)(world.kv_heads * world.format.head_dim), query = (size_t)(world.q_heads * world.format.head_dim);
-    for (int layer = 0; layer < 2; layer++)
-        for (int i = 0, row = 0; i < count; i++) {
-            if (!sequences[i])
-                continue;
-            const size_t to = (size_t)(layer * b->rows + row++);
-            const size_t from = (size_t)(layer * REF_STREAM + (sequences[i]->origin + sequences[i]->tokens) % REF_STREAM);
-            memcpy(b->query + to * query, world.query + from * query, query * 2);
-            memcpy(b->key + to * key, world.key + from * key, key * 2);
-            memcpy(b->value + to * key, world.value + from * key, key * 2);
-        }
-}
+// ---- captured steps ----
 
 START_TEST(captured)
 {
     enum { SLOTS = 3, ROUNDS = 300 };
     ref_open(&world, "kitty", 64, 2, KT_F16, 128, 12, 3, 1);
-    install();
+    recorder_install(&world);
     kt_batch *batch = ref_batch(&world, SLOTS, 700, 300);
     ref_sequence a, b;
     ref_join(&world, &a, 0);
@@ -257,29 +160,29 @@ START_TEST(captured)
 
     ref_buffers buffers;
     ref_fill(&world, batch, both, (int[]){1, 0, 1}, SLOTS, &buffers);
-    is_capturing = true;
+    recorder.capturing = true;
     ck_assert_int_eq(kt_step_begin(batch, NULL), KT_ORDER);
     ck_assert(strstr(kt_message(), "call kt_batch_upload before"));
     ck_assert_int_eq(kt_batch_upload(batch, NULL), KT_ORDER);
-    is_capturing = false;
+    recorder.capturing = false;
     OK(kt_sequence_reserve(world.cache, a.handle, a.tokens + ROUNDS));
     OK(kt_sequence_reserve(world.cache, b.handle, b.tokens + ROUNDS));
     ck_assert_int_eq(kt_step_replayed(batch, 1), KT_ORDER);
     OK(kt_batch_upload(batch, NULL));
-    is_capturing = true;
+    recorder.capturing = true;
     OK(kt_step_begin(batch, NULL));
     for (int layer = 0; layer < 2; layer++) {
         OK(ref_append(&world, batch, layer, &buffers));
         OK(ref_attend_layer(&world, batch, layer, &buffers));
     }
     OK(kt_step_commit(batch));
-    is_capturing = false;
-    ck_assert_int_eq(record_count, 2 + 2 * 2 + 1);
+    recorder.capturing = false;
+    ck_assert_int_eq(recorder.count, 2 + 2 * 2 + 1);
     ref_verify(&world, &a); // nothing has run
 
     for (int i = 0; i < ROUNDS; i++) {
-        refill(&buffers, both, SLOTS);
-        replay();
+        recorder_refill(&world, &buffers, both, SLOTS);
+        recorder_replay(&world);
         if (i % 50 == 0)
             ref_check(&world, both, (int[]){1, 0, 1}, SLOTS, &buffers); // kt_read still gives the tokens before
         OK(kt_step_replayed(batch, 1));
@@ -295,7 +198,7 @@ START_TEST(captured)
     ck_assert(strstr(kt_message(), "slot 2 has changed since kt_batch_upload"));
     OK(kt_batch_set(batch, 2, b.handle, 1, 200));
     ck_assert_int_eq(kt_batch_upload(batch, NULL), KT_INVALID);
-    ck_assert_str_eq(kt_message(), "kt_batch_upload: the slots have rows up to 200; the step was captured for rows 0 to 2");
+    ck_assert_str_eq(kt_message(), "kt_batch_upload: the slots have rows up to 200; a step of this batch was captured for rows 0 to 2");
     OK(kt_batch_set(batch, 2, b.handle, 1, -1));
     OK(kt_batch_upload(batch, NULL));
 
@@ -303,8 +206,8 @@ START_TEST(captured)
     kt_poll_info poll = {.size = sizeof poll};
     const int room = 32 + 3 * 128 - 1 - b.tokens; // b holds two pages; a has more room
     for (int i = 0; i < room + 3; i++) {
-        refill(&buffers, both, SLOTS);
-        replay();
+        recorder_refill(&world, &buffers, both, SLOTS);
+        recorder_replay(&world);
         if (i < room)
             a.tokens++, b.tokens++;
     }
@@ -329,7 +232,7 @@ END_TEST
 START_TEST(device_failures)
 {
     ref_open(&world, "kitty", 64, 2, KT_F16, 128, 8, 2, 1);
-    install();
+    recorder_install(&world);
     kt_batch *batch = ref_batch(&world, 2, 900, 300);
     ref_sequence a, b;
     ref_join(&world, &a, 0);
@@ -341,14 +244,14 @@ START_TEST(device_failures)
         OK(kt_cache_query(world.cache, &before));
         ref_buffers buffers;
         ref_fill(&world, batch, both, (int[]){130, 1}, 2, &buffers);
-        calls_until_failure = at;
+        recorder.until_failure = at;
         kt_status status = kt_step_begin(batch, NULL);
         const bool begun = !status;
         for (int n = 0; !status && n < 4; n++)
             status = n % 2 ? ref_attend_layer(&world, batch, n / 2, &buffers) : ref_append(&world, batch, n / 2, &buffers);
         if (!status)
             status = kt_step_commit(batch);
-        calls_until_failure = -1;
+        recorder.until_failure = -1;
         failed = status != KT_OK;
         if (failed) {
             ck_assert_int_eq(status, KT_DEVICE);
@@ -377,7 +280,7 @@ END_TEST
 START_TEST(steady_state)
 {
     ref_open(&world, "kitty", 64, 2, KT_F16, 128, 8, 1, 0);
-    install();
+    recorder_install(&world);
     kt_batch *batch = ref_batch(&world, 1, 900, 300);
     ref_sequence a;
     ref_join(&world, &a, 0);
@@ -385,9 +288,9 @@ START_TEST(steady_state)
     ref_step(&world, batch, (ref_sequence *[]){&a}, (int[]){100}, 1, false);
     ref_step(&world, batch, (ref_sequence *[]){&a}, (int[]){1}, 1, false);
     for (int i = 0; i < 200; i++) {
-        calls_until_failure = 1 << 20;
+        recorder.until_failure = 1 << 20;
         ref_step(&world, batch, (ref_sequence *[]){&a}, (int[]){1}, 1, false);
-        ck_assert_int_eq((1 << 20) - calls_until_failure, 1 + 4 + 1 + 1);
+        ck_assert_int_eq((1 << 20) - recorder.until_failure, 1 + 4 + 1 + 1);
     }
     ref_verify(&world, &a);
     kt_batch_close(batch);

@@ -18,50 +18,21 @@ typedef struct {
     double most[QUERIES], sum[QUERIES];
 } query_block;
 
-// What the tokens of one slot and head are read from.
-typedef struct {
-    const kt_format *format;
-    const kt_view *view;
-    const kt_slot *slot;
-    const int *table;
-    const unsigned char *slab;
-    int head;
-} source;
-
-static void load_exact(const source *s, kt_part part, int token, float *out)
-{
-    const kt_format *f = s->format;
-    const kt_view *v = s->view;
-    const unsigned short *row;
-    if (token >= s->slot->tokens) {
-        const long long at = (long long)s->slot->row + token - s->slot->tokens;
-        row = part == KT_KEY ? v->key + at * v->key_row + s->head * v->key_head
-                             : v->value + at * v->value_row + s->head * v->value_head;
-    } else if (token < f->sink) {
-        row = (const unsigned short *)(s->slab + (part == KT_KEY ? 0 : f->slab_sink_value)) + token * f->head_dim;
-    } else {
-        const int ring = part == KT_KEY ? f->key_ring : f->value_ring;
-        row = (const unsigned short *)(s->slab + (part == KT_KEY ? f->slab_key : f->slab_value)) +
-              (token - f->sink) % ring * f->head_dim;
-    }
-    for (int c = 0; c < f->head_dim; c++)
-        out[c] = kt__element(f->dtype, row[c]);
-}
-
 // Tokens [first, first + count) of one part, which are all sinks or lie in one tile of a page.
-static void load_chunk(const source *s, kt_part part, int first, int count, float *out)
+static void load_chunk(const kt__head *h, kt_part part, int first, int count, float *out)
 {
-    const kt_format *f = s->format;
-    const int window = part == KT_KEY ? f->key_window : f->value_window;
+    const kt_format *f = h->format;
     const int paged = first - f->sink;
-    if (paged >= 0 && paged / f->page < kt_sealed_pages(s->slot->tokens, f->sink, window, f->page)) {
-        const unsigned char *block =
-            s->view->pages + ((long long)s->table[paged / f->page] * s->view->kv_heads + s->head) * f->block_bytes;
+    if (paged >= 0 && paged / f->page < kt__cpu_sealed(f, part, h->slot->tokens)) {
+        const unsigned char *block = kt__cpu_block(h, paged / f->page);
         (part == KT_KEY ? kt__cpu_decode_key_tile : kt__cpu_decode_value_tile)(f, block, paged % f->page / KT__TILE, out);
         return;
     }
-    for (int i = 0; i < count; i++)
-        load_exact(s, part, first + i, out + i * f->head_dim);
+    for (int i = 0; i < count; i++) {
+        const unsigned short *row = kt__cpu_exact(h, part, first + i);
+        for (int c = 0; c < f->head_dim; c++)
+            out[i * f->head_dim + c] = kt__element(f->dtype, row[c]);
+    }
 }
 
 // Four chains, so that the additions do not wait for each other. head_dim is a multiple of 4.
@@ -96,9 +67,9 @@ static void meet(query_block *q, int at, const float *key, const float *value, i
     }
 }
 
-static void run_block(const source *s, query_block *q)
+static void run_block(const kt__head *h, query_block *q)
 {
-    const kt_format *f = s->format;
+    const kt_format *f = h->format;
     float key[KT__TILE * KT__MAX_DIM], value[KT__TILE * KT__MAX_DIM];
     int last = 0;
     for (int i = 0; i < q->count; i++)
@@ -109,8 +80,8 @@ static void run_block(const source *s, query_block *q)
             end = f->sink;
         if (end > last)
             end = last;
-        load_chunk(s, KT_KEY, first, end - first, key);
-        load_chunk(s, KT_VALUE, first, end - first, value);
+        load_chunk(h, KT_KEY, first, end - first, key);
+        load_chunk(h, KT_VALUE, first, end - first, value);
         for (int i = 0; i < q->count; i++) {
             const int seen = q->visible[i] < end ? q->visible[i] - first : end - first;
             if (seen > 0)
@@ -119,49 +90,35 @@ static void run_block(const source *s, query_block *q)
     }
 }
 
-static void attend_head(const source *s, const kt_attend_params *p)
+static void attend_head(const kt__head *h, const void *params)
 {
-    const int d = s->format->head_dim, group = s->format->group_heads;
+    const kt_attend_params *p = params;
+    const int d = h->format->head_dim, group = h->format->group_heads;
     query_block q;
-    for (int done = 0; done < s->slot->fresh * group; done += q.count) {
-        q.count = s->slot->fresh * group - done;
+    for (int done = 0; done < h->slot->fresh * group; done += q.count) {
+        q.count = h->slot->fresh * group - done;
         q.count = q.count < QUERIES ? q.count : QUERIES;
         for (int i = 0; i < q.count; i++) {
-            const int j = (done + i) / group, head = s->head * group + (done + i) % group;
-            const unsigned short *from = p->query + (long long)(s->slot->row + j) * p->query_row + head * p->query_head;
+            const int j = (done + i) / group, head = h->head * group + (done + i) % group;
+            const unsigned short *from = p->query + (long long)(h->slot->row + j) * p->query_row + head * p->query_head;
             for (int c = 0; c < d; c++)
-                q.query[i][c] = (double)p->scale * (double)kt__to_float(s->format->dtype, from[c]);
+                q.query[i][c] = (double)p->scale * (double)kt__to_float(h->format->dtype, from[c]);
             memset(q.out[i], 0, (size_t)d * sizeof(double));
-            q.visible[i] = s->slot->tokens + j + 1;
+            q.visible[i] = h->slot->tokens + j + 1;
             q.most[i] = -INFINITY;
             q.sum[i] = 0;
         }
-        run_block(s, &q);
+        run_block(h, &q);
         for (int i = 0; i < q.count; i++) {
-            const long long row = s->slot->row + (done + i) / group;
-            const int head = s->head * group + (done + i) % group;
+            const long long row = h->slot->row + (done + i) / group;
+            const int head = h->head * group + (done + i) % group;
             for (int c = 0; c < d; c++)
                 p->out[row * p->out_row + head * p->out_head + c] =
-                    kt__from_float(s->format->dtype, (float)(q.out[i][c] / q.sum[i]));
+                    kt__from_float(h->format->dtype, (float)(q.out[i][c] / q.sum[i]));
             if (p->lse)
-                p->lse[row * s->view->kv_heads * group + head] = (float)(q.most[i] + log(q.sum[i]));
+                p->lse[row * h->view->kv_heads * group + head] = (float)(q.most[i] + log(q.sum[i]));
         }
     }
 }
 
-void kt__cpu_attend(const kt_format *f, const kt_attend_params *params)
-{
-    const kt_view *view = &params->view;
-    if (!view->control->ready)
-        return;
-    for (int i = 0; i < view->slot_count; i++) {
-        const kt_slot *slot = &view->slots[i];
-        if (!slot->fresh)
-            continue;
-        for (int head = 0; head < view->kv_heads; head++) {
-            const source s = {f, view, slot, view->table + (long long)i * view->table_stride,
-                              view->slabs + ((long long)slot->slab * view->kv_heads + head) * f->slab_bytes, head};
-            attend_head(&s, params);
-        }
-    }
-}
+void kt__cpu_attend(const kt_format *f, const kt_attend_params *params) { kt__cpu_each_head(f, &params->view, attend_head, params); }

@@ -31,23 +31,35 @@ static void release(kt__backend *backend, void *address)
         free(((void **)address)[-1]);
 }
 
-static kt_status upload(kt__backend *backend, void *to, const void *from, size_t bytes, void *stream)
+static kt_status upload(kt__backend *backend, const kt__copy *copies, int count, void *stream)
 {
     (void)backend, (void)stream;
-    memcpy(to, from, bytes);
+    for (int i = 0; i < count; i++)
+        memcpy(copies[i].to, copies[i].from, copies[i].bytes);
+    return KT_OK;
+}
+
+static kt_status copy(kt__backend *backend, void *to, const void *from, size_t bytes, int count, size_t stride, void *stream)
+{
+    (void)backend, (void)stream;
+    for (int i = 0; i < count; i++)
+        memcpy((char *)to + (size_t)i * stride, (const char *)from + (size_t)i * stride, bytes);
     return KT_OK;
 }
 
 static kt_status download(kt__backend *backend, void *to, const void *from, size_t bytes)
 {
-    return upload(backend, to, from, bytes, NULL);
+    (void)backend;
+    memcpy(to, from, bytes);
+    return KT_OK;
 }
 
 static kt_status mirror_alloc(kt__backend *backend, size_t bytes, void **host) { return alloc(backend, bytes, host); }
 
 static kt_status mirror(kt__backend *backend, void *host, const void *device, size_t bytes, void *stream)
 {
-    return upload(backend, host, device, bytes, stream);
+    (void)stream;
+    return download(backend, host, device, bytes);
 }
 
 static kt_status capturing(kt__backend *backend, void *stream, bool *yes)
@@ -99,7 +111,7 @@ void kt__cpu_advance(const kt_step_params *params)
 }
 
 static const kt__backend_calls calls = {
-    .close = close_backend, .alloc = alloc, .free = release, .upload = upload, .download = download,
+    .close = close_backend, .alloc = alloc, .free = release, .upload = upload, .copy = copy, .download = download,
     .mirror_alloc = mirror_alloc, .mirror_free = release, .mirror = mirror, .capturing = capturing, .launch = launch,
 };
 

@@ -19,6 +19,25 @@ static inline float kt__element(int dtype, unsigned short element)
     return kt__element_finite(dtype, element) ? kt__to_float(dtype, element) + 0.0f : 0.0f;
 }
 
+// ---- heads.c ----
+// One KV head of one slot.
+typedef struct {
+    const kt_format *format;
+    const kt_view *view;
+    const kt_slot *slot;
+    const int *table;                // of the slot
+    int head;
+    unsigned char *slab, *slab_next; // of the head
+} kt__head;
+// Goes over the heads of every slot that brings tokens, if the step is ready.
+void kt__cpu_each_head(const kt_format *format, const kt_view *view, void (*work)(const kt__head *, const void *params), const void *params);
+int kt__cpu_sealed(const kt_format *format, kt_part part, int tokens);
+unsigned char *kt__cpu_block(const kt__head *head, int page);
+// Byte offset of an exact token in a slab.
+long long kt__cpu_place(const kt_format *format, kt_part part, int token);
+// An exact token's elements: of the step's own in the input, else in the slab.
+const unsigned short *kt__cpu_exact(const kt__head *head, kt_part part, int token);
+
 // A part of a block in steps of 32 tokens; out: [32, head_dim].
 void kt__cpu_decode_key_tile(const kt_format *format, const unsigned char *block, int tile, float *out);
 void kt__cpu_decode_value_tile(const kt_format *format, const unsigned char *block, int tile, float *out);

@@ -96,7 +96,7 @@ static kt_status cuda_capturing(kt__backend *backend, void *stream, bool *captur
     return result ? kt__driver_fail(c->driver, result, "asking whether the stream is under capture") : KT_OK;
 }
 
-static kt_status cuda_upload(kt__backend *backend, void *to, const void *from, size_t bytes, void *stream)
+static kt_status cuda_upload(kt__backend *backend, const kt__copy *copies, int count, void *stream)
 {
     cuda *c = (cuda *)backend;
     bool pushed, capturing = false;
@@ -107,9 +107,24 @@ static kt_status cuda_upload(kt__backend *backend, void *to, const void *from, s
         return kt__fail(KT_ORDER, "nothing can be uploaded on a stream under graph capture; upload before it begins (kt_batch_upload)");
     if ((status = enter(c, &pushed)))
         return status;
-    status = kt__staging_copy(&c->staging, address_of(to), from, bytes, stream);
+    status = kt__staging_copy(&c->staging, copies, count, stream);
     leave(c, pushed);
     return status;
+}
+
+// A copy per stretch: of a 2D copy the driver refuses strides beyond 2 GB, which layers of a large pool have.
+static kt_status cuda_copy(kt__backend *backend, void *to, const void *from, size_t bytes, int count, size_t stride, void *stream)
+{
+    cuda *c = (cuda *)backend;
+    bool pushed;
+    const kt_status status = enter(c, &pushed);
+    if (status)
+        return status;
+    int result = 0;
+    for (int i = 0; i < count && !result; i++)
+        result = c->driver->copy(address_of(to) + (size_t)i * stride, address_of(from) + (size_t)i * stride, bytes, stream);
+    leave(c, pushed);
+    return result ? kt__driver_fail(c->driver, result, "copying %d times %zu bytes on the device", count, bytes) : KT_OK;
 }
 
 static kt_status cuda_download(kt__backend *backend, void *to, const void *from, size_t bytes)
@@ -331,7 +346,7 @@ static void cuda_close(kt__backend *backend)
 }
 
 static const kt__backend_calls calls = {
-    .close = cuda_close, .alloc = cuda_alloc, .free = cuda_free, .upload = cuda_upload, .download = cuda_download,
+    .close = cuda_close, .alloc = cuda_alloc, .free = cuda_free, .upload = cuda_upload, .copy = cuda_copy, .download = cuda_download,
     .mirror_alloc = cuda_mirror_alloc, .mirror_free = cuda_mirror_free, .mirror = cuda_mirror, .capturing = cuda_capturing,
     .launch = cuda_launch,
 };

@@ -42,6 +42,7 @@ typedef struct {
     X(memory_info, cuMemGetInfo_v2, (size_t *free, size_t *total))                                                  \
     X(memory_set, cuMemsetD8Async, (kt__address to, unsigned char value, size_t bytes, kt__stream stream))          \
     X(copy_to_device, cuMemcpyHtoDAsync_v2, (kt__address to, const void *from, size_t bytes, kt__stream stream))    \
+    X(copy, cuMemcpyDtoDAsync_v2, (kt__address to, kt__address from, size_t bytes, kt__stream stream))              \
     X(copy_to_host, cuMemcpyDtoHAsync_v2, (void *to, kt__address from, size_t bytes, kt__stream stream))            \
     X(read, cuMemcpyDtoH_v2, (void *to, kt__address from, size_t bytes))                                            \
     X(host_alloc, cuMemHostAlloc, (void **host, size_t bytes, unsigned flags))                                      \

@@ -1,5 +1,5 @@
 // Copies small host data to the device without making the caller wait or keep it: a ring of pinned memory, each piece
-// guarded by an event. Waits only where the ring is full of copies that the device has not done yet.
+// guarded by an event; the copies of a call share pieces. Waits only where the ring is full of what the device has not done yet.
 #ifndef KT_STAGING_H
 #define KT_STAGING_H
 
@@ -24,6 +24,6 @@ typedef struct {
 // The context must be current in each of these. Close waits for what is under way.
 kt_status kt__staging_open(const kt__driver *driver, kt__staging *staging);
 void kt__staging_close(kt__staging *staging); // a zeroed one is fine
-kt_status kt__staging_copy(kt__staging *staging, kt__address to, const void *from, size_t bytes, kt__stream stream);
+kt_status kt__staging_copy(kt__staging *staging, const kt__copy *copies, int count, kt__stream stream);
 
 #endif

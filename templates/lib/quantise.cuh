@@ -45,34 +45,41 @@ __device__ __forceinline__ u32 quick_code(float x, Quantiser q, float most, floa
 __device__ __forceinline__ int order_of(u16 e) { return e & 0x8000 ? -(int)(e & 0x7fff) : (int)e; }
 __device__ __forceinline__ u16 element_at(int order) { return (u16)(order < 0 ? 0x8000 | -order : order); }
 
-// Whether the element's code is `code` or more. By a product; where that is close, by the definition.
-__device__ __forceinline__ bool reaches(int order, u32 pair, int code) {
-    const float x = element_to_float(element_at(order));
-    const float distance = __fsub_rn(x, zero_of(pair)), step = __fmul_rn(scale_of(pair), (float)code - 0.5f);
-    const float beyond = __fsub_rn(distance, step);
-    if (fabsf(beyond) > step * 0x1p-20f) return beyond > 0;
-    return exact_quotient(x, pair) >= (float)code;
+// How far an element is beyond the real number from which on the code is `step`, which is (code - 1/2) * scale; where that is less than
+// 2^-22 of `step`, only the definition tells.
+__device__ __forceinline__ float beyond_step(int order, u32 pair, float step) {
+    return __fsub_rn(__fsub_rn(element_to_float(element_at(order)), zero_of(pair)), step);
+}
+
+__device__ __noinline__ u16 search_step(int at, u32 pair, int code) {
+    auto reaches = [&](int order) { return exact_quotient(element_to_float(element_at(order)), pair) >= (float)code; };
+    constexpr int END = EXPONENT_BITS & 0xffff;
+    int below = -END, reached = END;
+    if (reaches(at)) { // next to `at`, nearly always
+        reached = at;
+        if (!reaches(at - 1)) below = at - 1;
+    } else {
+        below = at;
+        if (reaches(at + 1)) reached = at + 1;
+    }
+#pragma unroll 1
+    while (reached - below > 1) {
+        const int middle = below + (reached - below) / 2;
+        if (reaches(middle)) reached = middle;
+        else below = middle;
+    }
+    return element_at(reached);
 }
 
 // The smallest element whose code is `code` or more; infinity where there is none.
 __device__ __forceinline__ u16 step_of(u32 pair, int code) {
-    constexpr int END = EXPONENT_BITS & 0xffff; // infinity
-    if ((pair & 0xffff) == 0) return END;
-    const float goal = __fmaf_rn(scale_of(pair), (float)code - 0.5f, zero_of(pair));
+    if ((pair & 0xffff) == 0) return EXPONENT_BITS & 0xffff; // infinity
+    const float middle = (float)code - 0.5f, step = __fmul_rn(scale_of(pair), middle), close = step * 0x1p-22f;
+    const float goal = __fmaf_rn(scale_of(pair), middle, zero_of(pair));
     int at = order_of(float_to_element(goal));
     at += element_to_float(element_at(at)) < goal;
-    const bool here = reaches(at, pair, code), before = reaches(at - 1, pair, code);
-    if (here && !before) return element_at(at); // nearly always
-    if (!here && reaches(at + 1, pair, code)) return element_at(at + 1);
-    int below = -END;
-    at = END;
-#pragma unroll 1
-    while (at - below > 1) {
-        const int middle = below + (at - below) / 2;
-        if (reaches(middle, pair, code)) at = middle;
-        else below = middle;
-    }
-    return element_at(at);
+    if (beyond_step(at, pair, step) > close && beyond_step(at - 1, pair, step) < -close) return element_at(at);
+    return search_step(at, pair, code);
 }
 
 // The steps of two elements each, one to a half.

@@ -8,22 +8,31 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <set>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "body.h"
 #include "emulate_host.h"
+
+extern "C" {
+#include "sha256.h"
+}
 
 namespace {
 
+enum { PATHS = 2 }; // of the code: cp.async (sm_80), bulk copies (sm_90)
+
 struct emulator {
     kt__backend base;
-    std::vector<emulate_kernel *> kernels;
+    std::string folder; // of compiled kernels
+    struct {
+        emulate_kernel *paths[PATHS];
+        int launches[PATHS];
+    } kernels[KT__EMULATE_KERNELS];
     std::set<void *> pools; // pages and slabs seen, which start without contents
     uint64_t seed;
-    int launches, attend_limit, overlap, most_units;
+    int launches, attend_limit, bulk, checks, most_units;
     const void *taken_in; // keys of the last append
 };
 
@@ -31,14 +40,15 @@ emulator *of(kt__backend *backend) { return (emulator *)(void *)backend; }
 
 void close_backend(kt__backend *backend)
 {
-    for (emulate_kernel *kernel : of(backend)->kernels)
-        emulate_unload(kernel);
+    for (auto &kernel : of(backend)->kernels)
+        for (emulate_kernel *path : kernel.paths)
+            emulate_unload(path);
     delete of(backend);
 }
 
 kt_status alloc(kt__backend *, size_t bytes, void **address)
 {
-    *address = emulate_alloc(bytes, 1, "pool");
+    *address = emulate_alloc(bytes, 1, "memory");
     return *address ? KT_OK : kt__fail(KT_MEMORY, "%zu bytes of memory could not be had", bytes);
 }
 
@@ -48,10 +58,22 @@ void release(kt__backend *backend, void *address)
     emulate_free(address);
 }
 
-kt_status upload(kt__backend *, void *to, const void *from, size_t bytes, void *)
+kt_status upload(kt__backend *, const kt__copy *copies, int count, void *)
 {
-    memcpy(to, from, bytes);
-    emulate_initialised(to, bytes, 1);
+    for (int i = 0; i < count; i++) {
+        memcpy(copies[i].to, copies[i].from, copies[i].bytes);
+        emulate_initialised(copies[i].to, copies[i].bytes, 1);
+    }
+    emulate_settle();
+    return KT_OK;
+}
+
+kt_status copy(kt__backend *, void *to, const void *from, size_t bytes, int count, size_t stride, void *)
+{
+    for (int i = 0; i < count; i++) {
+        memcpy((char *)to + (size_t)i * stride, (const char *)from + (size_t)i * stride, bytes);
+        emulate_initialised((char *)to + (size_t)i * stride, bytes, 1);
+    }
     emulate_settle();
     return KT_OK;
 }
@@ -79,6 +101,54 @@ kt_status mirror(kt__backend *backend, void *host, const void *device, size_t by
 kt_status capturing(kt__backend *, void *, bool *yes)
 {
     *yes = false;
+    return KT_OK;
+}
+
+// ---- compiling ----
+int number(const char *name, int fallback)
+{
+    const char *text = getenv(name);
+    return text && *text ? atoi(text) : fallback;
+}
+
+bool write_source(const std::string &path, const char *text)
+{
+    if (!access(path.c_str(), R_OK))
+        return true;
+    const std::string part = path + "." + std::to_string(getpid());
+    FILE *file = fopen(part.c_str(), "w");
+    bool done = file && fputs(text, file) >= 0;
+    if (file)
+        done = !fclose(file) && done;
+    return done && !rename(part.c_str(), path.c_str());
+}
+
+// Whether both paths of the code are the same, once the emulator has taken the place of the primitives.
+bool one_path(const char *source)
+{
+    const char *own = strstr(source, "#endif // KITTY_EMULATE");
+    return own && !strstr(own, "KITTY_BULK");
+}
+
+// The kernel compiled for the card's path, made or loaded where it is not yet. Equal sources share an object, whatever spec they are of.
+kt_status kernel_of(emulator *e, int index, emulate_kernel **kernel)
+{
+    const kt__kernel *k = &e->base.package->kernels[index];
+    const char *body = kernel_body(k->source);
+    const int bulk = e->bulk || one_path(body);
+    char digest[KT__SHA256_HEX], error[2048] = "";
+    emulate_kernel **place = &e->kernels[index].paths[bulk];
+    if (!*place) {
+        kt__sha256_text(body, strlen(body), digest);
+        const std::string name = e->folder + "/" + k->name + "-" + std::string(digest).substr(0, 24), source = name + ".cu";
+        const std::string object = name + (bulk ? "-90" : "-80") + (e->checks ? "" : "-fast") + ".so";
+        const emulate_build build = {source.c_str(), k->entry, object.c_str(), bulk, e->checks};
+        if (!write_source(source, k->source))
+            return kt__fail(KT_IO, "cannot write %s: %s", source.c_str(), strerror(errno));
+        if (emulate_compile(&build, error, sizeof error) || !(*place = emulate_load(object.c_str(), k->entry, error, sizeof error)))
+            return kt__fail(KT_COMPILE, "%s: %s", k->name, error);
+    }
+    *kernel = *place;
     return KT_OK;
 }
 
@@ -112,8 +182,10 @@ std::vector<void *> register_spans(std::vector<span> &spans)
             s.name += "+" + spans[++i].name;
             s.end = std::max(s.end, spans[i].end);
         }
-        if (emulate_buffer(s.start, &start, &bytes))
+        if (emulate_buffer(s.start, &start, &bytes)) {
+            emulate_name(start, s.name.c_str());
             continue;
+        }
         emulate_register(s.start, (size_t)(s.end - s.start), 1, s.name.c_str());
         made.push_back(s.start);
     }
@@ -130,12 +202,14 @@ void add_view(std::vector<span> &spans, const kt_view *v, int head_dim, long lon
     add_span(spans, v->value, *rows, v->value_row, v->kv_heads, v->value_head, head_dim, 2, "value");
 }
 
-void empty_pool(emulator *e, void *address)
+void empty_pool(emulator *e, void *address, const char *name)
 {
     void *start;
     size_t bytes;
-    if (emulate_buffer(address, &start, &bytes) && e->pools.insert(start).second)
-        emulate_initialised(start, bytes, 0);
+    if (!emulate_buffer(address, &start, &bytes) || !e->pools.insert(start).second)
+        return;
+    emulate_initialised(start, bytes, 0);
+    emulate_name(start, name);
 }
 
 kt_status launch(kt__backend *backend, int index, const kt__extent *extent, const void *params, size_t bytes, void *)
@@ -144,6 +218,7 @@ kt_status launch(kt__backend *backend, int index, const kt__extent *extent, cons
     const kt__kernel *k = &backend->package->kernels[index];
     const kt_format *f = &backend->package->format;
     const emulate_report *reports;
+    emulate_kernel *kernel;
     std::vector<span> spans;
     emulate_launch_args args = {};
     long long rows = 0;
@@ -158,7 +233,7 @@ kt_status launch(kt__backend *backend, int index, const kt__extent *extent, cons
     args.shared = (size_t)k->shared;
     args.params = params;
     args.params_bytes = bytes;
-    args.overlap = e->overlap;
+    args.overlap = e->bulk; // as the CUDA backend asks for on such cards
     args.seed = e->seed + (uint64_t)e->launches++;
     if (k->shared > backend->shared_limit)
         return kt__fail(KT_UNSUPPORTED, "%s needs %d bytes of shared memory; the emulated card has %d", k->name, k->shared,
@@ -167,8 +242,8 @@ kt_status launch(kt__backend *backend, int index, const kt__extent *extent, cons
     if (k->op == KT__APPEND || k->op == KT__ATTEND || k->op == KT__REFERENCE) {
         const kt_view *v = (const kt_view *)params; // both structures begin with it
         add_view(spans, v, f->head_dim, &rows);
-        empty_pool(e, v->pages);
-        empty_pool(e, v->slabs);
+        empty_pool(e, v->pages, "pages");
+        empty_pool(e, v->slabs, "slabs");
     }
     if (k->op == KT__ATTEND || k->op == KT__REFERENCE) {
         const kt_attend_params *p = (const kt_attend_params *)params;
@@ -186,108 +261,65 @@ kt_status launch(kt__backend *backend, int index, const kt__extent *extent, cons
         emulate_settle();
         return KT_OK;
     }
+    const kt_status status = kernel_of(e, index, &kernel);
+    if (status)
+        return status;
     const std::vector<span> tensors = spans;
     std::vector<void *> made = register_spans(spans);
     // An append and the attend beside it read the same keys and values, which were there before the first of the two.
     const bool append = k->op == KT__APPEND;
     const bool known = append ? ((const kt_append_params *)params)->behind : !spans.empty() && e->taken_in == ((const kt_view *)params)->key;
     for (const span &s : tensors)
-        if (e->overlap && !(known && (s.name == "key" || s.name == "value")))
+        if (e->bulk && !(known && (s.name == "key" || s.name == "value")))
             emulate_outside(s.start, (size_t)(s.end - s.start), s.writes, "a kernel of the caller");
     if (append)
         e->taken_in = ((const kt_view *)params)->key;
-    const int count = emulate_launch(e->kernels[(size_t)index], &args, &reports);
+    const int count = emulate_launch(kernel, &args, &reports);
+    e->kernels[index].launches[e->bulk]++;
     for (void *address : made)
         emulate_unregister(address);
     return count ? kt__fail(KT_DEVICE, "%s", reports[0].text) : KT_OK;
 }
 
-// ---- compiling ----
-int number(const char *name, int fallback)
-{
-    const char *text = getenv(name);
-    return text && *text ? atoi(text) : fallback;
-}
-
-bool write_source(const std::string &path, const char *text)
-{
-    if (!access(path.c_str(), R_OK))
-        return true;
-    const std::string part = path + "." + std::to_string(getpid());
-    FILE *file = fopen(part.c_str(), "w");
-    bool done = file && fputs(text, file) >= 0;
-    if (file)
-        done = !fclose(file) && done;
-    return done && !rename(part.c_str(), path.c_str());
-}
-
-// Compiles what the folder does not hold yet, two at a time, and loads all. The first error, or an empty text.
-std::string make_kernels(emulator *e, const kt__package *package, const std::string &folder, int bulk, int checks)
-{
-    const size_t count = (size_t)package->kernel_count;
-    const std::string variant = std::string(bulk ? "-90" : "-80") + (checks ? "" : "-fast");
-    std::vector<std::string> objects(count), errors(count);
-    std::atomic<size_t> next(0);
-    auto work = [&] {
-        for (size_t i; (i = next++) < count;) {
-            const kt__kernel *k = &package->kernels[i];
-            const std::string source = folder + "/" + k->name + "-" + std::string(k->digest).substr(0, 16) + ".cu";
-            char error[2048] = "";
-            objects[i] = source.substr(0, source.size() - 3) + variant + ".so";
-            emulate_build build = {source.c_str(), k->entry, objects[i].c_str(), bulk, checks};
-            if (!write_source(source, k->source))
-                errors[i] = "cannot write " + source;
-            else if (emulate_compile(&build, error, sizeof error))
-                errors[i] = std::string(k->name) + ": " + error;
-        }
-    };
-    std::thread other(work);
-    work();
-    other.join();
-    for (size_t i = 0; i < count; i++) {
-        char error[1024] = "";
-        if (!errors[i].empty())
-            return errors[i];
-        emulate_kernel *kernel = emulate_load(objects[i].c_str(), package->kernels[i].entry, error, sizeof error);
-        if (!kernel)
-            return error;
-        e->kernels.push_back(kernel);
-    }
-    return "";
-}
-
-const kt__backend_calls calls = {close_backend, alloc,  release,   upload, download, mirror_alloc,
-                                 mirror_free,   mirror, capturing, launch};
+const kt__backend_calls calls = {close_backend, alloc,       release, upload,    copy,  download,
+                                 mirror_alloc,  mirror_free, mirror,  capturing, launch};
 
 }
 
 kt_status kt__emulate_open(const kt__package *package, const char *cache_dir, kt__backend **backend)
 {
-    const int bulk = number("KT_EMULATE_BULK", 1), checks = !number("KT_EMULATE_FAST", 0);
     const std::string folder = std::string(cache_dir) + "/emulate";
     for (size_t i = 1; i <= folder.size(); i++)
         if ((i == folder.size() || folder[i] == '/') && mkdir(folder.substr(0, i).c_str(), 0777) && errno != EEXIST)
             return kt__fail(KT_IO, "cannot make the folder %s: %s", folder.c_str(), strerror(errno));
+    if (package->kernel_count > KT__EMULATE_KERNELS)
+        return kt__fail(KT_PACKAGE, "%s has %d kernels; the emulator takes at most %d", package->spec, package->kernel_count, KT__EMULATE_KERNELS);
     emulator *e = new emulator();
     e->base.calls = &calls;
     e->base.package = package;
     e->base.multiprocessors = number("KT_EMULATE_SMS", 4);
-    e->base.shared_limit = number("KT_EMULATE_SHARED", bulk ? 232448 : 101376);
+    e->folder = folder;
     e->seed = (uint64_t)number("KT_EMULATE_SEED", 0);
-    e->most_units = number("KT_EMULATE_UNITS", 1 << 30);
-    e->overlap = bulk; // as the CUDA backend asks for on such cards
+    e->checks = !number("KT_EMULATE_FAST", 0);
     e->attend_limit = number("KT_EMULATE_ATTEND", 1 << 30);
-    snprintf(e->base.device_name, sizeof e->base.device_name, "emulated sm_%d", bulk ? 90 : 80);
-    const std::string error = make_kernels(e, package, folder, bulk, checks);
-    if (!error.empty()) {
-        close_backend(&e->base);
-        return kt__fail(KT_COMPILE, "%s", error.c_str());
-    }
+    kt__emulate_card(&e->base, number("KT_EMULATE_BULK", 1), number("KT_EMULATE_UNITS", 1 << 30));
     *backend = &e->base;
     return KT_OK;
 }
 
-int kt__emulate_launches(const kt__backend *backend) { return ((const emulator *)(const void *)backend)->launches; }
+void kt__emulate_card(kt__backend *backend, int bulk, int most_units)
+{
+    emulator *e = of(backend);
+    e->bulk = bulk;
+    e->most_units = most_units;
+    e->base.shared_limit = number("KT_EMULATE_SHARED", 232448);
+    snprintf(e->base.device_name, sizeof e->base.device_name, "emulated sm_%d", bulk ? 90 : 80);
+}
+
+int kt__emulate_launches(const kt__backend *backend, int kernel, int bulk)
+{
+    return ((const emulator *)(const void *)backend)->kernels[kernel].launches[bulk];
+}
 
 // What kt_open calls in a program linked with --wrap=kt__cuda_open, or --wrap=kt__cpu_open.
 extern "C" kt_status __wrap_kt__cuda_open(const kt__package *package, const kt__environment *environment, int, bool *usable,

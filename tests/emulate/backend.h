@@ -4,7 +4,7 @@
 // CPU. From the environment, at each open:
 //   KT_EMULATE_SEED    first seed (0); each launch takes the next
 //   KT_EMULATE_BULK    1 (default): as sm_90, bulk copies; 0: as sm_80, cp.async
-//   KT_EMULATE_SHARED  bytes of shared memory a block may have (232448; 101376 without bulk copies)
+//   KT_EMULATE_SHARED  bytes of shared memory a block may have (232448, so that every kernel runs on both cards)
 //   KT_EMULATE_SMS     multiprocessors (4)
 //   KT_EMULATE_ATTEND  largest step (new tokens of a sequence) whose attend is emulated; the CPU backend does larger ones
 //   KT_EMULATE_UNITS   most blocks that share a slot's append, which is made for any number of them
@@ -17,10 +17,14 @@ extern "C" {
 #endif
 #include "internal.h"
 
-// Compiled kernels are kept under `cache_dir`/emulate.
+enum { KT__EMULATE_KERNELS = 16 }; // of a package, at most
+
+// A kernel is compiled when it is first launched, and kept under `cache_dir`/emulate.
 kt_status kt__emulate_open(const kt__package *package, const char *cache_dir, kt__backend **backend);
-// Launches since the backend was opened.
-int kt__emulate_launches(const kt__backend *backend);
+// From the next launch on the card is another: KT_EMULATE_BULK and KT_EMULATE_UNITS.
+void kt__emulate_card(kt__backend *backend, int bulk, int most_units);
+// Launches of a kernel by a card with bulk copies, or without, since the backend was opened.
+int kt__emulate_launches(const kt__backend *backend, int kernel, int bulk);
 
 #ifdef __cplusplus
 }

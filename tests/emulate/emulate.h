@@ -6,9 +6,20 @@
 #ifndef KITTY_EMULATE_H
 #define KITTY_EMULATE_H
 
-#include <math.h>
-#include <stddef.h>
-#include <string.h>
+// What <math.h> and <string.h> would declare, in a hundredth of the time.
+#define EMULATE_MATH(name) double name(double) noexcept; float name##f(float) noexcept
+#define EMULATE_MATH2(name) double name(double, double) noexcept; float name##f(float, float) noexcept
+extern "C" {
+EMULATE_MATH(exp); EMULATE_MATH(exp2); EMULATE_MATH(log); EMULATE_MATH(log2); EMULATE_MATH(sqrt); EMULATE_MATH(fabs);
+EMULATE_MATH(rint); EMULATE_MATH(floor); EMULATE_MATH(ceil); EMULATE_MATH(trunc); EMULATE_MATH2(fmin); EMULATE_MATH2(fmax);
+EMULATE_MATH2(pow);
+double fma(double, double, double) noexcept;
+float fmaf(float, float, float) noexcept;
+void *memcpy(void *, const void *, unsigned long) noexcept;
+void *memset(void *, int, unsigned long) noexcept;
+}
+#undef EMULATE_MATH
+#undef EMULATE_MATH2
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -86,9 +97,9 @@ void barrier_init_fence(void);
 void barrier_expect(u64 *bar, int bytes);
 void barrier_wait(u64 *bar, int parity);
 void bulk_copy(void *dst, const void *src, int bytes, u64 *bar);
-void grid_wait(void);
-void grid_launch_next(void);
 #endif
+void grid_wait(void); // where launches do not overlap it returns at once
+void grid_launch_next(void);
 void async_copy16(void *dst, const void *src);
 void async_commit(void);
 }
@@ -97,8 +108,6 @@ void async_commit(void);
 __forceinline__ void barrier_expect(u64 *, int) {}
 __forceinline__ void barrier_wait(u64 *, int) {}
 __forceinline__ void bulk_copy(void *, const void *, int, u64 *) {}
-__forceinline__ void grid_wait() {}
-__forceinline__ void grid_launch_next() {}
 #endif
 __forceinline__ u32 pack_half(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
 __forceinline__ u32 pack_bfloat(float low, float high) { return float_to_bfloat(low) | (u32)float_to_bfloat(high) << 16; }

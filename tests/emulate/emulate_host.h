@@ -43,6 +43,8 @@ void emulate_register(void *address, size_t bytes, int initialised, const char *
 void emulate_unregister(void *address);
 // The host wrote (1) these bytes of a buffer, or made their contents void (0).
 void emulate_initialised(void *address, size_t bytes, int initialised);
+// From now on a buffer is called that.
+void emulate_name(void *start, const char *name);
 // The buffer that holds `address`; 0 where none does.
 int emulate_buffer(const void *address, void **start, size_t *bytes);
 

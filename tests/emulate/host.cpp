@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <memory>
 
@@ -56,6 +57,15 @@ bool in_image(const void *address)
     return (const u8 *)address >= m.kernel->low && (const u8 *)address < m.kernel->high;
 }
 
+// A word of the shell, whatever is in it.
+static std::string quoted(const std::string &word)
+{
+    std::string text = "'";
+    for (char c : word)
+        text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    return text + "'";
+}
+
 // File and line of the kernel, of the innermost frame that is not the emulator's header.
 std::string line_of(u32 pc)
 {
@@ -68,11 +78,12 @@ std::string line_of(u32 pc)
         return found->second;
     char hex[64];
     snprintf(hex, sizeof hex, "0x%x", pc - 1);
-    std::string line, command = "addr2line -i -e '" + m.kernel->object + "' " + hex + " 2>/dev/null";
+    std::string line, command = "addr2line -i -e " + quoted(m.kernel->object) + " " + hex + " 2>/dev/null";
     FILE *pipe = popen(command.c_str(), "r");
     char buffer[1024];
     while (pipe && fgets(buffer, sizeof buffer, pipe)) {
-        buffer[strcspn(buffer, " \n")] = 0;
+        char *remark = strstr(buffer, " (discriminator");
+        *(remark ? remark : buffer + strcspn(buffer, "\n")) = 0;
         const char *name = strrchr(buffer, '/');
         if (line.empty() && !strstr(buffer, "/emulate.h:") && buffer[0] != '?')
             line = std::string("line ") + (name ? name + 1 : buffer);
@@ -174,6 +185,13 @@ void emulate_initialised(void *address, size_t bytes, int initialised)
     memset(r->written.data() + offset, initialised, bytes < r->bytes - offset ? bytes : r->bytes - offset);
 }
 
+void emulate_name(void *start, const char *name)
+{
+    region *r = global_region(start);
+    if (r)
+        r->name = name;
+}
+
 int emulate_buffer(const void *address, void **start, size_t *bytes)
 {
     region *r = global_region(address);
@@ -207,19 +225,20 @@ static bool newer(const char *object, const std::string &source)
 
 int emulate_compile(const emulate_build *build, char *error, size_t error_bytes)
 {
-    const std::string here = EMULATE_FOLDER, object = build->output, part = object + ".o";
+    const std::string here = EMULATE_FOLDER, object = build->output, part = object + "." + std::to_string(getpid());
     const char *compiler = getenv("CXX");
-    if (newer(build->output, build->source) && newer(build->output, here + "/emulate.h") && newer(build->output, here + "/entry.cpp"))
+    if (newer(build->output, build->source) && newer(build->output, here + "/emulate.h") && newer(build->output, here + "/entry.cpp") &&
+        newer(build->output, here + "/host.cpp")) // the options below
         return 0;
     std::string cxx = compiler && *compiler ? compiler : "g++";
-    std::string command = cxx + " -std=c++17 -O1 -gdwarf-4 -fPIC -w -ffp-contract=off -fno-strict-aliasing -ftrivial-auto-var-init=pattern "
-        "-DKITTY_EMULATE -DKITTY_BULK=" + (build->bulk ? "1" : "0") + (build->checks ? " -DEMULATE_CHECKS -fsanitize=thread,alignment" : "") +
-        " -I'" + here + "' -DEMULATE_SOURCE='\"" + build->source + "\"' -DEMULATE_ENTRY=" + build->entry + " -c '" + here +
-        "/entry.cpp' -o '" + part + "'";
-    if (shell(command, error, error_bytes))
-        return -1;
-    command = cxx + " -shared -Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset,--wrap=__ubsan_handle_type_mismatch_v1 '" + part + "' -o '" + object + ".new' && mv '" + object +
-        ".new' '" + object + "' && rm '" + part + "'";
+    // Without the sanitizers' libraries: what the compiled code calls is in this one.
+    std::string command = cxx + " -shared -nodefaultlibs -std=c++17 -O1 -gdwarf-4 -fno-var-tracking -fPIC -w -ffp-contract=off "
+        "-fno-strict-aliasing -ftrivial-auto-var-init=pattern -fno-exceptions -fno-rtti -fno-asynchronous-unwind-tables -DKITTY_EMULATE "
+        "-DKITTY_BULK=" + (build->bulk ? "1" : "0") +
+        (build->checks ? " -DEMULATE_CHECKS -fsanitize=thread,alignment --param=tsan-instrument-func-entry-exit=0" : "") +
+        " -Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset,--wrap=__ubsan_handle_type_mismatch_v1 -I" + quoted(here) + " -DEMULATE_SOURCE=" +
+        quoted("\"" + std::string(build->source) + "\"") + " -DEMULATE_ENTRY=" + build->entry + " " + quoted(here + "/entry.cpp") + " -o " +
+        quoted(part) + " && mv " + quoted(part) + " " + quoted(object);
     return shell(command, error, error_bytes);
 }
 

@@ -87,7 +87,7 @@ static int queue_step(lane *l)
         for (int part = 0; part < PARTS; part++)
             at[part] = l->inputs[part] + (size_t)layer * elements(SEQUENCES, heads_of(b, part), b->format.head_dim) * 2;
         CALL(kt_append(b->batch, &(kt_append_args){.size = sizeof(kt_append_args), .layer = layer, .key = at[1], .value = at[2],
-                                                        .flags = layer % 2 ? KT_APPEND_BEHIND_ATTEND : 0}));
+                                                        .flags = layer % 2 == 0 ? KT_APPEND_BEHIND_ATTEND : 0}));
         CALL(kt_attend(b->batch, &(kt_attend_args){.size = sizeof(kt_attend_args), .layer = layer, .query = at[0],
                                                    .out = l->out + (size_t)layer * b->out_bytes}));
     }
@@ -198,6 +198,20 @@ static int hurry(state *s, int index, int taking_part)
     return KG_OK;
 }
 
+// Takes back the last token of each, which may have completed a page.
+static int take_back(state *s, int taking_part)
+{
+    bed *const beds[] = {&s->eager.bed, &s->replayed.bed};
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < taking_part; i++) {
+            int tokens;
+            CALL(kt_sequence_tokens(beds[k]->cache, beds[k]->handles[i], &tokens));
+            CALL(kt_sequence_truncate(beds[k]->cache, beds[k]->handles[i], tokens - 1));
+        }
+    CALL(kt_batch_upload(s->replayed.bed.batch, s->replayed.bed.stream));
+    return KG_OK;
+}
+
 // Replays that no longer fit: nothing is written, they are counted, and the host is told.
 static int overrun(state *s, int index)
 {
@@ -249,6 +263,10 @@ static int go(state *s, const char *spec, const char *dtype, int steps)
         const int taking_part = done < JOIN ? SEQUENCES - 1 : SEQUENCES, several = done > JOIN && done % 50 == 0 && last - done > HURRY;
         TRY(several ? hurry(s, done, taking_part) : step(s, done, taking_part));
         done += several ? HURRY : 1;
+        if ((prompts[1] + done - s->eager.bed.format.sink) % s->eager.bed.format.page < HURRY) { // a page has turned: another token instead
+            TRY(take_back(s, taking_part));
+            TRY(step(s, done + last, taking_part));
+        }
     }
     TRY(overrun(s, last));
     TRY(compare_pages(s));
@@ -269,9 +287,9 @@ int part_capture(int argc, char **argv)
         {NULL, NULL, NULL, NULL, NULL},
     };
     const kg_usage usage = {"gpu_suite capture [options]",
-                            "Captures one decode step and replays it over page turns, with a sequence that joins later, beside the\n"
-                            "same steps run one by one: outputs and pages must agree. Replays past the reservation must change\n"
-                            "nothing and be counted.\n",
+                            "Captures one decode step and replays it over page turns, with a sequence that joins later and tokens\n"
+                            "that are taken back, beside the same steps run one by one: outputs and pages must agree. Replays past\n"
+                            "the reservation must change nothing and be counted.\n",
                             options, 0, 0};
     if (kg_options(&usage, argc, argv, &code) < 0)
         return code;

@@ -12,8 +12,10 @@ typedef struct {
 
 static const part parts[] = {
     {"matrix", "every model, variant and dtype: kernels against float64, pages against the CPU's bytes", part_matrix, 1},
+    {"agree", "the emulator's cases again: blocks byte for byte, attention within rounding", part_agree, 1},
     {"repeat", "1,000 launches over one state give the same bits", part_repeat, 1},
     {"capture", "a decode step as a CUDA graph, replayed over page turns and past its reservation", part_capture, 1},
+    {"fork", "sequences that fork and are truncated, on the GPU and the CPU at once", part_fork, 1},
     {"sanitize", "short runs of the kernels, meant to be run under compute-sanitizer", part_sanitize, 0},
     {"time", "microseconds of attend per layer", part_time, 0},
 };
@@ -21,7 +23,7 @@ enum { PARTS = sizeof parts / sizeof *parts };
 
 static int usage(FILE *stream, int code)
 {
-    fprintf(stream, "usage: gpu_suite PART [options]\n\n  %-10s matrix, repeat and capture\n", "all");
+    fprintf(stream, "usage: gpu_suite PART [options]\n\n  %-10s matrix, agree, repeat, capture and fork\n", "all");
     for (int i = 0; i < PARTS; i++)
         fprintf(stream, "  %-10s %s\n", parts[i].name, parts[i].about);
     fprintf(stream, "\ngpu_suite PART --help lists a part's options.\n");

@@ -1,5 +1,4 @@
 // matrix: every model, variant and dtype. sanitize: a short run of the kernels, alone in one process.
-#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,31 +8,9 @@
 #include "pool.h"
 #include "table.h"
 
-enum { MOST_MODELS = 64, MOST_COMBINATIONS = 1024, LAYERS = 2, HEADS = 2, STREAM = 1499, SECONDS = 150 };
+enum { MOST_COMBINATIONS = 1024, LAYERS = 2, HEADS = 2, STREAM = 1499, SECONDS = 150 };
 
 // ---- what there is ---------------------------------------------------------------------------------------------------
-
-static int by_name(const void *a, const void *b) { return strcmp(a, b); }
-
-// Names of the shipped models, sorted.
-static int list_models(char names[MOST_MODELS][KG_NAME], int *count)
-{
-    char folder[KG_PATH], path[KG_PATH + 16];
-    TRY(kg_find_folder("specs", "KT_SPECS", folder, failure, sizeof failure));
-    snprintf(path, sizeof path, "%s/models", folder);
-    DIR *stream = opendir(path);
-    if (!stream)
-        return fail(KG_MACHINE, "%s: no such folder", path);
-    *count = 0;
-    for (const struct dirent *entry; *count < MOST_MODELS && (entry = readdir(stream));) {
-        const size_t length = strlen(entry->d_name);
-        if (length > 4 && length - 4 < KG_NAME && !strcmp(entry->d_name + length - 4, ".lua"))
-            snprintf(names[(*count)++], KG_NAME, "%.*s", (int)length - 4, entry->d_name);
-    }
-    closedir(stream);
-    qsort(names, (size_t)*count, sizeof *names, by_name);
-    return KG_OK;
-}
 
 // Whether `name` is in a list "a,b"; hyphens, dots and underscores are alike. A null list has everything.
 static int listed(const char *list, const char *name)
@@ -79,9 +56,11 @@ static int add_model(plan *p, const char *model, const char *variants, const cha
 static int list_combinations(plan *p, const char *models, const char *variants, const char *dtypes)
 {
     static const char *const both[] = {"fp16", "bf16"};
-    char names[MOST_MODELS][KG_NAME];
+    char folder[KG_PATH], path[KG_PATH + 16], names[MOST_LISTED][KG_NAME];
     int count;
-    TRY(list_models(names, &count));
+    TRY(kg_find_folder("specs", "KT_SPECS", folder, failure, sizeof failure));
+    snprintf(path, sizeof path, "%s/models", folder);
+    TRY(list_specs(path, names, &count));
     for (int m = 0; m < count; m++)
         for (int d = 0; d < 2; d++)
             if (listed(models, names[m]) && listed(dtypes, both[d]))

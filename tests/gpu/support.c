@@ -1,5 +1,6 @@
 #include "support.h"
 
+#include <dirent.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,6 +32,24 @@ double now(void)
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static int by_name(const void *a, const void *b) { return strcmp(a, b); }
+
+int list_specs(const char *folder, char names[MOST_LISTED][KG_NAME], int *count)
+{
+    DIR *stream = opendir(folder);
+    if (!stream)
+        return fail(KG_MACHINE, "%s: no such folder", folder);
+    *count = 0;
+    for (const struct dirent *entry; *count < MOST_LISTED && (entry = readdir(stream));) {
+        const size_t length = strlen(entry->d_name);
+        if (length > 4 && length - 4 < KG_NAME && !strcmp(entry->d_name + length - 4, ".lua"))
+            snprintf(names[(*count)++], KG_NAME, "%.*s", (int)length - 4, entry->d_name);
+    }
+    closedir(stream);
+    qsort(names, (size_t)*count, sizeof *names, by_name);
+    return *count < MOST_LISTED ? KG_OK : fail(KG_USER, "%s: more than %d specs", folder, MOST_LISTED - 1);
 }
 
 int load_spec(const char *name, const char *dtype, kg_spec *spec)

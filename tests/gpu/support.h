@@ -10,9 +10,11 @@
 
 // Each returns an exit code (text.h). argv[0] is the part's name.
 int part_matrix(int argc, char **argv);
+int part_agree(int argc, char **argv);
 int part_sanitize(int argc, char **argv);
 int part_repeat(int argc, char **argv);
 int part_capture(int argc, char **argv);
+int part_fork(int argc, char **argv);
 int part_time(int argc, char **argv);
 
 // What went wrong last; one thread.
@@ -38,6 +40,9 @@ int refused(const char *call, kt_status status);
 
 double now(void); // seconds
 
+// Names of the .lua files in a folder, sorted, without the ending.
+enum { MOST_LISTED = 64 };
+int list_specs(const char *folder, char names[MOST_LISTED][KG_NAME], int *count);
 // One spec; more or fewer are an error.
 int load_spec(const char *name, const char *dtype, kg_spec *spec);
 // Emits the spec into a temporary folder and opens it on each device that has a place. config: the number of the attend

@@ -126,7 +126,7 @@ static int queue_layers(state *s, int index)
         const float scale = (float)s->in->layers[layer].scale;
         CALL(kt_append(on->batch, &(kt_append_args){.size = sizeof(kt_append_args), .layer = layer, .key = on->inputs[KEY] + at,
                                                     .value = on->inputs[VALUE] + at,
-                                                    .flags = attended && layer % 2 ? KT_APPEND_BEHIND_ATTEND : 0}));
+                                                    .flags = attended && layer % 2 == 0 ? KT_APPEND_BEHIND_ATTEND : 0}));
         if (!attended)
             continue;
         TRY(attend(s, on, layer, OUT, scale, 0));

@@ -1016,14 +1016,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x
     // In order of launch: the passes of a head side by side, so that all but the first find its pages in the L2 cache; the heads of a
     // split, whose blocks are neighbours; splits; queries, of long sequences first where that is asked for.
     const unsigned turn = blockIdx.y * gridDim.x + blockIdx.x;
-    const int column = turn % gridDim.y, kv_head = column / PASSES, pass = column % PASSES;
+    const int head_pass = turn % gridDim.y, kv_head = head_pass / PASSES, pass = head_pass % PASSES;
     const int split = turn / gridDim.y % p.splits, place = turn / gridDim.y / p.splits; // place: slot * max_fresh + query token
     // Before grid_wait only what was final before the launch ahead, the layer's append, began: the step's tables, and pages sealed by
     // earlier steps. A block must not end before it has waited, or the launch behind this one would not wait for the one ahead.
     const int query_token = place % p.max_fresh;
     const int slot_index = p.ordered ? load_settled(&p.view.slots[place / p.max_fresh].order) : place / p.max_fresh;
     const kt_slot slot = load_settled(p.view.slots + slot_index);
-    if (!load_settled(&p.view.control->ready) || query_token >= slot.fresh) {
+    if (query_token >= slot.fresh) {
         grid_wait();
         return;
     }
@@ -1088,6 +1088,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x
 
     grid_wait();
     grid_launch_next();
+    // The launch ahead may be the step's check. What a step reads is there even where what it brings does not fit.
+    const bool ready = load_through(&p.view.control->ready);
 
     Query query;
     {
@@ -1235,7 +1237,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x
         merge_parts<WARPS>(WARPS, [&](int w) { return stats[w * COLUMNS + column]; },
                            [&](int w) { return *(const float4 *)(outs + (w * COLUMNS + column) * OUT_STRIDE + channel); }, out, max, sum);
         if (splits == 1) {
-            store_result(p, row, first_head + column, channel, out, max, sum);
+            if (ready) store_result(p, row, first_head + column, channel, out, max, sum);
         } else {
             const long long at = (first_row + column) * p.splits + split;
             *(float4 *)(p.partial + at * D + channel) = out;
@@ -1249,7 +1251,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x
     __syncthreads();
     int *last = (int *)shared_memory();
     if (threadIdx.x == 0) {
-        int *arrivals = p.arrivals + (long long)place * gridDim.y + column;
+        int *arrivals = p.arrivals + (long long)place * gridDim.y + head_pass;
         *last = count_in(arrivals) == splits - 1;
         if (*last) *arrivals = 0;
     }
@@ -1265,6 +1267,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x
         for (int k = 0; k < splits; k += 8)
             merge_parts<8>(min(splits - k, 8), [&](int i) { return from_stats[k + i]; }, [&](int i) { return from[(k + i) * (D / 4)]; }, out,
                            max, sum);
-        store_result(p, row, first_head + column, channel, out, max, sum);
+        if (ready) store_result(p, row, first_head + column, channel, out, max, sum);
     }
 }

@@ -1,0 +1,24 @@
+// A backend between the core and the real one: launches under "capture" are recorded instead of done, and replayed like a graph; any
+// upload, copy, launch or mirror can be made to fail.
+#ifndef KT_TEST_RECORDER_H
+#define KT_TEST_RECORDER_H
+
+#include "core.h"
+#include "reference.h"
+
+typedef struct {
+    bool capturing;
+    int count;          // recorded launches and mirrors
+    int until_failure;  // calls before one that fails: 0 is the next; below, none does
+    int copies;         // of uploads, ever
+    long long places;   // slots times fresh of launched appends and attends, ever
+} recorder_state;
+extern recorder_state recorder;
+
+// Puts the recorder into the world's engine, with nothing recorded.
+void recorder_install(ref_world *world);
+void recorder_replay(const ref_world *world);
+// Puts the next token of each sequence into the buffers that were captured.
+void recorder_refill(const ref_world *world, const ref_buffers *buffers, ref_sequence *const *sequences, int count);
+
+#endif

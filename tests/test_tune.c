@@ -121,6 +121,9 @@ static void setup(void)
 {
     strcpy(folder + strlen(folder) - 6, "XXXXXX");
     ck_assert_ptr_nonnull(mkdtemp(folder));
+    char path[64], error[KG_ERROR];
+    snprintf(path, sizeof path, "%s/empty.json", folder);
+    ck_assert_int_eq(kg_tuned_write(path, &(kg_tuned){0}, error), KG_OK);
 }
 
 static void teardown(void)
@@ -130,13 +133,13 @@ static void teardown(void)
     ck_assert_int_eq(system(command), 0);
 }
 
-// Runs `SETTINGS kittygen ARGUMENTS` on the made-up card; $D is the test's folder. Returns the exit code; its output is in `output`.
+// Runs `SETTINGS kittygen ARGUMENTS` on the made-up card, with packages by rule; $D is the test's folder. Returns the exit code; its output is in `output`.
 static int run(const char *settings, const char *arguments)
 {
     char command[4096];
     const char *kittygen = getenv("KT_KITTYGEN"), *fake = getenv("KT_FAKE");
     ck_assert_msg(kittygen && fake, "KT_KITTYGEN must name the command, KT_FAKE the folder of the made-up libcuda and libnvrtc");
-    snprintf(command, sizeof command, "D='%s'; export LD_LIBRARY_PATH='%s' KT_CUDA_HOME='%s' KT_CACHE_DIR=$D/cache; %s '%s' %s 2>&1", folder, fake, fake,
+    snprintf(command, sizeof command, "D='%s'; export LD_LIBRARY_PATH='%s' KT_CUDA_HOME='%s' KT_CACHE_DIR=$D/cache KT_TUNED=$D/empty.json; %s '%s' %s 2>&1", folder, fake, fake,
              settings, kittygen, arguments);
     FILE *pipe = popen(command, "r");
     ck_assert_ptr_nonnull(pipe);

@@ -3,7 +3,7 @@
 
     python3 tests/bench/collect.py [--only NAME,...] [--limit-s N] [--results FILE] [--build FOLDER]
     python3 tests/bench/collect.py --ahead sm_90a     compiles into the cache what the runs need; no GPU
-    python3 tests/bench/collect.py --list             what there is, with the seconds that each may take
+    python3 tests/bench/collect.py --list             what there is, with the seconds that each takes about
 
 Rows of the same op, variant, shape, heads, dtype and card are replaced, others stay; the file is written after each part, so that
 what is done is kept. Then tests/bench/render.py writes the tables and the picture. Needs a build folder (./dev build); the parts
@@ -25,7 +25,7 @@ ROOT = os.path.normpath(os.path.join(rows.HERE, "..", ".."))
 HEADS = "tests/bench/specs/heads.lua"
 MODELS = ["qwen3_0_6b", "qwen3_14b", "qwen3_32b", "phi3_mini", "smollm2_135m", "gemma3_270m"]
 
-# name: (most seconds on an H100 with everything compiled, the command after "kittygen bench" or "peers.py")
+# name: (seconds it may take on an H100 with everything compiled, the command after "kittygen bench" or "peers.py")
 BENCH = {
     "variants": (60, "qwen3_8b/fp16,int4,kitty_pro,kitty --dtype fp16 --shapes 32x8192,32x32768"),
     "bf16": (15, "qwen3_8b/kitty_pro --dtype bf16 --ops attend --shapes 32x8192,32x32768"),
@@ -102,7 +102,7 @@ def show(row):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="parts by name, with commas")
-    parser.add_argument("--limit-s", type=float, default=LIMIT, help=f"no part runs past so many seconds (default {LIMIT})")
+    parser.add_argument("--limit-s", type=float, default=LIMIT, help=f"end after so many seconds with what is done by then (default {LIMIT})")
     parser.add_argument("--results", default=rows.RESULTS, help="the file to merge into (default: the repository's)")
     parser.add_argument("--build", default=os.path.join(ROOT, "build"), help="the build folder")
     parser.add_argument("--ahead", metavar="ARCH", help="only compile, for sm_90a or another")
@@ -131,12 +131,12 @@ def main():
         seconds, command = parts[name]
         left = options.limit_s - (time.monotonic() - began)
         shown = f"tests/bench/peers.py {command}".strip() if name in PEERS else f"kittygen bench {command}"
-        print(f"{name}: {shown} ({min(seconds, left):.0f} s at most)", flush=True)
+        print(f"{name}: {shown} (about {seconds} s; {left:.0f} s are left)", flush=True)
         if left < 1:
             print("  not begun: out of time", flush=True)
             failed.append(name)
             continue
-        new, good = (peers if name in PEERS else bench)(build, command, min(seconds, left))
+        new, good = (peers if name in PEERS else bench)(build, command, left)
         new = [rows.clean(row, shown, None, datetime.date.today().isoformat()) for row in new]
         for row in new:
             show(row)

@@ -77,8 +77,6 @@ int kg_bench_parse_ops(const char *text, unsigned *ops)
 
 // ---- bytes -----------------------------------------------------------------------------------------------------------
 
-static int key_pages(const kt_format *f, int tokens) { return kt_sealed_pages(tokens, f->sink, f->key_window, f->page); }
-static int value_pages(const kt_format *f, int tokens) { return kt_sealed_pages(tokens, f->sink, f->value_window, f->page); }
 
 static double sealed_bytes(const kt_format *f, int keys, int values)
 {
@@ -90,7 +88,7 @@ static double exact_bytes(const kt_format *f, double keys, double values) { retu
 
 double kg_bench_attend_bytes(const kt_format *f, int kv_heads, int tokens, int fresh)
 {
-    const int keys = key_pages(f, tokens), values = value_pages(f, tokens), all = tokens + fresh;
+    const int keys = kt_sealed(f, KT_KEY, tokens), values = kt_sealed(f, KT_VALUE, tokens), all = tokens + fresh;
     return kv_heads * (sealed_bytes(f, keys, values) + exact_bytes(f, all - (double)keys * f->page, all - (double)values * f->page));
 }
 
@@ -101,13 +99,13 @@ double kg_bench_seal_bytes(const kt_format *f, int kv_heads, int tokens)
 
 double kg_bench_append_bytes(const kt_format *f, int kv_heads, int tokens)
 {
-    const int keys = key_pages(f, tokens + 1) - key_pages(f, tokens), values = value_pages(f, tokens + 1) - value_pages(f, tokens);
+    const int keys = kt_sealed(f, KT_KEY, tokens + 1) - kt_sealed(f, KT_KEY, tokens), values = kt_sealed(f, KT_VALUE, tokens + 1) - kt_sealed(f, KT_VALUE, tokens);
     return kv_heads * (2 * exact_bytes(f, 1, 1) + exact_bytes(f, (double)keys * f->page, (double)values * f->page) + sealed_bytes(f, keys, values));
 }
 
 bool kg_bench_completes(const kt_format *f, int tokens)
 {
-    return key_pages(f, tokens + 1) > key_pages(f, tokens) || value_pages(f, tokens + 1) > value_pages(f, tokens);
+    return kt_sealed(f, KT_KEY, tokens + 1) > kt_sealed(f, KT_KEY, tokens) || kt_sealed(f, KT_VALUE, tokens + 1) > kt_sealed(f, KT_VALUE, tokens);
 }
 
 // ---- numbers ---------------------------------------------------------------------------------------------------------

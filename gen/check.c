@@ -29,8 +29,8 @@ static int compute_costs(costs *c, const kg_spec *spec, const char *from, char *
     c->token = kg_bytes_per_token(f);
     c->token_fp16 = 4.0 * f->head_dim;
     c->ratio = c->token_fp16 / c->token;
-    const int keys = kt_sealed_pages(CONTEXT, f->sink, f->key_window, f->page);
-    const int values = kt_sealed_pages(CONTEXT, f->sink, f->value_window, f->page);
+    const int keys = kt_sealed(f, KT_KEY, CONTEXT);
+    const int values = kt_sealed(f, KT_VALUE, CONTEXT);
     const long long heads = (long long)spec->model.layers * spec->model.kv_heads;
     c->model = heads * ((long long)(keys > values ? keys : values) * f->block_bytes + f->slab_bytes);
     c->model_fp16 = heads * CONTEXT * 4 * f->head_dim;

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "kitty.h"
 #include "sha256.h"
@@ -151,13 +150,11 @@ static int make_folder(const char *folder, char *error, size_t error_size)
     char path[KG_PATH];
     if ((size_t)snprintf(path, sizeof path, "%s/", folder) >= sizeof path)
         return kg_fail(KG_USER, error, error_size, "%.64s...: the path is longer than %d bytes", folder, KG_PATH - 1);
-    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-        *slash = 0;
-        if (mkdir(path, 0777) && errno != EEXIST)
-            return kg_fail(KG_MACHINE, error, error_size, "%s: cannot make the folder: %s", path, strerror(errno));
-        *slash = '/';
-    }
-    return KG_OK;
+    char *end = kg_make_folders(path);
+    if (!end)
+        return KG_OK;
+    *end = 0;
+    return kg_fail(KG_MACHINE, error, error_size, "%s: cannot make the folder: %s", path, strerror(errno));
 }
 
 int kg_package_write(const kg_package *package, const char *folder, char *error, size_t error_size)

@@ -69,12 +69,17 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
     return 0;
 }
 
+void kg_attend_passes(int group_heads, int *passes, int *columns)
+{
+    *passes = (group_heads + 7) / 8;
+    *columns = (group_heads + *passes - 1) / *passes;
+}
+
 bool kg_attend_fit(const kt_format *f, int warps, int stages, int tiles, int blocks, int limit, kg_attend_config *c)
 {
     const int barriers = 128, tiles_of_page = f->page / TILE;
     *c = (kg_attend_config){.warps = warps, .stages = stages, .tiles = tiles, .blocks = blocks};
-    c->passes = (f->group_heads + 7) / 8;
-    c->columns = (f->group_heads + c->passes - 1) / c->passes;
+    kg_attend_passes(f->group_heads, &c->passes, &c->columns);
     if (tiles > tiles_of_page || tiles_of_page % tiles || warps * stages * 8 > barriers)
         return false;
     // Per stage: header, key meta and index, then whole key and value tiles.
@@ -135,6 +140,16 @@ void kg_attend_small(const kt_format *f, kg_attend_plan *plan)
             return;
         }
     add_first(f, many, MANY, KG_SMALL_SHARED, 1, 0, 0, plan);
+}
+
+int kg_attend_index(const kg_attend_plan *plan, int warps, int stages, int tiles, int blocks)
+{
+    for (int i = 0; i < plan->count; i++) {
+        const kg_attend_config *c = &plan->configs[i];
+        if (c->warps == warps && c->stages == stages && c->tiles == tiles && c->blocks == blocks)
+            return i;
+    }
+    return -1;
 }
 
 const kg_attend_row *kg_attend_row_for(const kg_attend_plan *plan, int limit, int sequences, int pages)

@@ -40,6 +40,8 @@ typedef struct {
 // Null, or why the (valid) spec has no layout; static text.
 const char *kg_layout(const kg_spec *spec, kt_format *format);
 
+// Passes over a KV head's pages, at most eight query heads each, and the most query heads of one.
+void kg_attend_passes(int group_heads, int *passes, int *columns);
 // Fills *config; false if the kernel cannot be: tiles that do not divide a page, more copies than barriers, or blocks that do not fit
 // a multiprocessor whose blocks may have `limit` bytes each.
 bool kg_attend_fit(const kt_format *format, int warps, int stages, int tiles, int blocks, int limit, kg_attend_config *config);
@@ -47,6 +49,8 @@ bool kg_attend_fit(const kt_format *format, int warps, int stages, int tiles, in
 void kg_attend_rules(const kt_format *format, kg_attend_plan *plan);
 // Adds what is missing for a plan to have a row for any shape on cards whose blocks may have 99 KB (sm_86, 89 and 120).
 void kg_attend_small(const kt_format *format, kg_attend_plan *plan);
+// Index of a kernel among the plan's, or -1.
+int kg_attend_index(const kg_attend_plan *plan, int warps, int stages, int tiles, int blocks);
 // The first row that takes the shape, on a card whose blocks may have `limit` bytes; null if there is none.
 const kg_attend_row *kg_attend_row_for(const kg_attend_plan *plan, int limit, int sequences, int pages);
 

@@ -76,6 +76,18 @@ static int write_all(int file, const char *data, size_t size)
     return fsync(file);
 }
 
+char *kg_make_folders(char *path)
+{
+    for (char *slash = path; (slash = strchr(slash + 1, '/'));) {
+        *slash = 0;
+        const int failed = mkdir(path, 0777) && errno != EEXIST;
+        *slash = '/';
+        if (failed)
+            return slash;
+    }
+    return 0;
+}
+
 int kg_file_write(const char *path, const char *data, size_t size, int force, char *error, size_t error_size)
 {
     char temporary[KG_PATH];

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -20,24 +19,12 @@ static int cache_folder(char path[KG_PATH])
     return snprintf(path, KG_PATH, "/tmp/kittygen-%ld", (long)getuid());
 }
 
-static int make_folders(char *path)
-{
-    for (char *slash = path; (slash = strchr(slash + 1, '/'));) {
-        *slash = 0;
-        const int failed = mkdir(path, 0777) && errno != EEXIST;
-        *slash = '/';
-        if (failed)
-            return -1;
-    }
-    return 0;
-}
-
 int kg_temporary_make(char path[KG_PATH], char *error, size_t error_size)
 {
     const int length = cache_folder(path);
     if (length >= KG_PATH || snprintf(path + length, (size_t)(KG_PATH - length), "/run-XXXXXX") >= KG_PATH - length)
         return kg_fail(KG_MACHINE, error, error_size, "the cache folder's path is too long; set KT_CACHE_DIR");
-    if (make_folders(path) || !mkdtemp(path))
+    if (kg_make_folders(path) || !mkdtemp(path))
         return kg_fail(KG_MACHINE, error, error_size, "%s: %s; set KT_CACHE_DIR", path, strerror(errno));
     return KG_OK;
 }

@@ -43,6 +43,9 @@ int kg_file_read(const char *path, size_t limit, char **data, size_t *size, char
 // and KG_USER returned; KG_MACHINE if the disk fails.
 int kg_file_write(const char *path, const char *data, size_t size, int force, char *error, size_t error_size);
 
+// Makes the folders that the path names before each '/'. Null; else where in the path the one ends that could not be made, with errno.
+char *kg_make_folders(char *path);
+
 // Finds a shipped folder ("specs", "templates"): the environment variable if set, else beside the executable (NAME,
 // ../share/kittygen/NAME, ../NAME). Returns KG_OK or KG_MACHINE with what was looked for.
 int kg_find_folder(const char *name, const char *variable, char path[KG_PATH], char *error, size_t error_size);

@@ -48,7 +48,7 @@ int kg_tune_selected(const kg_tune *t, kg_shape shape)
 {
     const kg_attend_row *row = kg_attend_row_for(&t->now, t->shared_limit, shape.sequences, kg_tuned_pages(&t->format, shape.tokens));
     const kg_attend_config *c = &t->now.configs[row->config];
-    return kg_tune_index(&t->menu, c->warps, c->stages, c->tiles, c->blocks);
+    return kg_attend_index(&t->menu, c->warps, c->stages, c->tiles, c->blocks);
 }
 
 // ---- one spec --------------------------------------------------------------------------------------------------------

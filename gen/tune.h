@@ -39,8 +39,6 @@ int kg_tune_selected(const kg_tune *tune, kg_shape shape);
 // The kernels of `now` and of the table's set `old` (may be null): *kept. Then every other worth trying: 4, 6, 8 or 12 warps; 1 to 4
 // stages; 1, 2, 4 or 8 tiles; 1 to 4 blocks to a multiprocessor, that fit, leave a thread 128 registers, and have 64 KB under way.
 void kg_tune_menu(const kt_format *format, int shared_limit, const kg_attend_plan *now, const kg_tuned_set *old, kg_attend_plan *menu, int *kept);
-// Index of a kernel in the menu, or -1.
-int kg_tune_index(const kg_attend_plan *menu, int warps, int stages, int tiles, int blocks);
 // Compiles the menu into the cache, on every core, and leaves in it what compiles without spilling. Stops, with what there is, at
 // `until` (0: never).
 int kg_tune_compile(kg_tune *tune, double until);

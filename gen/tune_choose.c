@@ -119,7 +119,7 @@ int kg_tune_merge(kg_tune *t, kg_tuned *table, int chosen[KG_TUNED_KERNELS], int
         const kg_tuned_row *row = &old->rows[i];
         if (result_of(t, row))
             continue;
-        const int k = kg_tune_index(&t->menu, row->warps, row->stages, row->tiles, row->blocks);
+        const int k = kg_attend_index(&t->menu, row->warps, row->stages, row->tiles, row->blocks);
         strange += k < 0;
         if (k >= 0)
             wanted[k] = true;

@@ -9,19 +9,9 @@
 
 enum { LEAST_BUFFERS = 64 * 1024, MOST_WARPS = 16 }; // of a multiprocessor
 
-int kg_tune_index(const kg_attend_plan *menu, int warps, int stages, int tiles, int blocks)
-{
-    for (int i = 0; i < menu->count; i++) {
-        const kg_attend_config *m = &menu->configs[i];
-        if (m->warps == warps && m->stages == stages && m->tiles == tiles && m->blocks == blocks)
-            return i;
-    }
-    return -1;
-}
-
 static void add(kg_attend_plan *menu, const kg_attend_config *c)
 {
-    if (menu->count < KG_ATTEND_MENU && kg_tune_index(menu, c->warps, c->stages, c->tiles, c->blocks) < 0) {
+    if (menu->count < KG_ATTEND_MENU && kg_attend_index(menu, c->warps, c->stages, c->tiles, c->blocks) < 0) {
         menu->rows[menu->row_count++] = (kg_attend_row){0, 0, menu->count};
         menu->configs[menu->count++] = *c;
     }

@@ -6,14 +6,7 @@
 
 #include "core.h"
 
-int kg_tuned_pages(const kt_format *f, int context)
-{
-    const int pages = kt__pages_for(f, context);
-    int power = 1;
-    while (power < pages)
-        power *= 2;
-    return power;
-}
+int kg_tuned_pages(const kt_format *f, int context) { return kt__power_above(kt__pages_for(f, context)); }
 
 kg_tuned_set *kg_tuned_find(const kg_tuned *table, const kt_format *f)
 {
@@ -25,12 +18,13 @@ kg_tuned_set *kg_tuned_find(const kg_tuned *table, const kt_format *f)
     return 0;
 }
 
-// Query heads of a pass and passes decide which code a kernel is made of, as attend_fit has them.
+// Query heads of a pass and passes decide which code a kernel is made of.
 static bool alike(const kg_tuned_set *set, const kt_format *f)
 {
-    const int passes = (f->group_heads + 7) / 8, set_passes = (set->group_heads + 7) / 8;
-    const bool few = (f->group_heads + passes - 1) / passes <= 4, set_few = (set->group_heads + set_passes - 1) / set_passes <= 4;
-    return set->head_dim == f->head_dim && set->page == f->page && passes == set_passes && few == set_few &&
+    int passes, columns, set_passes, set_columns;
+    kg_attend_passes(f->group_heads, &passes, &columns);
+    kg_attend_passes(set->group_heads, &set_passes, &set_columns);
+    return set->head_dim == f->head_dim && set->page == f->page && passes == set_passes && (columns <= 4) == (set_columns <= 4) &&
            4LL * set->block_bytes <= 5LL * f->block_bytes && 4LL * f->block_bytes <= 5LL * set->block_bytes;
 }
 
@@ -49,11 +43,9 @@ kg_tuned_set *kg_tuned_nearest(const kg_tuned *table, const kt_format *f)
 
 static int add_config(kg_attend_plan *plan, const kg_attend_config *c)
 {
-    for (int i = 0; i < plan->count; i++) {
-        const kg_attend_config *p = &plan->configs[i];
-        if (p->warps == c->warps && p->stages == c->stages && p->tiles == c->tiles && p->blocks == c->blocks)
-            return i;
-    }
+    const int at = kg_attend_index(plan, c->warps, c->stages, c->tiles, c->blocks);
+    if (at >= 0)
+        return at;
     plan->configs[plan->count] = *c;
     return plan->count++;
 }

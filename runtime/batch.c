@@ -245,10 +245,9 @@ static kt_status plan_slot(kt_batch *b, int slot, long long row, const char *cal
 // Append's units of work in a slot: the exact tokens, and each page that the step seals.
 static int units_of(const kt_format *f, const kt_slot *p)
 {
-    const int windows[] = {f->key_window, f->value_window};
     int units = 1;
-    for (int i = 0; i < 2; i++)
-        units += kt_sealed_pages(p->tokens + p->fresh, f->sink, windows[i], f->page) - kt_sealed_pages(p->tokens, f->sink, windows[i], f->page);
+    for (int part = KT_KEY; part <= KT_VALUE; part++)
+        units += kt_sealed(f, part, p->tokens + p->fresh) - kt_sealed(f, part, p->tokens);
     return units;
 }
 

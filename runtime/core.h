@@ -107,6 +107,8 @@ struct kt_batch {
 
 // ---- engine.c ----
 kt_status kt__check_size(size_t size, size_t expected, const char *call, const char *type);
+// The power of two by which attend's kernel is looked up for `pages` pages: at least as many.
+int kt__power_above(int pages);
 // Kernel of an operation for this many sequences and pages each; blocks_per_sm may be null.
 kt_status kt__pick(const kt_engine *engine, kt__op op, int sequences, int pages, int *kernel, int *blocks_per_sm);
 

@@ -10,8 +10,8 @@ static const double BLOCK_COST = 2.0, SPLIT_COST = 1.0;
 // Items of a query at the end of the slot: units of 16 exact tokens and chunks of sealed pages (templates/attend.cu).
 static int items_of(const kt_format *f, const kt__kernel *kernel, int tokens)
 {
-    const int key_pages = kt_sealed_pages(tokens, f->sink, f->key_window, f->page);
-    const int full = kt_sealed_pages(tokens, f->sink, f->value_window, f->page);
+    const int key_pages = kt_sealed(f, KT_KEY, tokens);
+    const int full = kt_sealed(f, KT_VALUE, tokens);
     const int chunks = full * (f->page / (32 * kernel->tiles));
     const int sinks = (tokens < f->sink ? tokens : f->sink) / 16, rest = tokens - f->sink - key_pages * f->page;
     return chunks + sinks + (key_pages - full) * (f->page / 16) + (rest > 0 ? rest / 16 : 0) + 1;

@@ -106,6 +106,14 @@ kt_status kt_engine_query(const kt_engine *engine, kt_engine_info *info)
     return KT_OK;
 }
 
+int kt__power_above(int pages)
+{
+    int power = 1;
+    while (power < pages)
+        power *= 2;
+    return power;
+}
+
 kt_status kt__pick(const kt_engine *engine, kt__op op, int sequences, int pages, int *kernel, int *blocks_per_sm)
 {
     const kt__package *p = &engine->package;

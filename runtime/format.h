@@ -61,4 +61,10 @@ static inline int kt_sealed_pages(int tokens, int sink, int window, int page)
     return rest < 0 ? 0 : rest / page;
 }
 
+// The same of a format; part: KT_KEY or KT_VALUE.
+static inline int kt_sealed(const kt_format *f, int part, int tokens)
+{
+    return kt_sealed_pages(tokens, f->sink, part ? f->value_window : f->key_window, f->page);
+}
+
 #endif

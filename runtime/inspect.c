@@ -73,7 +73,7 @@ kt_status kt_read(const kt_cache *cache, kt_sequence sequence, int layer, int kv
         return kt__fail(KT_INVALID, "kt_read: out is null");
 
     const kt_format *f = at.format;
-    const int pages = kt_sealed_pages(at.sequence->tokens, f->sink, part == KT_KEY ? f->key_window : f->value_window, f->page);
+    const int pages = kt_sealed(f, part, at.sequence->tokens);
     const size_t d = (size_t)f->head_dim;
     unsigned char *slab = malloc((size_t)f->slab_bytes), *block = malloc((size_t)f->block_bytes);
     float *decoded = malloc((size_t)f->page * d * sizeof *decoded);
@@ -113,8 +113,8 @@ kt_status kt_read_block(const kt_cache *cache, kt_sequence sequence, int layer, 
     if (status)
         return status;
     const kt_format *f = at.format;
-    const int keys = kt_sealed_pages(at.sequence->tokens, f->sink, f->key_window, f->page);
-    const int values = kt_sealed_pages(at.sequence->tokens, f->sink, f->value_window, f->page);
+    const int keys = kt_sealed(f, KT_KEY, at.sequence->tokens);
+    const int values = kt_sealed(f, KT_VALUE, at.sequence->tokens);
     if (page < 0 || page >= keys)
         return kt__fail(KT_INVALID, "kt_read_block: page is %d; the sequence has %d sealed key pages", page, keys);
     if (!out)

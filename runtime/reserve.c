@@ -5,12 +5,9 @@
 // ring with nothing live in it takes any number, since only what stays exact is written.
 static bool fits_in_place(const kt_format *f, int tokens, int fresh)
 {
-    const struct {
-        int window, ring;
-    } parts[] = {{f->key_window, f->key_ring}, {f->value_window, f->value_ring}};
-    for (int i = 0; i < 2; i++) {
-        const int live = tokens - f->sink - kt_sealed_pages(tokens, f->sink, parts[i].window, f->page) * f->page;
-        if (live > 0 && (long long)live + fresh > parts[i].ring)
+    for (int part = KT_KEY; part <= KT_VALUE; part++) {
+        const int live = tokens - f->sink - kt_sealed(f, part, tokens) * f->page;
+        if (live > 0 && (long long)live + fresh > (part == KT_KEY ? f->key_ring : f->value_ring))
             return false;
     }
     return true;
@@ -24,11 +21,11 @@ typedef struct {
 
 static int lesser(int a, int b) { return a < b ? a : b; }
 
+static int both_sealed(const kt_format *f, int tokens) { return lesser(kt_sealed(f, KT_KEY, tokens), kt_sealed(f, KT_VALUE, tokens)); }
+
 static stretch half_sealed(const kt_format *f, int tokens, int after)
 {
-    const int keys = kt_sealed_pages(tokens, f->sink, f->key_window, f->page), values = kt_sealed_pages(tokens, f->sink, f->value_window, f->page);
-    const int both = lesser(kt_sealed_pages(after, f->sink, f->key_window, f->page), kt_sealed_pages(after, f->sink, f->value_window, f->page));
-    return (stretch){lesser(keys, values), lesser(kt__pages_for(f, tokens), both)};
+    return (stretch){both_sealed(f, tokens), lesser(kt__pages_for(f, tokens), both_sealed(f, after))};
 }
 
 static bool is_shared(const kt_cache *cache, const kt__sequence *s, int at) { return cache->page_references[s->pages[at]] > 1; }

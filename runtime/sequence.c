@@ -16,10 +16,21 @@ kt__sequence *kt__sequence_find(const kt_cache *cache, kt_sequence sequence, con
     return NULL;
 }
 
+// A sequence that is part of no open step.
+static kt_status idle(const kt_cache *cache, kt_sequence sequence, const char *call, kt__sequence **s)
+{
+    *s = kt__sequence_find(cache, sequence, call);
+    if (!*s)
+        return KT_STALE;
+    if ((*s)->step)
+        return kt__fail(KT_ORDER, "%s: sequence %#llx is part of an open step; commit or abort it first", call, (unsigned long long)sequence);
+    return KT_OK;
+}
+
 int kt__pages_for(const kt_format *f, int tokens)
 {
-    const int keys = kt_sealed_pages(tokens, f->sink, f->key_window, f->page);
-    const int values = kt_sealed_pages(tokens, f->sink, f->value_window, f->page);
+    const int keys = kt_sealed(f, KT_KEY, tokens);
+    const int values = kt_sealed(f, KT_VALUE, tokens);
     return keys > values ? keys : values;
 }
 
@@ -128,12 +139,10 @@ kt_status kt_sequence_close(kt_cache *cache, kt_sequence sequence)
 {
     if (!cache)
         return kt__fail(KT_INVALID, "kt_sequence_close: cache is null");
-    kt__sequence *s = kt__sequence_find(cache, sequence, "kt_sequence_close");
-    if (!s)
-        return KT_STALE;
-    if (s->step)
-        return kt__fail(KT_ORDER, "kt_sequence_close: sequence %#llx is part of an open step; commit or abort it first",
-                        (unsigned long long)sequence);
+    kt__sequence *s;
+    const kt_status status = idle(cache, sequence, "kt_sequence_close", &s);
+    if (status)
+        return status;
     for (kt_batch *batch = cache->batches; batch; batch = batch->next)
         for (int slot = 0; slot < batch->slots; slot++)
             if (batch->entries[slot].sequence == sequence)
@@ -160,12 +169,9 @@ kt_status kt_sequence_reserve(kt_cache *cache, kt_sequence sequence, int tokens)
         return kt__fail(KT_INVALID, "kt_sequence_reserve: cache is null");
     if (tokens < 0)
         return kt__fail(KT_INVALID, "kt_sequence_reserve: tokens is %d; it cannot be negative", tokens);
-    kt__sequence *s = kt__sequence_find(cache, sequence, "kt_sequence_reserve");
-    if (!s)
-        return KT_STALE;
-    if (s->step)
-        return kt__fail(KT_ORDER, "kt_sequence_reserve: sequence %#llx is part of an open step; commit or abort it first",
-                        (unsigned long long)sequence);
+    kt__sequence *s;
+    if ((status = idle(cache, sequence, "kt_sequence_reserve", &s)))
+        return status;
     const int pages = kt__pages_for(&cache->engine->package.format, tokens);
     if (pages - s->page_count > cache->free_page_count)
         return kt__fail(KT_FULL, "kt_sequence_reserve: %d tokens need %d pages, %d more than the sequence has; %d of %d are free",
@@ -185,12 +191,9 @@ kt_status kt_sequence_fork(kt_cache *cache, kt_sequence from, void *stream, kt_s
     bool capturing;
     if (!cache || !fork)
         return kt__fail(KT_INVALID, "kt_sequence_fork: %s is null", cache ? "fork" : "cache");
-    kt__sequence *s = kt__sequence_find(cache, from, "kt_sequence_fork");
-    if (!s)
-        return KT_STALE;
-    if (s->step)
-        return kt__fail(KT_ORDER, "kt_sequence_fork: sequence %#llx is part of an open step; commit or abort it first",
-                        (unsigned long long)from);
+    kt__sequence *s;
+    if ((status = idle(cache, from, "kt_sequence_fork", &s)))
+        return status;
     kt__sequence *second = vacant(cache, "kt_sequence_fork");
     if (!second)
         return KT_FULL;
@@ -220,8 +223,8 @@ kt_status kt_sequence_fork(kt_cache *cache, kt_sequence from, void *stream, kt_s
 
 static bool same_pages(const kt_format *f, int a, int b)
 {
-    return kt_sealed_pages(a, f->sink, f->key_window, f->page) == kt_sealed_pages(b, f->sink, f->key_window, f->page) &&
-           kt_sealed_pages(a, f->sink, f->value_window, f->page) == kt_sealed_pages(b, f->sink, f->value_window, f->page);
+    return kt_sealed(f, KT_KEY, a) == kt_sealed(f, KT_KEY, b) &&
+           kt_sealed(f, KT_VALUE, a) == kt_sealed(f, KT_VALUE, b);
 }
 
 // Fewest tokens at which a sequence of `tokens` tokens has the pages sealed that it has.
@@ -230,7 +233,7 @@ static int least_sealed(const kt_format *f, int tokens)
     const int windows[] = {f->key_window, f->value_window};
     int least = 0;
     for (int i = 0; i < 2; i++) {
-        const int pages = kt_sealed_pages(tokens, f->sink, windows[i], f->page), reached = f->sink + windows[i] + pages * f->page;
+        const int pages = kt_sealed(f, i, tokens), reached = f->sink + windows[i] + pages * f->page;
         least = pages && reached > least ? reached : least;
     }
     return least;
@@ -260,12 +263,10 @@ kt_status kt_sequence_truncate(kt_cache *cache, kt_sequence sequence, int tokens
 {
     if (!cache)
         return kt__fail(KT_INVALID, "kt_sequence_truncate: cache is null");
-    kt__sequence *s = kt__sequence_find(cache, sequence, "kt_sequence_truncate");
-    if (!s)
-        return KT_STALE;
-    if (s->step)
-        return kt__fail(KT_ORDER, "kt_sequence_truncate: sequence %#llx is part of an open step; commit or abort it first",
-                        (unsigned long long)sequence);
+    kt__sequence *s;
+    const kt_status status = idle(cache, sequence, "kt_sequence_truncate", &s);
+    if (status)
+        return status;
     if (tokens < 0 || tokens > s->tokens)
         return kt__fail(KT_INVALID, "kt_sequence_truncate: tokens is %d; 0 to %d, which the sequence has, are allowed", tokens, s->tokens);
     const kt_format *f = &cache->engine->package.format;

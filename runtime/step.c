@@ -226,14 +226,6 @@ kt_status kt_append(kt_batch *b, const kt_append_args *args)
     return KT_OK;
 }
 
-static int next_power(int n)
-{
-    int power = 1;
-    while (power < n)
-        power *= 2;
-    return power;
-}
-
 static kt_status check_attend(const kt_batch *b, const kt_attend_args *args)
 {
     if (args->window)
@@ -273,7 +265,7 @@ kt_status kt_attend(kt_batch *b, const kt_attend_args *args)
                          : engine->package.scale > 0 ? engine->package.scale : 1 / sqrt(engine->package.format.head_dim);
     const kt__op op = args->flags & KT_ATTEND_REFERENCE ? KT__REFERENCE : KT__ATTEND;
     int kernel, blocks_per_sm;
-    if ((status = kt__pick(engine, op, b->active, next_power(b->max_pages), &kernel, &blocks_per_sm)))
+    if ((status = kt__pick(engine, op, b->active, kt__power_above(b->max_pages), &kernel, &blocks_per_sm)))
         return kt__within(status, "kt_attend: layer %d", args->layer);
     const kt__kernel *chosen = &engine->package.kernels[kernel];
     int splits = 1, split_items = 1;

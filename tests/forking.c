@@ -72,7 +72,7 @@ kt_cache_info query(void)
 int sealed(kt_part part, int tokens)
 {
     const kt_format *f = &world.format;
-    return kt_sealed_pages(tokens, f->sink, part == KT_KEY ? f->key_window : f->value_window, f->page);
+    return kt_sealed(f, part, tokens);
 }
 
 bool same_pages(int a, int b) { return sealed(KT_KEY, a) == sealed(KT_KEY, b) && sealed(KT_VALUE, a) == sealed(KT_VALUE, b); }

@@ -2,22 +2,8 @@
 #ifndef KT_TEST_FORKING_H
 #define KT_TEST_FORKING_H
 
-#include <check.h>
-
 #include "recorder.h"
-
-#define OK(call)                                                                             \
-    do {                                                                                     \
-        const kt_status status_ = (call);                                                    \
-        ck_assert_msg(!status_, "%s: %s: %s", #call, kt_status_name(status_), kt_message()); \
-    } while (0)
-
-#define FAILS(status, message, call)                                                                            \
-    do {                                                                                                        \
-        const kt_status got_ = (call);                                                                          \
-        ck_assert_msg(got_ == (status), "%s gave %s, not %s", #call, kt_status_name(got_), kt_status_name(status)); \
-        ck_assert_str_eq(kt_message(), message);                                                                \
-    } while (0)
+#include "suite.h"
 
 extern ref_world world;
 extern kt_batch *batch;

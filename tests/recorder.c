@@ -1,6 +1,6 @@
 #include "recorder.h"
+#include "suite.h"
 
-#include <check.h>
 #include <string.h>
 
 enum { RECORDS = 64 };
@@ -79,6 +79,19 @@ void recorder_install(ref_world *world)
     calls.mirror = mirror;
     world->engine->backend->calls = &calls;
     recorder = (recorder_state){.until_failure = -1};
+}
+
+void recorder_capture(const ref_world *world, kt_batch *batch, const ref_buffers *buffers)
+{
+    OK(kt_batch_upload(batch, NULL));
+    recorder.capturing = true;
+    OK(kt_step_begin(batch, NULL));
+    for (int layer = 0; layer < world->spec.model.layers; layer++) {
+        OK(ref_append(world, batch, layer, buffers));
+        OK(ref_attend_layer(world, batch, layer, buffers));
+    }
+    OK(kt_step_commit(batch));
+    recorder.capturing = false;
 }
 
 void recorder_replay(const ref_world *world)

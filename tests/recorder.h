@@ -17,6 +17,8 @@ extern recorder_state recorder;
 
 // Puts the recorder into the world's engine, with nothing recorded.
 void recorder_install(ref_world *world);
+// Uploads the batch and records a step of it behind what is recorded already; its slots bring one token each.
+void recorder_capture(const ref_world *world, kt_batch *batch, const ref_buffers *buffers);
 void recorder_replay(const ref_world *world);
 // Puts the next token of each sequence into the buffers that were captured.
 void recorder_refill(const ref_world *world, const ref_buffers *buffers, ref_sequence *const *sequences, int count);

@@ -1,6 +1,6 @@
 #include "reference.h"
+#include "suite.h"
 
-#include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -139,12 +139,6 @@ const char *ref_data(void)
 }
 
 // ---- worlds ----
-
-#define OK(call)                                                                        \
-    do {                                                                                \
-        const kt_status status_ = (call);                                               \
-        ck_assert_msg(!status_, "%s: %s: %s", #call, kt_status_name(status_), kt_message()); \
-    } while (0)
 
 void ref_open(ref_world *w, const char *variant, int head_dim, int group_heads, int dtype, int page, int pages,
               int max_sequences, int spare_slabs)
@@ -370,8 +364,8 @@ static void verify_exact(const ref_world *w, const ref_sequence *s, kt_part part
 void ref_verify(const ref_world *w, const ref_sequence *s)
 {
     const kt_format *f = &w->format;
-    const int keys = kt_sealed_pages(s->tokens, f->sink, f->key_window, f->page);
-    const int values = kt_sealed_pages(s->tokens, f->sink, f->value_window, f->page);
+    const int keys = kt_sealed(f, KT_KEY, s->tokens);
+    const int values = kt_sealed(f, KT_VALUE, s->tokens);
     unsigned char *expected = malloc((size_t)f->block_bytes), *got = malloc((size_t)f->block_bytes);
     const unsigned short **rows = malloc((size_t)f->page * sizeof *rows);
     int tokens;

@@ -1,8 +1,8 @@
 // The public API on the CPU: serving, transactions, limits, and what is said of every misuse.
 #include "core.h"
 #include "reference.h"
+#include "suite.h"
 
-#include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,20 +23,6 @@ void *__libc_malloc(size_t bytes);
 void *malloc(size_t bytes) { return allocated += counting, __libc_malloc(bytes); }
 static void count_allocations(void) {}
 #endif
-
-#define OK(call)                                                                             \
-    do {                                                                                     \
-        const kt_status status_ = (call);                                                    \
-        ck_assert_msg(!status_, "%s: %s: %s", #call, kt_status_name(status_), kt_message()); \
-    } while (0)
-
-// The call fails with this status and exactly this message.
-#define FAILS(status, message, call)                                                                            \
-    do {                                                                                                        \
-        const kt_status got_ = (call);                                                                          \
-        ck_assert_msg(got_ == (status), "%s gave %s, not %s", #call, kt_status_name(got_), kt_status_name(status)); \
-        ck_assert_str_eq(kt_message(), message);                                                                \
-    } while (0)
 
 static kt_cache_info query_cache(void)
 {
@@ -528,9 +514,5 @@ int main(void)
     tcase_add_test(tcase, refusals_outside_steps);
     tcase_add_test(tcase, refusals_in_steps);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

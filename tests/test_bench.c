@@ -1,5 +1,4 @@
 // kittygen bench without a GPU: shapes, bytes, layers, percentiles, and the command from outside.
-#include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +8,7 @@
 
 #include "bench.h"
 #include "layout.h"
+#include "suite.h"
 
 // ---- shapes ----------------------------------------------------------------------------------------------------------
 
@@ -215,9 +215,5 @@ int main(void)
     tcase_add_test(tests, numbers);
     tcase_add_loop_test(tests, command, 0, sizeof cases / sizeof *cases);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

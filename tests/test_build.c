@@ -1,7 +1,7 @@
 // kittygen build as people run it: wrong input, a machine without NVRTC, and one spec compiled into a bundle.
 #include "cuda/nvrtc.h"
+#include "suite.h"
 
-#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,9 +112,5 @@ int main(void)
     else
         tcase_add_test(all, bundle);
     suite_add_tcase(suite, all);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

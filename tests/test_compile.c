@@ -1,8 +1,8 @@
 // NVRTC and the cubin cache, without a GPU. Where no NVRTC is found, one line says so and only the search is tested.
 #include "cuda/cubin_cache.h"
 #include "sha256.h"
+#include "suite.h"
 
-#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -438,9 +438,5 @@ int main(void)
         tcase_add_test(all, dump);
         suite_add_tcase(suite, all);
     }
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

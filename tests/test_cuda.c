@@ -4,8 +4,8 @@
 #include "cuda/cubin_cache.h"
 #include "cuda/staging.h"
 #include "sha256.h"
+#include "suite.h"
 
-#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -487,9 +487,5 @@ int main(void)
     tcase_add_test(all, one_call);
     tcase_add_test(all, capture);
     suite_add_tcase(suite, all);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -243,9 +243,5 @@ int main(void)
     tcase_add_test(tcase, cut_forks);
     tcase_add_test(tcase, reservations);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

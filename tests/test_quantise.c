@@ -1,7 +1,7 @@
 // The CPU quantiser against hand-computed codes and against a decoder written from templates/lib/page.cuh alone.
 #include "reference.h"
+#include "suite.h"
 
-#include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -404,7 +404,7 @@ START_TEST(splits)
             ck_assert_mem_eq(a, b, 2 * (size_t)f.sink * f.head_dim * 2);
             for (int part = 0; part < 2; part++) {
                 const int ring = part ? f.value_ring : f.key_ring, at = part ? f.slab_value : f.slab_key;
-                const int pages = kt_sealed_pages(TOKENS, f.sink, part ? f.value_window : f.key_window, f.page);
+                const int pages = kt_sealed(&f, part, TOKENS);
                 for (int t = f.sink + pages * f.page; t < TOKENS; t++) {
                     const int place = at + (t - f.sink) % ring * f.head_dim * 2;
                     ck_assert_mem_eq(a + place, b + place, (size_t)f.head_dim * 2);
@@ -432,9 +432,5 @@ int main(void)
     tcase_add_test(tcase, random_score);
     tcase_add_loop_test(tcase, splits, 0, REF_VARIANTS);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -1,39 +1,12 @@
 // Captured steps and what comes between them: aborts, failures, other captures, replays that the host is not told of; and steps of
 // very many or very unequal slots.
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "recorder.h"
+#include "suite.h"
 
 static ref_world world;
-
-#define OK(call)                                                                             \
-    do {                                                                                     \
-        const kt_status status_ = (call);                                                    \
-        ck_assert_msg(!status_, "%s: %s: %s", #call, kt_status_name(status_), kt_message()); \
-    } while (0)
-
-#define FAILS(status, message, call)                                                                            \
-    do {                                                                                                        \
-        const kt_status got_ = (call);                                                                          \
-        ck_assert_msg(got_ == (status), "%s gave %s, not %s", #call, kt_status_name(got_), kt_status_name(status)); \
-        ck_assert_str_eq(kt_message(), message);                                                                \
-    } while (0)
-
-// Records the step of these slots behind what is recorded already; each brings one token.
-static void capture(kt_batch *batch, const ref_buffers *buffers)
-{
-    OK(kt_batch_upload(batch, NULL));
-    recorder.capturing = true;
-    OK(kt_step_begin(batch, NULL));
-    for (int layer = 0; layer < world.spec.model.layers; layer++) {
-        OK(ref_append(&world, batch, layer, buffers));
-        OK(ref_attend_layer(&world, batch, layer, buffers));
-    }
-    OK(kt_step_commit(batch));
-    recorder.capturing = false;
-}
 
 static void replay_once(const ref_buffers *buffers, ref_sequence *s)
 {
@@ -55,7 +28,7 @@ START_TEST(taken_back)
     ref_join(&world, &b, 500);
     ref_step(&world, batch, (ref_sequence *[]){&a}, (int[]){150}, 1, false);
     ref_fill(&world, batch, (ref_sequence *[]){&a}, (int[]){1}, 1, &buffers);
-    capture(batch, &buffers);
+    recorder_capture(&world, batch, &buffers);
     while (a.tokens < 159)
         ref_step(&world, batch, (ref_sequence *[]){&a}, (int[]){1}, 1, false);
     ref_fill(&world, batch, (ref_sequence *[]){&a}, (int[]){1}, 1, &eager); // the next token completes a page
@@ -133,13 +106,13 @@ START_TEST(smallest_capture)
     ref_fill(&world, batch, (ref_sequence *[]){&a}, (int[]){1}, 1, &buffers);
     OK(kt_batch_set(batch, 0, a.handle, 1, 39));
     if (_i) { // the larger first, or last by way of an eager step
-        capture(batch, &buffers);
+        recorder_capture(&world, batch, &buffers);
         OK(kt_batch_set(batch, 0, a.handle, 1, 0));
-        capture(batch, &buffers);
+        recorder_capture(&world, batch, &buffers);
         OK(kt_batch_set(batch, 0, a.handle, 1, 39));
     } else {
         OK(kt_batch_set(batch, 0, a.handle, 1, 1));
-        capture(batch, &buffers);
+        recorder_capture(&world, batch, &buffers);
         OK(kt_batch_set(batch, 0, a.handle, 1, 39));
     }
     FAILS(KT_INVALID, "kt_batch_upload: the slots have rows up to 39; a step of this batch was captured for rows 0 to 1",
@@ -174,7 +147,7 @@ START_TEST(untold)
     ref_join(&world, &a, 0);
     ref_step(&world, batch, (ref_sequence *[]){&a}, (int[]){100}, 1, false);
     ref_fill(&world, batch, (ref_sequence *[]){&a}, (int[]){1}, 1, &buffers);
-    capture(batch, &buffers);
+    recorder_capture(&world, batch, &buffers);
     for (int i = 0; i < 3; i++)
         replay_once(&buffers, &a);
     OK(kt_batch_upload(batch, NULL));
@@ -269,9 +242,5 @@ int main(void)
     tcase_add_test(tcase, all_turn);
     tcase_add_test(tcase, prompt_among_decoding);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -1,5 +1,4 @@
 // kittygen run: its arithmetic against plain loops, its schedule against what it promises, and the command from outside.
-#include <check.h>
 #include <cjson/cJSON.h>
 #include <dirent.h>
 #include <math.h>
@@ -18,6 +17,7 @@
 #include "scenario.h"
 #include "schedule.h"
 #include "temporary.h"
+#include "suite.h"
 
 // ---- exact -----------------------------------------------------------------------------------------------------------
 
@@ -559,9 +559,5 @@ int main(void)
     tcase_add_test(command, command_cleans_up);
     tcase_add_test(command, command_real_keys);
     suite_add_tcase(suite, command);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -1,7 +1,7 @@
 // safetensors files: what a good one holds, and what is said of each damaged one.
 #include "safetensors.h"
+#include "suite.h"
 
-#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -84,7 +84,7 @@ START_TEST(good)
 END_TEST
 
 #define X "{\"x\":"
-#define OK "{\"dtype\":\"F16\",\"shape\":[4],\"data_offsets\":[0,8]}"
+#define F16_TENSOR "{\"dtype\":\"F16\",\"shape\":[4],\"data_offsets\":[0,8]}"
 
 static const struct {
     const char *header;
@@ -111,14 +111,14 @@ static const struct {
     {X "{\"dtype\":\"F16\",\"shape\":[4],\"data_offsets\":[8]}}", 8, "tensor \"x\": data_offsets is not a pair of offsets"},
     {X "{\"dtype\":\"F16\",\"shape\":[4],\"data_offsets\":[-8,0]}}", 8, "tensor \"x\": data_offsets is not a pair of offsets"},
     {X "{\"dtype\":\"F16\",\"shape\":[4],\"data_offsets\":[8,0]}}", 8, "tensor \"x\": data_offsets [8, 0] run backwards"},
-    {X OK "}", 7, "truncated: tensor \"x\" ends at byte 8 of the data, the file at 7"},
+    {X F16_TENSOR "}", 7, "truncated: tensor \"x\" ends at byte 8 of the data, the file at 7"},
     {X "{\"dtype\":\"F16\",\"shape\":[5],\"data_offsets\":[0,8]}}", 8,
      "tensor \"x\": 8 bytes of data, but F16 [5] takes 10"},
-    {X OK "}", 9, "1 bytes after the last tensor belong to none"},
+    {X F16_TENSOR "}", 9, "1 bytes after the last tensor belong to none"},
     {"{}", 3, "3 bytes after the last tensor belong to none"},
     {X "{\"dtype\":\"F16\",\"shape\":[4],\"data_offsets\":[2,10]}}", 10, "2 bytes before tensor \"x\" belong to none"},
-    {X OK ",\"y\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[6,10]}}", 10, "tensor \"y\" overlaps tensor \"x\""},
-    {X OK ",\"x\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[8,12]}}", 12, "tensor \"x\" is there twice"},
+    {X F16_TENSOR ",\"y\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[6,10]}}", 10, "tensor \"y\" overlaps tensor \"x\""},
+    {X F16_TENSOR ",\"x\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[8,12]}}", 12, "tensor \"x\" is there twice"},
 };
 
 START_TEST(damage)
@@ -166,7 +166,7 @@ END_TEST
 // A file cut anywhere, or with any one byte of its header changed, is refused or read within its bounds.
 START_TEST(every_cut)
 {
-    const char *header = X OK "}";
+    const char *header = X F16_TENSOR "}";
     const size_t length = strlen(header);
     kg_safetensors *file;
     for (size_t cut = 0; cut < 8 + length + 8; cut++) {
@@ -202,9 +202,5 @@ int main(void)
     tcase_add_test(tests, header_length);
     tcase_add_test(tests, every_cut);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

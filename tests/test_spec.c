@@ -6,8 +6,8 @@
 #include "locate.h"
 #include "sandbox.h"
 #include "spec.h"
+#include "suite.h"
 
-#include <check.h>
 #include <cjson/cJSON.h>
 #include <dirent.h>
 #include <lauxlib.h>
@@ -783,12 +783,9 @@ int main(void)
     suite_add_tcase(suite, specs);
     suite_add_tcase(suite, limits);
     suite_add_tcase(suite, shell);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    const int failed = run_suite(suite);
     for (int i = 0; i < bad_count; i++)
         free(bad[i]);
     free(bad);
-    return failed ? 1 : 0;
+    return failed;
 }

@@ -1,20 +1,14 @@
 // Steps against a model of them: a random stress of the transactions, captured steps and their replays, and failures of the
 // device at every call.
 #include "reference.h"
+#include "suite.h"
 
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "recorder.h"
 
 static ref_world world;
-
-#define OK(call)                                                                             \
-    do {                                                                                     \
-        const kt_status status_ = (call);                                                    \
-        ck_assert_msg(!status_, "%s: %s: %s", #call, kt_status_name(status_), kt_message()); \
-    } while (0)
 
 // ---- stress ----
 
@@ -32,8 +26,8 @@ static member members[SEQUENCES];
 static int pages_for(int tokens)
 {
     const kt_format *f = &world.format;
-    const int keys = kt_sealed_pages(tokens, f->sink, f->key_window, f->page);
-    const int values = kt_sealed_pages(tokens, f->sink, f->value_window, f->page);
+    const int keys = kt_sealed(f, KT_KEY, tokens);
+    const int values = kt_sealed(f, KT_VALUE, tokens);
     return keys > values ? keys : values;
 }
 
@@ -70,8 +64,8 @@ static void random_step(uint64_t *seed, kt_batch *batch, int slots)
         fresh[slot] = (int)(ref_random(seed) % 3 ? ref_random(seed) % 3 : ref_random(seed) % 90);
         const int tokens = members[m].sequence.tokens, more = pages_for(tokens + fresh[slot]) - members[m].reserved;
         const kt_format *f = &world.format;
-        const int keys = tokens - f->sink - kt_sealed_pages(tokens, f->sink, f->key_window, f->page) * f->page;
-        const int values = tokens - f->sink - kt_sealed_pages(tokens, f->sink, f->value_window, f->page) * f->page;
+        const int keys = tokens - f->sink - kt_sealed(f, KT_KEY, tokens) * f->page;
+        const int values = tokens - f->sink - kt_sealed(f, KT_VALUE, tokens) * f->page;
         pages += fresh[slot] && more > 0 ? more : 0;
         spares += fresh[slot] && tokens > f->sink &&
                   ((keys > 0 && keys + fresh[slot] > f->key_ring) || (values > 0 && values + fresh[slot] > f->value_ring));
@@ -168,15 +162,7 @@ START_TEST(captured)
     OK(kt_sequence_reserve(world.cache, a.handle, a.tokens + ROUNDS));
     OK(kt_sequence_reserve(world.cache, b.handle, b.tokens + ROUNDS));
     ck_assert_int_eq(kt_step_replayed(batch, 1), KT_ORDER);
-    OK(kt_batch_upload(batch, NULL));
-    recorder.capturing = true;
-    OK(kt_step_begin(batch, NULL));
-    for (int layer = 0; layer < 2; layer++) {
-        OK(ref_append(&world, batch, layer, &buffers));
-        OK(ref_attend_layer(&world, batch, layer, &buffers));
-    }
-    OK(kt_step_commit(batch));
-    recorder.capturing = false;
+    recorder_capture(&world, batch, &buffers);
     ck_assert_int_eq(recorder.count, 2 + 2 * 2 + 1);
     ref_verify(&world, &a); // nothing has run
 
@@ -308,9 +294,5 @@ int main(void)
     tcase_add_test(tcase, device_failures);
     tcase_add_test(tcase, steady_state);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -1,6 +1,5 @@
 // kittygen tune: which kernels it tries and chooses, and the command over a made-up card (fake/cuda.c) and compiler (fake/nvrtc.c).
 #include <cjson/cJSON.h>
-#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +7,7 @@
 #include <unistd.h>
 
 #include "tune.h"
+#include "suite.h"
 
 // ---- the menu --------------------------------------------------------------------------------------------------------
 
@@ -35,12 +35,12 @@ START_TEST(menu)
         kg_attend_rules(&f, &now);
         kg_tune_menu(&f, KG_LARGE_SHARED, &now, &old, &tried, &kept);
         ck_assert_int_eq(kept, now.count + 1);
-        ck_assert_int_eq(kg_tune_index(&tried, 2, 1, 1, 1), now.count);
+        ck_assert_int_eq(kg_attend_index(&tried, 2, 1, 1, 1), now.count);
         ck_assert_int_lt(tried.count, KG_ATTEND_MENU); // none is lost for want of room
         ck_assert_int_eq(tried.count, tried.row_count);
         for (int i = 0; i < tried.count; i++) {
             const kg_attend_config *c = &tried.configs[i];
-            ck_assert_int_eq(kg_tune_index(&tried, c->warps, c->stages, c->tiles, c->blocks), i);
+            ck_assert_int_eq(kg_attend_index(&tried, c->warps, c->stages, c->tiles, c->blocks), i);
             ck_assert(i >= kept || c->warps * c->blocks <= 16);
             ck_assert_int_le(c->blocks * (c->shared + 1024), KG_LARGE_SHARED + 1024);
         }
@@ -52,10 +52,10 @@ START_TEST(menu)
     const kt_format f = format_of("qwen3_8b/kitty_pro");
     kg_attend_rules(&f, &now);
     kg_tune_menu(&f, KG_LARGE_SHARED, &now, 0, &tried, &kept);
-    ck_assert_int_ge(kg_tune_index(&tried, 12, 1, 2, 1), kept); // beyond the package's own
-    ck_assert_int_ge(kg_tune_index(&tried, 6, 2, 2, 2), kept);
-    ck_assert_int_ge(kg_tune_index(&tried, 4, 4, 2, 2), kept);
-    ck_assert_int_eq(kg_tune_index(&tried, 8, 4, 1, 1), -1);
+    ck_assert_int_ge(kg_attend_index(&tried, 12, 1, 2, 1), kept); // beyond the package's own
+    ck_assert_int_ge(kg_attend_index(&tried, 6, 2, 2, 2), kept);
+    ck_assert_int_ge(kg_attend_index(&tried, 4, 4, 2, 2), kept);
+    ck_assert_int_eq(kg_attend_index(&tried, 8, 4, 1, 1), -1);
     kg_tune_menu(&f, KG_SMALL_SHARED, &now, 0, &tried, &kept); // a smaller card
     ck_assert_int_gt(tried.count, kept);
     for (int i = 0; i < tried.count; i++)
@@ -367,9 +367,5 @@ int main(void)
     tcase_add_test(commands, no_gpu);
     suite_add_tcase(suite, tests);
     suite_add_tcase(suite, commands);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -1,11 +1,11 @@
 // The tuned table without a GPU: the file and its faults, which set a format goes by, and the plan that follows.
-#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "tuned.h"
+#include "suite.h"
 
 static char path[] = "/tmp/kittygen-tuned-XXXXXX", error[KG_ERROR];
 
@@ -386,9 +386,5 @@ int main(void)
     tcase_add_test(tests, small_cards);
     tcase_add_test(tests, rules);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

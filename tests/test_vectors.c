@@ -1,8 +1,8 @@
 // Agreement with the original's own simulation, by the rule in tests/data/vectors/README.md.
 #include "reference.h"
 #include "safetensors.h"
+#include "suite.h"
 
-#include <check.h>
 #include <dirent.h>
 #include <math.h>
 #include <stdio.h>
@@ -204,9 +204,5 @@ int main(void)
     if (getenv("KT_VECTORS"))
         tcase_add_test(tcase, further);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -1,5 +1,7 @@
 """KittyCache: Transformers' layered cache with quantised keys and values in its full-attention layers."""
 
+import inspect
+from functools import lru_cache
 from itertools import count
 
 import torch
@@ -12,6 +14,16 @@ from .steps import Steps
 from .store import Limits, Store
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp16"}
+
+
+@lru_cache
+def _cache_argument(forward):
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
+def cache_argument(model):
+    """What the model's forward calls its cache: Transformers 5.24 renamed past_key_values, which goes on to work there, with a warning."""
+    return _cache_argument(type(getattr(model, "_orig_mod", model)).forward)
 
 
 class KittyLayer(CacheLayerMixin):

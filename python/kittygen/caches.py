@@ -12,14 +12,13 @@ import contextlib
 import difflib
 import gc
 import importlib.util
-import inspect
 import os
 import re
 
 import torch
 from transformers import DynamicCache, StaticCache
 
-from .cache import KittyCache
+from .cache import KittyCache, cache_argument
 from .package import variants
 from .report import MACHINE, CommandError
 
@@ -98,6 +97,4 @@ def free_memory():
 
 def forward(model, ids, cache):
     """Logits [batch, vocabulary] after the last of ids [batch, tokens], which the cache takes in."""
-    # Transformers 5.24 calls past_key_values `cache` and warns of the old name.
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    return model(input_ids=ids, use_cache=True, logits_to_keep=1, **{name: cache}).logits[:, -1]
+    return model(input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_argument(model): cache}).logits[:, -1]

@@ -15,10 +15,9 @@ their own: a finished row goes on with pad tokens, as in generate(), until all h
 On the CPU the same loop runs eagerly. Afterwards the cache is as after generate(): a further turn may follow, by either way.
 """
 
-import inspect
-
 import torch
 
+from .cache import cache_argument
 from .errors import KittyError
 from .sliding import Ring, is_sliding
 
@@ -45,8 +44,7 @@ class Decoder:
         self.pad = pad if pad is not None else eos[0] if eos else 0
         options = dict(compile) if isinstance(compile, dict) else {}
         self.forward = torch.compile(model, fullgraph=True, **options) if compile else model
-        # The argument was renamed in Transformers 5.24; the old name goes on to work, with a warning.
-        self.argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        self.argument = cache_argument(model)
         self.graph, self.graph_batch = None, None
 
     @torch.inference_mode()

@@ -113,7 +113,8 @@ class Steps:
                 self.begin(query, key, value, mask)
             elif not self.store.open:
                 raise KittyError(f"layer {layer} of the cache was called, but no step is open: layers come in order, from the first")
-            self.check(query, key, value)
+            else:
+                self.check(query, key, value)
             return self.take(layer, query, key, value, scale)
         except BaseException:
             self.abort()
@@ -137,6 +138,7 @@ class Steps:
             store.open_rows(batch)
         self.fresh = [width] * batch if self.trusted else count_fresh(mask, store.stored, self.seen, width)
         self.width, self.prompt = width, not any(store.stored)
+        self.whole = all(count == width for count in self.fresh)
         first = [row * width + width - count for row, count in enumerate(self.fresh)]
         # Of a long prompt all but the tail is one step and the tail another: the bytes are the same, and less has to be kept.
         self.tail = TAIL if self.recording and self.prompt and min(self.fresh) > 2 * TAIL else 0
@@ -156,8 +158,7 @@ class Steps:
         if self.keeping:
             part = slice(width - self.tail if self.tail else 0, width)
             self.keeping.operands.append((k[:, :, part].clone(), v[:, :, part].clone()))
-        whole = all(count == width for count in self.fresh)
-        make = torch.empty if whole else torch.zeros
+        make = torch.empty if self.whole else torch.zeros
         k, v = store.append(layer, k, v, attended=not self.prompt)
         if self.prompt:
             out = make((batch, width, heads, dim), dtype=query.dtype, device=query.device)

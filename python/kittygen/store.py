@@ -86,11 +86,14 @@ class Store:
         heads = self.layers * self.kv_heads
         return self.engine.info.block_bytes * heads, self.engine.info.slab_bytes * heads
 
+    def sealed(self, tokens):
+        """Sealed pages of a sequence of so many tokens: (of keys, of values)."""
+        form = self.engine.format
+        return tuple(max(0, tokens - form["sink"] - form[window]) // form["page"] for window in ("key_window", "value_window"))
+
     def budget_for(self, batch, spare, tokens):
         page, slab = self.sizes()
-        form = self.engine.format
-        pages = max(0, tokens - form["sink"] - min(form["key_window"], form["value_window"])) // form["page"]
-        return (batch + spare) * slab + max(batch * pages, 1) * page
+        return (batch + spare) * slab + max(batch * max(self.sealed(tokens)), 1) * page
 
     def open_pool(self, batch):
         """Opens the pool for `batch` sequences at a time, or keeps the one there is if it suffices."""

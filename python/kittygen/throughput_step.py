@@ -120,9 +120,8 @@ def read_bytes(name, cache, tokens):
     total = 0
     if is_kitty(name):
         store, form = cache.steps.store, cache.steps.store.engine.format
-        page, sink = form["page"], form["sink"]
-        keys, values = (max(0, tokens - sink - form[window]) // page for window in ("key_window", "value_window"))
-        exact = (2 * tokens - (keys + values) * page) * form["head_dim"] * 2
+        keys, values = store.sealed(tokens)
+        exact = (2 * tokens - (keys + values) * form["page"]) * form["head_dim"] * 2
         per_head = keys * form["value_tiles"] + values * (form["block_bytes"] - form["value_tiles"]) + exact
         total = store.layers * store.kv_heads * per_head
     for layer in plain_layers(cache):

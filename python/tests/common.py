@@ -133,18 +133,13 @@ def sealed_keys(cache, row):
     return max(0, count - form["sink"] - form["key_window"]) // form["page"]
 
 
-def sealed_values(cache, row):
-    form, count = cache.steps.store.engine.format, cache.steps.store.stored[row]
-    return max(0, count - form["sink"] - form["value_window"]) // form["page"]
-
-
 def content(cache, row):
     """Everything a row holds: its length, the bytes of its whole pages, and every token as it is read."""
     store = cache.steps.store
     parts = [store.stored[row]]
     for layer in range(store.layers):
         for head in range(store.kv_heads):
-            parts += [block(cache, row, layer, head, page) for page in range(sealed_values(cache, row))]
+            parts += [block(cache, row, layer, head, page) for page in range(store.sealed(store.stored[row])[1])]
             parts += [read(cache, row, layer, head, part) for part in (kt.KEY, kt.VALUE)]
     return parts
 

@@ -10,9 +10,9 @@ static int seal_pages(const kt__head *h, kt_part part)
 {
     const kt_format *f = h->format;
     const unsigned short *rows[KT__MAX_PAGE];
-    const int after = kt__cpu_sealed(f, part, h->slot->tokens + h->slot->fresh);
+    const int after = kt_sealed(f, part, h->slot->tokens + h->slot->fresh);
     int overflows = 0;
-    for (int page = kt__cpu_sealed(f, part, h->slot->tokens); page < after; page++) {
+    for (int page = kt_sealed(f, part, h->slot->tokens); page < after; page++) {
         for (int i = 0; i < f->page; i++)
             rows[i] = kt__cpu_exact(h, part, f->sink + page * f->page + i);
         unsigned char *block = kt__cpu_block(h, page);
@@ -42,7 +42,7 @@ static int append_part(const kt__head *h, kt_part part)
     }
     count += seal_pages(h, part);
     store(h, part, 0, after < f->sink ? after : f->sink);
-    store(h, part, f->sink + kt__cpu_sealed(f, part, after) * f->page, after);
+    store(h, part, f->sink + kt_sealed(f, part, after) * f->page, after);
     return count;
 }
 

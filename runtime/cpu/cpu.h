@@ -31,7 +31,6 @@ typedef struct {
 } kt__head;
 // Goes over the heads of every slot that brings tokens, if the step is ready.
 void kt__cpu_each_head(const kt_format *format, const kt_view *view, void (*work)(const kt__head *, const void *params), const void *params);
-int kt__cpu_sealed(const kt_format *format, kt_part part, int tokens);
 unsigned char *kt__cpu_block(const kt__head *head, int page);
 // Byte offset of an exact token in a slab.
 long long kt__cpu_place(const kt_format *format, kt_part part, int token);

@@ -16,11 +16,6 @@ void kt__cpu_each_head(const kt_format *f, const kt_view *view, void (*work)(con
     }
 }
 
-int kt__cpu_sealed(const kt_format *f, kt_part part, int tokens)
-{
-    return kt_sealed_pages(tokens, f->sink, part == KT_KEY ? f->key_window : f->value_window, f->page);
-}
-
 unsigned char *kt__cpu_block(const kt__head *h, int page)
 {
     return h->view->pages + ((long long)h->table[page] * h->view->kv_heads + h->head) * h->format->block_bytes;

@@ -23,8 +23,7 @@ typedef struct {
 } plan;
 
 typedef struct {
-    int code;
-    char message[2048];
+    pool_result end;
     emulation run;
     double seconds;
 } outcome;
@@ -44,19 +43,9 @@ static int work(void *context, int task, void *result)
     const plan *p = context;
     outcome *o = result;
     const double begin = now();
-    o->code = run_case(p, &p->list.all[p->tasks[task]], o);
-    if (o->code)
-        snprintf(o->message, sizeof o->message, "%.2000s", failure);
+    const int code = run_case(p, &p->list.all[p->tasks[task]], o);
     o->seconds = now() - begin;
-    return 1;
-}
-
-static void lost(void *context, int task, void *result, const char *why)
-{
-    (void)context, (void)task;
-    outcome *o = result;
-    o->code = KG_MACHINE;
-    snprintf(o->message, sizeof o->message, "%s", why);
+    return code;
 }
 
 // Kernels of all manifests whose source was launched and not at fault, on both paths.
@@ -68,7 +57,7 @@ static int count_kernels(const plan *p, const outcome *outcomes, int tasks)
     if (!run)
         return fail(KG_MACHINE, "out of memory");
     for (int t = 0; t < tasks; t++)
-        for (int k = 0; k < list->all[p->tasks[t]].package.kernel_count && !outcomes[t].code; k++)
+        for (int k = 0; k < list->all[p->tasks[t]].package.kernel_count && !outcomes[t].end.code; k++)
             for (int path = 0; path < PATHS; path++)
                 run[list->all[p->tasks[t]].sources[k]][path] |= outcomes[t].run.launches[k][path] > 0;
     for (int i = 0; i < list->count; i++)
@@ -88,20 +77,16 @@ static int count_kernels(const plan *p, const outcome *outcomes, int tasks)
 static int run_all(plan *p, int tasks, int jobs)
 {
     outcome *outcomes = calloc((size_t)tasks, sizeof *outcomes);
-    pool pool = {.count = tasks, .jobs = jobs, .limit = LIMIT, .result_bytes = sizeof *outcomes, .results = (char *)outcomes,
-                 .work = work, .lost = lost, .context = p};
-    int code = outcomes ? KG_OK : fail(KG_MACHINE, "out of memory");
-    if (!code && jobs)
-        code = pool_run(&pool);
-    for (int t = 0; t < tasks && !code && !jobs; t++)
-        work(p, t, &outcomes[t]);
+    const pool pool = {.what = "packages", .count = tasks, .jobs = jobs, .limit = LIMIT, .result_bytes = sizeof *outcomes,
+                       .results = (char *)outcomes, .work = work, .context = p};
+    int code = outcomes ? pool_run(&pool) : fail(KG_MACHINE, "out of memory");
     for (int t = 0; t < tasks && !code; t++) {
         const outcome *o = &outcomes[t];
-        printf("%s %s: %ld attends, worst relative L2 distance %.2g; %.1f s%s%s\n", o->code ? "FAIL" : "ok  ", p->list.all[p->tasks[t]].name,
-               o->run.found.attends, o->run.found.worst.distance, o->seconds, o->code ? "\n     " : "", o->message);
+        printf("%s %s: %ld attends, worst relative L2 distance %.2g; %.1f s%s%s\n", o->end.code ? "FAIL" : "ok  ", p->list.all[p->tasks[t]].name,
+               o->run.found.attends, o->run.found.worst.distance, o->seconds, o->end.code ? "\n     " : "", o->end.message);
     }
     for (int t = 0; t < tasks; t++)
-        code = outcomes && outcomes[t].code > code ? outcomes[t].code : code;
+        code = outcomes && outcomes[t].end.code > code ? outcomes[t].end.code : code;
     if (outcomes) {
         const int counted = count_kernels(p, outcomes, tasks);
         code = code ? code : counted;

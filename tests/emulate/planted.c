@@ -55,8 +55,8 @@ typedef struct {
 } plan;
 
 typedef struct {
+    pool_result end; // its message: what was found instead
     int found;
-    char message[2048];
 } outcome;
 
 static const test_case *case_of(const case_list *list, const char *spec)
@@ -76,20 +76,14 @@ static int work(void *context, int task, void *result)
     record record = {0};
     emulation emulation = {0};
     const int code = given ? run_beside_cpu(given, SEED, &fault->change, &record, &emulation) : fail(KG_USER, "no spec of that name");
-    snprintf(o->message, sizeof o->message, "%.2000s", code ? failure : "nothing was found");
+    snprintf(o->end.message, sizeof o->end.message, "%.2000s", code ? failure : "nothing was found");
     for (int i = 0; i < 2 && fault->kinds[i] && code; i++) {
         char kind[64];
         snprintf(kind, sizeof kind, ": %s: ", fault->kinds[i]);
         o->found |= strcmp(fault->kinds[i], "differs") ? strstr(failure, kind) && strstr(failure, ".cu:") : *emulation.found.fault != 0;
     }
     record_free(&record);
-    return 1;
-}
-
-static void lost(void *context, int task, void *result, const char *why)
-{
-    (void)context, (void)task;
-    snprintf(((outcome *)result)->message, sizeof ((outcome *)result)->message, "%s", why);
+    return KG_OK;
 }
 
 int main(int argc, char **argv)
@@ -105,18 +99,16 @@ int main(int argc, char **argv)
     }
     snprintf(shapes, sizeof shapes, "%s/emulate/shapes.lua", tests && *tests ? tests : "tests");
     p.first = number ? number - 1 : 0;
-    pool pool = {.count = number ? 1 : COUNT, .jobs = kg_parallel_workers(), .limit = LIMIT, .result_bytes = sizeof *outcomes,
-                 .results = (char *)outcomes, .work = work, .lost = lost, .context = &p};
+    const pool pool = {.what = "faults", .count = number ? 1 : COUNT, .jobs = number ? 0 : kg_parallel_workers(), .limit = LIMIT,
+                       .result_bytes = sizeof *outcomes, .results = (char *)outcomes, .work = work, .context = &p};
     int code = cases_make(&p.list, specs, 1);
-    if (!code && number)
-        work(&p, 0, outcomes);
-    else if (!code)
+    if (!code)
         code = pool_run(&pool);
     for (int i = 0; i < pool.count && !code; i++) {
         const planted *fault = &all[p.first + i];
         printf("%s %d, %s in %s, %s%s%s\n", outcomes[i].found ? "ok  " : "FAIL", p.first + i + 1, fault->fault,
                kt__op_names[fault->change.op], fault->kinds[0], outcomes[i].found && !number ? "" : "\n     ",
-               outcomes[i].found && !number ? "" : outcomes[i].message);
+               outcomes[i].found && !number ? "" : outcomes[i].end.message);
         failed += !outcomes[i].found;
     }
     if (code)

@@ -9,7 +9,6 @@
 #include "cuda.h"
 #include "parallel.h"
 #include "pool.h"
-#include "progress.h"
 
 enum { SECONDS = 150, SEED = 1 };
 
@@ -18,12 +17,10 @@ typedef struct {
     int *tasks, task_count;
     const char *folder;
     int on_cpu;
-    kg_progress progress;
 } plan;
 
 typedef struct {
-    int code;
-    char message[1024];
+    pool_result end;
     agreement found;
 } outcome;
 
@@ -71,22 +68,8 @@ static int run_case(const plan *p, const test_case *c, outcome *o)
 static int work(void *context, int task, void *result)
 {
     const plan *p = context;
-    outcome *o = result;
-    o->code = run_case(p, &p->list.all[p->tasks[task]], o);
-    if (o->code)
-        snprintf(o->message, sizeof o->message, "%.1000s", failure);
-    return o->code != KG_MACHINE; // a device that has failed once answers nothing more in this process
+    return run_case(p, &p->list.all[p->tasks[task]], result);
 }
-
-static void lost(void *context, int task, void *result, const char *why)
-{
-    (void)context, (void)task;
-    outcome *o = result;
-    o->code = KG_MACHINE;
-    snprintf(o->message, sizeof o->message, "%s", why);
-}
-
-static void done(void *context, int finished) { kg_progress_to(&((plan *)context)->progress, finished); }
 
 static int print(const plan *p, const outcome *outcomes)
 {
@@ -99,14 +82,14 @@ static int print(const plan *p, const outcome *outcomes)
         const agreement *a = &outcomes[t].found;
         agreement *sum = &all[c->package.format.dtype == KT_BF16];
         printf("%-32s %6ld %7ld %9.2e %9.2e %6.2f %7.2f%%%s%s\n", c->name, a->blocks, a->attends, a->worst.distance, a->worst.lse,
-               a->worst.ulps, a->elements ? 100.0 * (double)a->equal / (double)a->elements : 100.0, outcomes[t].code ? "\n    FAILED: " : "",
-               outcomes[t].message);
+               a->worst.ulps, a->elements ? 100.0 * (double)a->equal / (double)a->elements : 100.0, outcomes[t].end.code ? "\n    FAILED: " : "",
+               outcomes[t].end.message);
         for (int k = 0; k < c->package.kernel_count; k++)
             kernels += c->first[k] && c->package.kernels[k].op == KT__ATTEND;
         sum->worst.distance = fmax(sum->worst.distance, a->worst.distance), sum->worst.lse = fmax(sum->worst.lse, a->worst.lse);
         sum->worst.ulps = fmax(sum->worst.ulps, a->worst.ulps);
         sum->blocks += a->blocks, sum->attends += a->attends, sum->elements += a->elements, sum->equal += a->equal;
-        code = outcomes[t].code > code ? outcomes[t].code : code;
+        code = outcomes[t].end.code > code ? outcomes[t].end.code : code;
     }
     for (int dtype = 0; dtype < 2; dtype++) {
         const difference limits = limits_of(p, dtype);
@@ -126,11 +109,9 @@ static int run_plan(plan *p, int jobs)
     outcome *outcomes = calloc((size_t)p->task_count, sizeof *outcomes);
     if (!outcomes)
         return fail(KG_MACHINE, "out of memory");
-    pool pool = {.count = p->task_count, .jobs = jobs, .limit = SECONDS, .result_bytes = sizeof *outcomes, .results = (char *)outcomes,
-                 .work = work, .lost = lost, .done = done, .context = p};
-    kg_progress_begin(&p->progress, "cases", p->task_count);
+    const pool pool = {.what = "cases", .count = p->task_count, .jobs = jobs, .limit = SECONDS, .result_bytes = sizeof *outcomes,
+                       .results = (char *)outcomes, .work = work, .context = p};
     int code = pool_run(&pool);
-    kg_progress_end(&p->progress);
     code = code ? code : print(p, outcomes);
     free(outcomes);
     return code;

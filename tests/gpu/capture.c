@@ -132,7 +132,7 @@ static int compare_pages(state *s)
             status = kt_sequence_tokens(lanes[k]->bed.cache, lanes[k]->bed.handles[i], &tokens[k]);
         if (!status && tokens[0] != tokens[1])
             code = fail(KG_FAILED, "sequence %d has %d tokens after replays, expected %d", i, tokens[1], tokens[0]);
-        const int pages = kt_sealed_pages(tokens[0], f->sink, f->key_window, f->page);
+        const int pages = kt_sealed(f, KT_KEY, tokens[0]);
         for (int at = 0; at < pages * LAYERS * s->eager.bed.kv_heads && !status && !code; at++) {
             const int page = at % pages, head = at / pages % s->eager.bed.kv_heads, layer = at / pages / s->eager.bed.kv_heads;
             for (int k = 0; k < 2 && !status; k++)
@@ -238,7 +238,7 @@ static int overrun(state *s, int index)
 static int capacity(const kt_format *f, int tokens)
 {
     int most = tokens;
-    while (kt_sealed_pages(most + 1, f->sink, f->key_window, f->page) <= kt_sealed_pages(tokens, f->sink, f->key_window, f->page))
+    while (kt_sealed(f, KT_KEY, most + 1) <= kt_sealed(f, KT_KEY, tokens))
         most++;
     return most;
 }

@@ -196,7 +196,7 @@ int case_block(const case_run *run, int sequence, int at, int head, int page, un
     int tokens;
     CALL(kt_sequence_tokens(run->cache, run->sequences[sequence], &tokens));
     CALL(kt_read_block(run->cache, run->sequences[sequence], at, head, page, block));
-    if (page >= kt_sealed_pages(tokens, f->sink, f->value_window, f->page)) { // what its values are is open until they are sealed
+    if (page >= kt_sealed(f, KT_VALUE, tokens)) { // what its values are is open until they are sealed
         memset(block + KT_HEADER_VALUE_FLAGS, 0, 2);
         memset(block + f->value_tiles, 0, (size_t)(f->block_bytes - f->value_tiles));
     }
@@ -208,15 +208,15 @@ static int digest_sequence(case_run *run, int index, int sequence, unsigned char
     const kt_format *f = &run->given->package.format;
     int tokens;
     CALL(kt_sequence_tokens(run->cache, run->sequences[sequence], &tokens));
-    const int windows[] = {f->key_window, f->value_window}, sinks = tokens < f->sink ? tokens : f->sink;
+    const int sinks = tokens < f->sink ? tokens : f->sink;
     for (int i = 0; i < CASE_LAYERS * CASE_HEADS; i++) {
         block_digest d = {.step = index, .sequence = sequence, .layer = i / CASE_HEADS, .head = i % CASE_HEADS};
-        for (; d.page < kt_sealed_pages(tokens, f->sink, f->key_window, f->page); d.page++) {
+        for (; d.page < kt_sealed(f, KT_KEY, tokens); d.page++) {
             TRY(case_block(run, sequence, d.layer, d.head, d.page, block));
             add_digest(record, d, block, (size_t)f->block_bytes);
         }
         for (int part = 0; part < 2; part++) {
-            const int from = sinks + kt_sealed_pages(tokens, f->sink, windows[part], f->page) * f->page;
+            const int from = sinks + kt_sealed(f, part, tokens) * f->page;
             const int spans[2][2] = {{0, sinks}, {from, tokens - from}};
             d.page = -1 - part;
             for (int s = 0; s < 2; s++) {

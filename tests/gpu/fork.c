@@ -95,7 +95,7 @@ static int compare(state *s, int m)
 {
     const kt_format *f = &s->format;
     for (int at = 0; at < LAYERS * HEADS; at++) {
-        for (int page = 0; page < kt_sealed_pages(s->tokens[m], f->sink, f->key_window, f->page); page++) {
+        for (int page = 0; page < kt_sealed(f, KT_KEY, s->tokens[m]); page++) {
             for (int i = 0; i < 2; i++)
                 CALL(kt_read_block(s->sides[i].cache, s->sides[i].handles[m], at / HEADS, at % HEADS, page, s->sides[i].block));
             s->blocks++;

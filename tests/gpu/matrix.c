@@ -154,22 +154,8 @@ static int run_combination(const plan *p, const combination *c, outcome *o)
 static int work(void *context, int task, void *result)
 {
     const plan *p = context;
-    outcome *o = result;
-    o->code = run_combination(p, &p->all[p->tasks[task]], o);
-    if (o->code)
-        snprintf(o->message, sizeof o->message, "%.1000s", failure);
-    return o->code != KG_MACHINE; // a device that has failed once answers nothing more in this process
+    return run_combination(p, &p->all[p->tasks[task]], result);
 }
-
-static void lost(void *context, int task, void *result, const char *why)
-{
-    (void)context, (void)task;
-    outcome *o = result;
-    o->code = KG_MACHINE;
-    snprintf(o->message, sizeof o->message, "%s", why);
-}
-
-static void done(void *context, int finished) { kg_progress_to(&((plan *)context)->progress, finished); }
 
 // ---- the commands ----------------------------------------------------------------------------------------------------
 
@@ -178,18 +164,9 @@ static int run_plan(plan *p, int jobs, const char *json, const char *markdown)
     outcome *results = calloc((size_t)p->task_count, sizeof *results), *outcomes = calloc((size_t)p->count, sizeof *outcomes);
     int code = results && outcomes ? KG_OK : fail(KG_MACHINE, "out of memory");
     const double begin = now();
-    pool pool = {.count = p->task_count, .jobs = jobs, .limit = SECONDS, .result_bytes = sizeof *results, .results = (char *)results,
-                 .work = work, .lost = lost, .done = done, .context = p};
-    if (!code && jobs) {
-        kg_progress_begin(&p->progress, "combinations", p->task_count);
-        code = pool_run(&pool);
-        kg_progress_end(&p->progress);
-    } else if (!code) {
-        for (int i = 0; i < p->task_count && (!i || results[i - 1].code != KG_MACHINE); i++)
-            if (!work(p, i, &results[i]))
-                for (int later = i + 1; later < p->task_count; later++)
-                    lost(p, later, &results[later], "not run: the device had failed");
-    }
+    const pool pool = {.what = "combinations", .count = p->task_count, .jobs = jobs, .limit = SECONDS, .result_bytes = sizeof *results,
+                       .results = (char *)results, .work = work, .context = p};
+    code = code ? code : pool_run(&pool);
     for (int i = 0; i < p->task_count && !code; i++)
         outcomes[p->tasks[i]] = results[i];
     if (!code) {

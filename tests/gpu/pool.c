@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "progress.h"
 #include "support.h"
 
 enum { MOST_JOBS = 64 };
@@ -35,20 +36,37 @@ static int transfer(int file, void *data, size_t bytes, int writing)
     return 1;
 }
 
-static void serve(pool *p, int tasks, int results)
+static void lose(void *result, const char *why)
+{
+    pool_result *r = result;
+    r->code = KG_MACHINE;
+    snprintf(r->message, sizeof r->message, "%s", why);
+}
+
+// Returns whether the process is fit for another task.
+static int work(const pool *p, int task, void *result)
+{
+    pool_result *r = result;
+    r->code = p->work(p->context, task, result);
+    if (r->code)
+        snprintf(r->message, sizeof r->message, "%.2000s", failure);
+    return r->code != KG_MACHINE;
+}
+
+static void serve(const pool *p, int tasks, int results)
 {
     char *result = malloc(p->result_bytes + sizeof(int));
     int task, fit = result != NULL;
     while (fit && transfer(tasks, &task, sizeof task, 0)) {
         memset(result, 0, p->result_bytes);
-        fit = p->work(p->context, task, result);
+        fit = work(p, task, result);
         memcpy(result + p->result_bytes, &fit, sizeof fit);
         fit &= transfer(results, result, p->result_bytes + sizeof fit, 1);
     }
     _exit(0);
 }
 
-static int start(pool *p, worker *workers, int index)
+static int start(const pool *p, worker *workers, int index)
 {
     worker *w = &workers[index];
     int tasks[2], results[2];
@@ -99,7 +117,7 @@ static void retire(worker *w, char *why, size_t why_size)
 }
 
 // Takes a result; returns 0 if there is none to come.
-static int collect(pool *p, worker *w)
+static int collect(const pool *p, worker *w)
 {
     int fit = 0;
     char *result = p->results + (size_t)w->task * p->result_bytes;
@@ -113,7 +131,20 @@ static int collect(pool *p, worker *w)
     return 1;
 }
 
-int pool_run(pool *p)
+static int run_here(const pool *p)
+{
+    int fit = 1;
+    for (int i = 0; i < p->count; i++) {
+        void *result = p->results + (size_t)i * p->result_bytes;
+        if (fit)
+            fit = work(p, i, result);
+        else
+            lose(result, "not run: the device had failed");
+    }
+    return KG_OK;
+}
+
+static int run_apart(const pool *p, kg_progress *progress)
 {
     worker workers[MOST_JOBS] = {0};
     struct pollfd files[MOST_JOBS];
@@ -153,11 +184,9 @@ int pool_run(pool *p)
                 if (late)
                     snprintf(why, sizeof why, "not done after %.0f seconds", p->limit);
                 memset(result, 0, p->result_bytes);
-                p->lost(p->context, task, result, why);
+                lose(result, why);
             }
-            finished++;
-            if (p->done)
-                p->done(p->context, finished);
+            kg_progress_to(progress, ++finished);
         }
     }
     for (int i = 0; i < jobs; i++) {
@@ -166,5 +195,16 @@ int pool_run(pool *p)
             retire(&workers[i], unused, sizeof unused);
     }
     signal(SIGPIPE, old);
+    return code;
+}
+
+int pool_run(const pool *p)
+{
+    kg_progress progress;
+    if (!p->jobs)
+        return run_here(p);
+    kg_progress_begin(&progress, p->what, p->count);
+    const int code = run_apart(p, &progress);
+    kg_progress_end(&progress);
     return code;
 }

@@ -4,20 +4,25 @@
 
 #include <stddef.h>
 
+// How a task ended; every result begins with it.
 typedef struct {
-    int count, jobs;                 // tasks; processes at a time
+    int code;            // an exit code
+    char message[2048];  // where it is not KG_OK
+} pool_result;
+
+typedef struct {
+    const char *what;                // "cases", for the progress bar
+    int count, jobs;                 // tasks; processes at a time, 0: in this one, without a limit or a bar
     double limit;                    // seconds that a task may take
     size_t result_bytes;
-    char *results;                   // [count, result_bytes]
-    // In the child: fills the result. Returns 0 if the process is no longer fit for another task.
+    char *results;                   // [count, result_bytes], zero
+    // Fills the rest of the result and returns its code, with `failure` set. After KG_MACHINE the device answers nothing more in this
+    // process, which takes no other task.
     int (*work)(void *context, int task, void *result);
-    // In the parent: what is to be said of a task whose process ended or was stopped. `why` is one line.
-    void (*lost)(void *context, int task, void *result, const char *why);
-    void (*done)(void *context, int finished); // may be null
     void *context;
 } pool;
 
-// Returns an exit code: KG_MACHINE if no process can be had. The caller must not have touched CUDA.
-int pool_run(pool *pool);
+// Returns an exit code: KG_MACHINE if no process can be had. With jobs the caller must not have touched CUDA.
+int pool_run(const pool *pool);
 
 #endif

@@ -19,7 +19,7 @@ static int outcome_ok(const combination *c, const outcome *o)
             return 0;
         ran += o->ran[kind];
     }
-    return ran && !o->code;
+    return ran && !o->end.code;
 }
 
 static const char *dtype_name(const combination *c) { return c->spec.model.dtype ? "bf16" : "fp16"; }
@@ -77,8 +77,8 @@ static void print_header(FILE *file, int markdown)
 
 static void print_faults(FILE *file, const combination *c, const outcome *o)
 {
-    if (o->code)
-        fprintf(file, "%s %s: %s\n", c->spec.name, dtype_name(c), o->message);
+    if (o->end.code)
+        fprintf(file, "%s %s: %s\n", c->spec.name, dtype_name(c), o->end.message);
     else if (!sum_up(o).attends)
         fprintf(file, "%s %s: nothing was run\n", c->spec.name, dtype_name(c));
     for (int kind = 0; kind < KEYS_COUNT; kind++) {
@@ -108,7 +108,7 @@ static void write_json(kg_text *out, const plan *p, const outcome *outcomes)
         kg_text_json(out, o->device);
         kg_text_addf(out, ", \"ok\": %s, \"limit\": %g, \"message\": ", outcome_ok(c, o) ? "true" : "false",
                      error_limit(c->spec.model.dtype));
-        kg_text_json(out, o->message);
+        kg_text_json(out, o->end.message);
         kg_text_addf(out, ", \"seconds\": %.2f, \"open_seconds\": %.2f, \"compiled\": %d, \"loaded\": %d, \"keys\": {", o->seconds,
                      o->open_seconds, o->compiled, o->loaded);
         const char *separator = "";
@@ -167,8 +167,8 @@ static void print_failures(const plan *p, const outcome *outcomes)
         int again = 0;
         if (p->all[i].like != i || outcome_ok(&p->all[i], o))
             continue;
-        for (int j = 0; j < i && o->code; j++)
-            again |= p->all[j].like == j && outcomes[j].code && !strcmp(outcomes[j].message, o->message);
+        for (int j = 0; j < i && o->end.code; j++)
+            again |= p->all[j].like == j && outcomes[j].end.code && !strcmp(outcomes[j].end.message, o->end.message);
         if (again || printed == MOST)
             more++;
         else
@@ -191,7 +191,7 @@ int table_print(const plan *p, const outcome *outcomes, double seconds)
         if (c->like != i)
             continue;
         print_row(stdout, p, c, o, 0);
-        machine += o->code == KG_MACHINE;
+        machine += o->end.code == KG_MACHINE;
         device = *o->device ? o->device : device;
         pages += sum_up(o).pages;
         attends += sum_up(o).attends;

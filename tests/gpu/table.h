@@ -2,7 +2,7 @@
 #ifndef GPU_TABLE_H
 #define GPU_TABLE_H
 
-#include "progress.h"
+#include "pool.h"
 #include "twin.h"
 
 typedef struct {
@@ -12,8 +12,7 @@ typedef struct {
 } combination;
 
 typedef struct {
-    int code;              // KG_OK: the verdicts are complete
-    char message[1024];
+    pool_result end;       // KG_OK: the verdicts are complete
     int ran[KEYS_COUNT];
     verdict verdicts[KEYS_COUNT];
     char device[128];
@@ -27,7 +26,6 @@ typedef struct {
     int *tasks, task_count; // combinations to run
     int on_cpu, brief;
     int config;             // as open_engines takes it
-    kg_progress progress;
 } plan;
 
 // [count] outcomes, of which those with kernels of their own are filled in.

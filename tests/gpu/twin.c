@@ -250,7 +250,7 @@ static void judge(state *s)
 static int compare_pages(state *s, int sequence, int layer, int head)
 {
     const kt_format *f = &s->format;
-    const int keys = kt_sealed_pages(s->tokens[sequence], f->sink, f->key_window, f->page);
+    const int keys = kt_sealed(f, KT_KEY, s->tokens[sequence]);
     for (int page = 0; page < keys; page++) {
         for (int i = 0; i < 2; i++)
             CALL(kt_read_block(s->sides[i].cache, s->sides[i].handles[sequence], layer, head, page, s->blocks[i]));
@@ -273,7 +273,7 @@ static int compare_exact(state *s, int sequence, int layer, int head)
     const kt_format *f = &s->format;
     const int tokens = s->tokens[sequence], sinks = tokens < f->sink ? tokens : f->sink;
     for (int part = 0; part < 2; part++) {
-        const int sealed = kt_sealed_pages(tokens, f->sink, part == KT_KEY ? f->key_window : f->value_window, f->page);
+        const int sealed = kt_sealed(f, part, tokens);
         const int newer = f->sink + sealed * f->page;
         const struct {
             int first, count;

@@ -1296,7 +1296,7 @@ __device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) kitty_append(const __grid_constant__ kt_append_params p) {
-    const kt_slot slot = load_settled(p.view.slots + blockIdx.z); // final since before the launch ahead began
+    const kt_slot slot = load_settled(p.view.slots + blockIdx.z); // final since before the launch ahead let this one begin
     if (!p.behind) grid_wait();
     grid_launch_next();
     if (load_settled(&p.view.control->ready) && slot.fresh) take_in(p, slot);

@@ -1018,8 +1018,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_6x
     const unsigned turn = blockIdx.y * gridDim.x + blockIdx.x;
     const int head_pass = turn % gridDim.y, kv_head = head_pass / PASSES, pass = head_pass % PASSES;
     const int split = turn / gridDim.y % p.splits, place = turn / gridDim.y / p.splits; // place: slot * max_fresh + query token
-    // Before grid_wait only what was final before the launch ahead, the layer's append, began: the step's tables, and pages sealed by
-    // earlier steps. A block must not end before it has waited, or the launch behind this one would not wait for the one ahead.
+    // Before grid_wait only what was final before the launch ahead let this one begin: the step's tables, and pages sealed by earlier
+    // steps. A block must not end before it has waited, or the launch behind this one would not wait for the one ahead.
     const int query_token = place % p.max_fresh;
     const int slot_index = p.ordered ? load_settled(&p.view.slots[place / p.max_fresh].order) : place / p.max_fresh;
     const kt_slot slot = load_settled(p.view.slots + slot_index);

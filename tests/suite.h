@@ -1,0 +1,33 @@
+// What every Check suite needs: calls of libkitty that must succeed or fail just so, and a main.
+#ifndef KT_TEST_SUITE_H
+#define KT_TEST_SUITE_H
+
+#include <check.h>
+
+#include "kitty.h"
+
+#define OK(call)                                                                             \
+    do {                                                                                     \
+        const kt_status status_ = (call);                                                    \
+        ck_assert_msg(!status_, "%s: %s: %s", #call, kt_status_name(status_), kt_message()); \
+    } while (0)
+
+// The call fails with this status and exactly this message.
+#define FAILS(status, message, call)                                                                            \
+    do {                                                                                                        \
+        const kt_status got_ = (call);                                                                          \
+        ck_assert_msg(got_ == (status), "%s gave %s, not %s", #call, kt_status_name(got_), kt_status_name(status)); \
+        ck_assert_str_eq(kt_message(), message);                                                                \
+    } while (0)
+
+// Runs the suite and frees it; main's exit code.
+static inline int run_suite(Suite *suite)
+{
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    const int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}
+
+#endif

@@ -34,7 +34,7 @@ static int compute_costs(costs *c, const kg_spec *spec, const char *from, char *
     const long long heads = (long long)spec->model.layers * spec->model.kv_heads;
     c->model = heads * ((long long)(keys > values ? keys : values) * f->block_bytes + f->slab_bytes);
     c->model_fp16 = heads * CONTEXT * 4 * f->head_dim;
-    return kg_tuned_plan(f, &c->plan, &c->tuned, error);
+    return kg_tuned_plan(f, spec->model.kv_heads, &c->plan, &c->tuned, error);
 }
 
 static void add_text(kg_text *out, const kg_spec *spec, const costs *c)

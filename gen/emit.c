@@ -111,7 +111,7 @@ int kg_package_make(const kg_spec *spec, const kg_attend_plan *plan, kg_package 
         return code;
     if (plan)
         package->plan = *plan;
-    else if ((code = kg_tuned_plan(&package->format, &package->plan, 0, why)))
+    else if ((code = kg_tuned_plan(&package->format, spec->model.kv_heads, &package->plan, 0, why)))
         return kg_fail(code, error, error_size, "%s", why);
 
     for (int i = 0; i < package->plan.count; i++) {

@@ -14,8 +14,8 @@
 enum { SPECS = 64 };
 
 // Every corner early, so that a run that is cut short has something of each.
-static const char default_shapes[] = "32x16384,1x4096,8x4096,128x4096,1x65536,32x1024,2x16384,128x1024,8x16384,1x16384,32x4096,2x4096,32x65536,1x1024,"
-                                     "8x65536,8x1024,2x65536,128x16384,2x1024,128x65536";
+static const char default_shapes[] = "32x16384,1x4096,8x4096,128x4096,1x65536,1x131072,32x1024,2x16384,128x1024,8x16384,1x16384,32x4096,2x4096,32x65536,"
+                                     "1x1024,8x65536,8x1024,2x65536,128x16384,2x1024,128x65536";
 
 typedef struct {
     char path[KG_PATH]; // of the table
@@ -26,7 +26,7 @@ typedef struct {
     int shape_count;
     double until;       // of the run; 0: never
     bool only_compile;
-    kt_format done[SPECS];
+    kg_tuned_set done[SPECS]; // which there were
     int done_count, rows;
     kg_text json;
 } plan;
@@ -96,13 +96,12 @@ static int keep(kg_tune *t, plan *p)
     return KG_OK;
 }
 
-static bool seen(plan *p, const kt_format *f)
+static bool seen(plan *p, const kt_format *f, int kv_heads)
 {
-    for (int i = 0; i < p->done_count; i++)
-        if (p->done[i].head_dim == f->head_dim && p->done[i].group_heads == f->group_heads && p->done[i].page == f->page &&
-            p->done[i].block_bytes == f->block_bytes)
-            return true;
-    p->done[p->done_count++] = *f;
+    const kg_tuned done = {.sets = p->done, .count = p->done_count};
+    if (kg_tuned_find(&done, f, kv_heads))
+        return true;
+    p->done[p->done_count++] = kg_tuned_set_for(f, kv_heads);
     return false;
 }
 
@@ -113,16 +112,16 @@ static int tune_spec(kg_tune *t, plan *p, const kg_spec *spec, int left)
     const char *why = kg_layout(spec, &t->format);
     if (why)
         return kg_fail(KG_USER, b->error, KG_ERROR, "%s: %s", spec->name, why);
-    if (seen(p, &t->format)) {
-        fprintf(stderr, "kittygen tune: %s: its kernels are those of a spec before\n", spec->name);
+    if (seen(p, &t->format, spec->model.kv_heads)) {
+        fprintf(stderr, "kittygen tune: %s: what would be measured is that of a spec before\n", spec->name);
         return KG_OK;
     }
     t->spec = spec;
     t->until = p->until > 0 ? now + (p->until - now) / left : 0; // a fair share
     t->count = 0;
     memset(t->results, 0, sizeof t->results);
-    KG_TRY(kg_tuned_plan(&t->format, &t->now, 0, b->error));
-    kg_tune_menu(&t->format, t->shared_limit, &t->now, kg_tuned_find(&p->table, &t->format), &t->menu, &t->kept);
+    KG_TRY(kg_tuned_plan(&t->format, spec->model.kv_heads, &t->now, 0, b->error));
+    kg_tune_menu(&t->format, t->shared_limit, &t->now, kg_tuned_find(&p->table, &t->format, spec->model.kv_heads), &t->menu, &t->kept);
     KG_TRY(kg_tune_compile(t, t->until > 0 && !p->only_compile ? (now + t->until) / 2 : t->until));
     if (p->only_compile)
         return KG_OK;
@@ -239,7 +238,7 @@ int kg_command_tune(int argc, char **argv)
     int code, json = 0;
     long seconds = 0;
     const kg_option table[] = {
-        {"--shapes", "LIST|FILE", "sequences x tokens: 1x4096,32x8192, or a file of them (default: 1 to 128 x 1K to 64K, twenty of them)", 0, &shapes},
+        {"--shapes", "LIST|FILE", "sequences x tokens: 1x4096,32x8192, or a file of them (default: 1 to 128 x 1K to 64K, 1 x 128K)", 0, &shapes},
         {"-o", "FILE", "the table to add to, made where there is none (default: KT_TUNED, else the shipped one)", 0, &to},
         {"--dtype", "fp16|bf16", "override the model's element type; the rows are for both", 0, &dtype},
         {"--limit-s", "N", "end after about N seconds, shared among the specs, with what is done by then", 0, &limit},

@@ -108,9 +108,8 @@ static void put_row(kg_tuned_set *set, const kg_tuned_row *row)
 
 int kg_tune_merge(kg_tune *t, kg_tuned *table, int chosen[KG_TUNED_KERNELS], int *count)
 {
-    const kg_tuned_set *old = kg_tuned_find(table, &t->format);
-    const kt_format *f = &t->format;
-    kg_tuned_set set = {.head_dim = f->head_dim, .group_heads = f->group_heads, .page = f->page, .block_bytes = f->block_bytes};
+    const kg_tuned_set *old = kg_tuned_find(table, &t->format, t->spec->model.kv_heads);
+    kg_tuned_set set = kg_tuned_set_for(&t->format, t->spec->model.kv_heads);
     bool wanted[KG_ATTEND_MENU] = {0};
     int strange = 0, rows = t->count;
     snprintf(set.spec, sizeof set.spec, "%s", t->spec->name);

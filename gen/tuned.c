@@ -117,8 +117,9 @@ static int by_shape(const kg_tuned_row *a, const kg_tuned_row *b)
 
 static int by_key(const kg_tuned_set *a, const kg_tuned_set *b)
 {
-    const int x[] = {a->head_dim, a->group_heads, a->page, a->block_bytes}, y[] = {b->head_dim, b->group_heads, b->page, b->block_bytes};
-    for (int i = 0; i < 4; i++)
+    const int x[] = {a->head_dim, a->group_heads, a->page, a->block_bytes, a->kv_heads};
+    const int y[] = {b->head_dim, b->group_heads, b->page, b->block_bytes, b->kv_heads};
+    for (int i = 0; i < 5; i++)
         if (x[i] != y[i])
             return x[i] < y[i] ? -1 : 1;
     return 0;
@@ -157,7 +158,7 @@ static void read_row(reader *r, const cJSON *object, kg_tuned_row *row)
 
 static void read_set(reader *r, const cJSON *object, kg_tuned_set *set)
 {
-    static const char *const fields[] = {"head_dim", "group_heads", "page", "block_bytes", "spec", "card", "rows", 0};
+    static const char *const fields[] = {"head_dim", "group_heads", "page", "block_bytes", "kv_heads", "spec", "card", "rows", 0};
     const cJSON *item;
     char at[32];
     only_fields(r, object, fields);
@@ -165,6 +166,7 @@ static void read_set(reader *r, const cJSON *object, kg_tuned_set *set)
     set->group_heads = get_int(r, object, "group_heads", 1, 1024);
     set->page = get_int(r, object, "page", 32, 4096);
     set->block_bytes = get_int(r, object, "block_bytes", 1, MOST_BYTES);
+    set->kv_heads = get_int(r, object, "kv_heads", 1, 4096);
     get_text(r, object, "spec", set->spec, sizeof set->spec);
     get_text(r, object, "card", set->card, sizeof set->card);
     const cJSON *rows = get_list(r, object, "rows", KG_ATTEND_ROWS - 1);
@@ -207,7 +209,7 @@ static void read_table(reader *r, const cJSON *root, kg_tuned *table)
         kg_tuned_set *set = &table->sets[table->count++];
         read_set(r, item, set);
         if (table->count > 1 && by_key(set - 1, set) >= 0)
-            refuse(r, "head_dim", "sets ascend by head_dim, group_heads, page and block_bytes, none twice");
+            refuse(r, "head_dim", "sets ascend by head_dim, group_heads, page, block_bytes and kv_heads, none twice");
     }
 }
 
@@ -263,8 +265,8 @@ void kg_tuned_free(kg_tuned *table)
 
 static void add_set(kg_text *out, const kg_tuned_set *set)
 {
-    kg_text_addf(out, "  {\"head_dim\": %d, \"group_heads\": %d, \"page\": %d, \"block_bytes\": %d, \"spec\": ", set->head_dim, set->group_heads,
-                 set->page, set->block_bytes);
+    kg_text_addf(out, "  {\"head_dim\": %d, \"group_heads\": %d, \"page\": %d, \"block_bytes\": %d, \"kv_heads\": %d, \"spec\": ",
+                 set->head_dim, set->group_heads, set->page, set->block_bytes, set->kv_heads);
     kg_text_json(out, set->spec);
     kg_text_add(out, ", \"card\": ");
     kg_text_json(out, set->card);

@@ -8,13 +8,21 @@
 
 int kg_tuned_pages(const kt_format *f, int context) { return kt__power_above(kt__pages_for(f, context)); }
 
-kg_tuned_set *kg_tuned_find(const kg_tuned *table, const kt_format *f)
+static bool is_for(const kg_tuned_set *set, const kt_format *f)
 {
-    for (int i = 0; i < table->count; i++) {
-        kg_tuned_set *set = &table->sets[i];
-        if (set->head_dim == f->head_dim && set->group_heads == f->group_heads && set->page == f->page && set->block_bytes == f->block_bytes)
-            return set;
-    }
+    return set->head_dim == f->head_dim && set->group_heads == f->group_heads && set->page == f->page && set->block_bytes == f->block_bytes;
+}
+
+kg_tuned_set kg_tuned_set_for(const kt_format *f, int kv_heads)
+{
+    return (kg_tuned_set){.head_dim = f->head_dim, .group_heads = f->group_heads, .page = f->page, .block_bytes = f->block_bytes, .kv_heads = kv_heads};
+}
+
+kg_tuned_set *kg_tuned_find(const kg_tuned *table, const kt_format *f, int kv_heads)
+{
+    for (int i = 0; i < table->count; i++)
+        if (is_for(&table->sets[i], f) && table->sets[i].kv_heads == kv_heads)
+            return &table->sets[i];
     return 0;
 }
 
@@ -28,15 +36,20 @@ static bool alike(const kg_tuned_set *set, const kt_format *f)
            4LL * set->block_bytes <= 5LL * f->block_bytes && 4LL * f->block_bytes <= 5LL * set->block_bytes;
 }
 
-kg_tuned_set *kg_tuned_nearest(const kg_tuned *table, const kt_format *f)
+kg_tuned_set *kg_tuned_nearest(const kg_tuned *table, const kt_format *f, int kv_heads)
 {
     kg_tuned_set *best = 0;
-    int bytes = 0, heads = 0; // how far away
+    int least[3]; // how far away the best is
     for (int i = 0; i < table->count; i++) {
         kg_tuned_set *set = &table->sets[i];
-        const int b = abs(set->block_bytes - f->block_bytes), h = abs(set->group_heads - f->group_heads);
-        if (alike(set, f) && (!best || b < bytes || (b == bytes && h < heads)))
-            best = set, bytes = b, heads = h;
+        const int away[] = {abs(set->block_bytes - f->block_bytes), abs(set->group_heads - f->group_heads), abs(set->kv_heads - kv_heads)};
+        int first = 0; // that differs
+        while (best && first < 2 && away[first] == least[first])
+            first++;
+        if (alike(set, f) && (!best || away[first] < least[first])) {
+            best = set;
+            memcpy(least, away, sizeof least);
+        }
     }
     return best;
 }
@@ -65,17 +78,25 @@ static void remove_rows(kg_attend_plan *plan, int at, int count)
     plan->row_count -= count;
 }
 
-// Opens the ends and leaves out rows whose successors say the same.
-static void simplify(kg_attend_plan *plan)
+static bool covers(const kg_attend_row *wide, const kg_attend_row *row)
 {
-    for (int at = 0; at < plan->row_count; at += rows_alike(plan, at)) {
-        plan->rows[at + rows_alike(plan, at) - 1].pages = 0;
-        for (int i = at; i + 1 < at + rows_alike(plan, at);)
-            if (plan->rows[i].config == plan->rows[i + 1].config)
-                remove_rows(plan, i, 1);
-            else
-                i++;
-    }
+    return wide->config == row->config && wide->sequences >= row->sequences && (!wide->pages || (row->pages && wide->pages >= row->pages));
+}
+
+// Opens the ends, leaves out rows whose successors say the same, and adds one for any shape: `last` is its kernel.
+static void simplify(kg_attend_plan *plan, int last)
+{
+    int longest = 0;
+    for (int i = 0; i < plan->row_count; i++)
+        longest = plan->rows[i].pages > longest ? plan->rows[i].pages : longest;
+    for (int i = 0; i < plan->row_count; i++)
+        if (plan->rows[i].pages == longest)
+            plan->rows[i].pages = 0;
+    for (int i = 0; i + 1 < plan->row_count;)
+        if (covers(&plan->rows[i + 1], &plan->rows[i]))
+            remove_rows(plan, i, 1);
+        else
+            i++;
     for (int at = 0; at < plan->row_count;) {
         const int count = rows_alike(plan, at), next = at + count;
         bool same = next < plan->row_count && rows_alike(plan, next) == count;
@@ -86,31 +107,58 @@ static void simplify(kg_attend_plan *plan)
         else
             at = next;
     }
-    const int last = plan->row_count ? plan->rows[plan->row_count - 1].sequences : 0;
+    const int most = plan->rows[plan->row_count - 1].sequences;
     for (int i = 0; i < plan->row_count; i++)
-        if (plan->rows[i].sequences == last)
+        if (plan->rows[i].sequences == most)
             plan->rows[i].sequences = 0;
+    while (plan->row_count && plan->rows[plan->row_count - 1].config == last)
+        plan->row_count--;
+    plan->rows[plan->row_count++] = (kg_attend_row){0, 0, last};
 }
 
-int kg_tuned_plan(const kt_format *f, kg_attend_plan *plan, kg_tuned_set *from, char *error)
+// For how many sequences a row is where there are `kv_heads` KV heads; 0: for none. Of several rows that come to be for as many, those
+// that were measured with the most are it.
+static int sequences_of(const kg_tuned_set *set, int row, int kv_heads)
+{
+    const long long sequences = (long long)set->rows[row].sequences * set->kv_heads / kv_heads;
+    for (int i = row + 1; i < set->count; i++)
+        if (set->rows[i].sequences != set->rows[row].sequences && (long long)set->rows[i].sequences * set->kv_heads / kv_heads == sequences)
+            return 0;
+    const bool last = set->rows[row].sequences == set->rows[set->count - 1].sequences;
+    return sequences > INT32_MAX ? INT32_MAX : sequences || !last ? (int)sequences : 1;
+}
+
+int kg_tuned_plan(const kt_format *f, int kv_heads, kg_attend_plan *plan, kg_tuned_set *from, char *error)
 {
     char path[KG_PATH];
     kg_tuned table = {0};
     int code = kg_tuned_path(path, error);
     if (!code)
         code = kg_tuned_read(path, &table, error);
-    const kg_tuned_set *own = kg_tuned_find(&table, f), *set = own ? own : kg_tuned_nearest(&table, f);
+    const kg_tuned_set *set = kg_tuned_nearest(&table, f, kv_heads);
+    long long work, most = 0;
+    int last = 0;
     *plan = (kg_attend_plan){0};
     for (int i = 0; !code && set && i < set->count; i++) {
         const kg_tuned_row *row = &set->rows[i];
+        const int sequences = sequences_of(set, i, kv_heads);
         kg_attend_config config;
-        if (kg_attend_fit(f, row->warps, row->stages, row->tiles, row->blocks, KG_LARGE_SHARED, &config))
-            plan->rows[plan->row_count++] = (kg_attend_row){row->sequences, kg_tuned_pages(f, row->context), add_config(plan, &config)};
-        else if (own)
-            code = kg_fail(KG_USER, error, KG_ERROR, "%s: %s, %d x %d: %d warps x %d stages x %d tiles x %d blocks do not fit a multiprocessor; measure "
-                           "again with kittygen tune", path, own->spec, row->sequences, row->context, row->warps, row->stages, row->tiles, row->blocks);
+        if (!kg_attend_fit(f, row->warps, row->stages, row->tiles, row->blocks, KG_LARGE_SHARED, &config)) {
+            if (is_for(set, f))
+                code = kg_fail(KG_USER, error, KG_ERROR, "%s: %s, %d x %d: %d warps x %d stages x %d tiles x %d blocks do not fit a multiprocessor; "
+                               "measure again with kittygen tune", path, set->spec, row->sequences, row->context, row->warps, row->stages, row->tiles,
+                               row->blocks);
+        } else if (sequences) {
+            const int at = add_config(plan, &config);
+            plan->rows[plan->row_count++] = (kg_attend_row){sequences, kg_tuned_pages(f, row->context), at};
+            if ((work = (long long)row->sequences * row->context) >= most) {
+                most = work;
+                last = at;
+            }
+        }
     }
-    simplify(plan);
+    if (plan->row_count)
+        simplify(plan, last);
     if (from)
         *from = set && plan->row_count ? *set : (kg_tuned_set){0};
     if (!plan->row_count)

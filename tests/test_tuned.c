@@ -22,6 +22,8 @@ static void teardown(void) { unlink(path); }
 
 static void put(const char *text) { ck_assert_int_eq(kg_file_write(path, text, strlen(text), 1, error, sizeof error), KG_OK); }
 
+static int kv_heads; // of the spec that format_of was asked for last
+
 static kt_format format_of(const char *spec)
 {
     kg_spec *specs;
@@ -29,6 +31,7 @@ static kt_format format_of(const char *spec)
     int count;
     ck_assert_msg(!kg_spec_load(spec, 0, &specs, &count, error, sizeof error), "%s", error);
     ck_assert_ptr_null(kg_layout(&specs[0], &f));
+    kv_heads = specs[0].model.kv_heads;
     free(specs);
     return f;
 }
@@ -36,7 +39,7 @@ static kt_format format_of(const char *spec)
 // A set for a format; rows are added by add_row.
 static kg_tuned_set set_for(const kt_format *f, const char *name)
 {
-    kg_tuned_set set = {.head_dim = f->head_dim, .group_heads = f->group_heads, .page = f->page, .block_bytes = f->block_bytes};
+    kg_tuned_set set = kg_tuned_set_for(f, kv_heads);
     snprintf(set.spec, sizeof set.spec, "%s", name);
     strcpy(set.card, "Card \"A\"");
     return set;
@@ -77,7 +80,7 @@ START_TEST(written_and_read)
                   (table.sets[i - 1].head_dim == table.sets[i].head_dim && table.sets[i - 1].block_bytes < table.sets[i].block_bytes));
     for (int i = 0; i < 4; i++) {
         const kt_format f = format_of(specs[i]);
-        const kg_tuned_set *found = kg_tuned_find(&table, &f);
+        const kg_tuned_set *found = kg_tuned_find(&table, &f, kv_heads);
         ck_assert_ptr_nonnull(found);
         ck_assert_str_eq(found->spec, specs[i]);
         ck_assert_str_eq(found->card, "Card \"A\"");
@@ -100,7 +103,7 @@ START_TEST(written_and_read)
 END_TEST
 
 #define ROW "{\"sequences\": 1, \"context\": 1024, \"warps\": 8, \"stages\": 2, \"tiles\": 2, \"blocks\": 1, \"us\": 5.5, \"date\": \"2026-11-24\"}"
-#define SET "{\"head_dim\": 128, \"group_heads\": 4, \"page\": 128, \"block_bytes\": 10368, \"spec\": \"a\", \"card\": \"b\", \"rows\": [" ROW "]}"
+#define SET "{\"head_dim\": 128, \"group_heads\": 4, \"page\": 128, \"block_bytes\": 10368, \"kv_heads\": 8, \"spec\": \"a\", \"card\": \"b\", \"rows\": [" ROW "]}"
 #define GOOD "{\"version\": 1, \"tuned\": [" SET "]}"
 
 // What stands in the good table, what takes its place, and what is said of it after "FILE: "; all of it where `from` is null.
@@ -117,6 +120,7 @@ static const struct {
     {"\"head_dim\": 128, ", "", ": tuned[0].head_dim: missing; expected an integer in 32..256"},
     {"\"page\": 128", "\"page\": 1e9", ": tuned[0].page: 1000000000 is not an integer in 32..4096"},
     {"\"block_bytes\": 10368", "\"block_bytes\": 0.5", ": tuned[0].block_bytes: 0.5 is not an integer in 1..1073741824"},
+    {"\"kv_heads\": 8", "\"kv_heads\": 0", ": tuned[0].kv_heads: 0 is not an integer in 1..4096"},
     {"\"spec\": \"a\"", "\"spec\": \"\"", ": tuned[0].spec: \"\" is not a text of 1 to 127 characters"},
     {"\"card\": \"b\"", "\"card\": [1]", ": tuned[0].card: [1] is not a text of 1 to 63 characters"},
     {"[" ROW "]", "[]", ": tuned[0].rows: none; expected at least one"},
@@ -127,7 +131,7 @@ static const struct {
     {"\"date\": \"2026-11-24\"", "\"date\": \"24 November 2026\"", ": tuned[0].rows[0].date: \"24 November 2026\" is not a text of 1 to 10 characters"},
     {"\"stages\": 2", "\"stage\": 2", ": tuned[0].rows[0].stage: not a field; did you mean `stages`?"},
     {ROW, ROW ", " ROW, ": tuned[0].rows[1].context: 1 x 1024 after 1 x 1024; rows ascend by sequences, then context"},
-    {SET, SET ", " SET, ": tuned[1].head_dim: sets ascend by head_dim, group_heads, page and block_bytes, none twice"},
+    {SET, SET ", " SET, ": tuned[1].head_dim: sets ascend by head_dim, group_heads, page, block_bytes and kv_heads, none twice"},
 };
 
 START_TEST(faults_in_the_file)
@@ -148,7 +152,7 @@ START_TEST(faults_in_the_file)
     snprintf(expected, sizeof expected, "%s%s", path, faults[_i].says);
     ck_assert_str_eq(error, expected);
     kg_tuned_free(&table);
-    ck_assert_int_eq(kg_tuned_plan(&f, &plan, 0, error), KG_USER); // nothing is emitted from it either
+    ck_assert_int_eq(kg_tuned_plan(&f, kv_heads, &plan, 0, error), KG_USER); // nothing is emitted from it either
     ck_assert_str_eq(error, expected);
 }
 END_TEST
@@ -189,7 +193,7 @@ START_TEST(where_it_is)
             kt_format f;
             kg_attend_plan plan;
             ck_assert_ptr_null(kg_layout(&specs[i], &f));
-            ck_assert_msg(!kg_tuned_plan(&f, &plan, 0, error), "%s", error);
+            ck_assert_msg(!kg_tuned_plan(&f, specs[i].model.kv_heads, &plan, 0, error), "%s", error);
             ck_assert_int_le(plan.count, KG_ATTEND_CONFIGS);
             int small = 0;
             for (int r = 0; r < plan.row_count; r++)
@@ -209,7 +213,7 @@ static const char *nearest(const char *spec)
     kg_tuned table;
     const kt_format f = format_of(spec);
     ck_assert_msg(!kg_tuned_read(path, &table, error), "%s", error);
-    const kg_tuned_set *set = kg_tuned_nearest(&table, &f);
+    const kg_tuned_set *set = kg_tuned_nearest(&table, &f, kv_heads);
     snprintf(name, sizeof name, "%s", set ? set->spec : "none");
     kg_tuned_free(&table);
     return name;
@@ -242,7 +246,7 @@ static void plan_for(const char *spec, kg_attend_plan *plan, const char *from)
 {
     const kt_format f = format_of(spec);
     kg_tuned_set set;
-    ck_assert_msg(!kg_tuned_plan(&f, plan, &set, error), "%s", error);
+    ck_assert_msg(!kg_tuned_plan(&f, kv_heads, plan, &set, error), "%s", error);
     ck_assert_str_eq(set.head_dim ? set.spec : "rules", from);
 }
 
@@ -263,28 +267,87 @@ START_TEST(rows_and_their_ends)
     kg_attend_plan plan;
     add_row(&set, 1, 1024, 8, 2, 2, 1);   // 7 pages: up to 8
     add_row(&set, 1, 4096, 8, 2, 2, 1);   // the same up to 32
-    add_row(&set, 1, 65536, 4, 2, 4, 2);  // and any longer
+    add_row(&set, 1, 65536, 4, 2, 2, 2);
     add_row(&set, 2, 1024, 8, 2, 2, 1);
     add_row(&set, 2, 4096, 8, 2, 2, 1);
-    add_row(&set, 2, 65536, 4, 2, 4, 2);  // two sequences as one
-    add_row(&set, 32, 4096, 6, 2, 2, 2);
-    add_row(&set, 32, 16384, 4, 2, 4, 2); // and any more, any longer
+    add_row(&set, 2, 65536, 4, 2, 2, 2);  // two sequences as one
+    add_row(&set, 32, 4096, 6, 2, 2, 2);  // and any more
+    add_row(&set, 32, 16384, 4, 2, 4, 2); // the most tokens: for all else
     put_sets(&set, 1);
     plan_for("qwen3_8b/kitty_pro", &plan, "measured");
-    ck_assert_int_eq(plan.count, 3);
-    const kg_attend_row expected[] = {{2, 32, 0}, {2, 0, 1}, {0, 32, 2}, {0, 0, 1}};
+    ck_assert_int_eq(plan.count, 4);
+    const kg_attend_row expected[] = {{2, 32, 0}, {2, 0, 1}, {0, 32, 2}, {0, 0, 3}};
     ck_assert_int_eq(plan.row_count, 4);
     ck_assert_int_eq(memcmp(plan.rows, expected, sizeof expected), 0);
     ck_assert_str_eq(taken(&plan, 1, 1), "8x2x2x1");
     ck_assert_str_eq(taken(&plan, 2, 32), "8x2x2x1");
-    ck_assert_str_eq(taken(&plan, 2, 64), "4x2x4x2");
-    ck_assert_str_eq(taken(&plan, 1, 4096), "4x2x4x2");
+    ck_assert_str_eq(taken(&plan, 2, 64), "4x2x2x2");
+    ck_assert_str_eq(taken(&plan, 1, 4096), "4x2x2x2"); // longer than any that was measured
     ck_assert_str_eq(taken(&plan, 3, 8), "6x2x2x2");
     ck_assert_str_eq(taken(&plan, 500, 32), "6x2x2x2");
     ck_assert_str_eq(taken(&plan, 500, 1024), "4x2x4x2");
     plan_for("qwen3_8b/kivi_2", &plan, "measured"); // one that is near goes by it too
     ck_assert_str_eq(taken(&plan, 500, 32), "6x2x2x2");
     plan_for("qwen3_8b/fp16", &plan, "rules");
+    // Few sequences are longer than was measured for so few, and many are short: the row for more sequences, then that with the most tokens.
+    set.count = 0;
+    add_row(&set, 1, 1024, 8, 2, 2, 1);
+    add_row(&set, 8, 32768, 6, 2, 2, 2);
+    add_row(&set, 128, 1024, 4, 2, 2, 2);
+    put_sets(&set, 1);
+    plan_for("qwen3_8b/kitty_pro", &plan, "measured");
+    ck_assert_str_eq(taken(&plan, 1, 8), "8x2x2x1");
+    ck_assert_str_eq(taken(&plan, 1, 16), "6x2x2x2");
+    ck_assert_str_eq(taken(&plan, 128, 8), "4x2x2x2");
+    ck_assert_str_eq(taken(&plan, 128, 128), "6x2x2x2");
+    // One row is for everything.
+    set.count = 0;
+    add_row(&set, 8, 16384, 6, 2, 2, 2);
+    put_sets(&set, 1);
+    plan_for("qwen3_8b/kitty_pro", &plan, "measured");
+    ck_assert_int_eq(plan.row_count, 1);
+    ck_assert_str_eq(taken(&plan, 1, 1), "6x2x2x2");
+}
+END_TEST
+
+START_TEST(other_numbers_of_kv_heads)
+{
+    const kt_format f = format_of("qwen3_8b/kitty_pro"); // 8 KV heads
+    kg_tuned_set sets[2] = {set_for(&f, "of 8"), set_for(&f, "of 2")};
+    kg_attend_plan plan;
+    kg_tuned_set from;
+    for (int i = 0; i < 2; i++) {
+        add_row(&sets[i], 1, 4096, 8, 2, 2, 1);
+        add_row(&sets[i], 2, 4096, 8, 2, 2, 1);
+        add_row(&sets[i], 3, 4096, 6, 2, 2, 2);
+        add_row(&sets[i], 32, 4096, 4, 2, 4, 2);
+        add_row(&sets[i], 64, 4096, 4, 2, 2, 2);
+    }
+    sets[1].kv_heads = 2;
+    put_sets(sets, 2);
+    ck_assert_int_eq(kg_tuned_plan(&f, 8, &plan, &from, error), KG_OK);
+    ck_assert_str_eq(from.spec, "of 8");
+    ck_assert_str_eq(taken(&plan, 3, 32), "6x2x2x2");
+    ck_assert_int_eq(kg_tuned_plan(&f, 4, &plan, &from, error), KG_OK); // 2 is nearer; 3 sequences are 1, as 2 are, 32 are 16
+    ck_assert_str_eq(from.spec, "of 2");
+    ck_assert_str_eq(taken(&plan, 1, 32), "6x2x2x2");
+    ck_assert_str_eq(taken(&plan, 2, 32), "4x2x4x2");
+    ck_assert_str_eq(taken(&plan, 16, 32), "4x2x4x2");
+    ck_assert_str_eq(taken(&plan, 17, 32), "4x2x2x2");
+    ck_assert_int_eq(plan.count, 3);
+    ck_assert_int_eq(kg_tuned_plan(&f, 32, &plan, &from, error), KG_OK); // of 8: 4 sequences less each
+    ck_assert_str_eq(from.spec, "of 8");
+    ck_assert_str_eq(taken(&plan, 1, 32), "4x2x4x2");
+    ck_assert_str_eq(taken(&plan, 8, 32), "4x2x4x2");
+    ck_assert_str_eq(taken(&plan, 9, 32), "4x2x2x2");
+    ck_assert_int_eq(kg_tuned_plan(&f, 1000, &plan, &from, error), KG_OK); // more work than was measured
+    ck_assert_str_eq(taken(&plan, 1, 32), "4x2x2x2");
+    ck_assert_int_eq(plan.count, 1);
+    put_sets(sets, 1);
+    ck_assert_int_eq(kg_tuned_plan(&f, 1, &plan, &from, error), KG_OK);
+    ck_assert_str_eq(taken(&plan, 16, 32), "8x2x2x1");
+    ck_assert_str_eq(taken(&plan, 17, 32), "6x2x2x2");
+    ck_assert_str_eq(taken(&plan, 256, 32), "4x2x4x2");
 }
 END_TEST
 
@@ -307,11 +370,11 @@ START_TEST(what_does_not_fit)
     add_row(&set, 1, 4096, 4, 2, 2, 2);
     add_row(&set, 32, 4096, 10, 1, 4, 2); // 21 stages of 10.3 KB
     put_sets(&set, 1);
-    ck_assert_int_eq(kg_tuned_plan(&f, &plan, &from, error), KG_OK);
+    ck_assert_int_eq(kg_tuned_plan(&f, kv_heads, &plan, &from, error), KG_OK);
     ck_assert_str_eq(taken(&plan, 500, 32), "10x1x4x2");
     larger.block_bytes = f.block_bytes * 6 / 5; // as a format with more boosted channels
     larger.key_tile_bytes = f.key_tile_bytes + f.block_bytes / 5 / 4;
-    ck_assert_int_eq(kg_tuned_plan(&larger, &plan, &from, error), KG_OK);
+    ck_assert_int_eq(kg_tuned_plan(&larger, kv_heads, &plan, &from, error), KG_OK);
     ck_assert_str_eq(from.spec, "measured");
     ck_assert_str_eq(taken(&plan, 500, 32), "4x2x2x2"); // the row that fits, for any shape
 
@@ -319,7 +382,7 @@ START_TEST(what_does_not_fit)
     set = set_for(&larger, "its own");
     add_row(&set, 32, 4096, 10, 1, 4, 2);
     put_sets(&set, 1);
-    ck_assert_int_eq(kg_tuned_plan(&larger, &plan, &from, error), KG_USER);
+    ck_assert_int_eq(kg_tuned_plan(&larger, kv_heads, &plan, &from, error), KG_USER);
     ck_assert_ptr_nonnull(strstr(error, "its own, 32 x 4096: 10 warps x 1 stages x 4 tiles x 2 blocks do not fit a multiprocessor; measure again with"));
 }
 END_TEST
@@ -382,6 +445,7 @@ int main(void)
     tcase_add_test(tests, where_it_is);
     tcase_add_test(tests, the_nearest_set);
     tcase_add_test(tests, rows_and_their_ends);
+    tcase_add_test(tests, other_numbers_of_kv_heads);
     tcase_add_test(tests, what_does_not_fit);
     tcase_add_test(tests, small_cards);
     tcase_add_test(tests, rules);

@@ -146,10 +146,10 @@ class Compile(Case):
             counts.append(1)
             return graph.forward
 
+        compiled = torch.compile(model, fullgraph=True, backend=backend)
         for length in (40, 90):
             decoder = Decoder(model, KittyCache.for_model(model), capture=False)
-            decoder.forward = torch.compile(model, fullgraph=True, backend=backend) if length == 40 else compiled
-            compiled = decoder.forward
+            decoder.forward = compiled
             decoder.generate(tokens(2, length), max_new_tokens=30)
         self.assertEqual(len(counts), 1)
 

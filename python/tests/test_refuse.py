@@ -136,7 +136,7 @@ class Refuse(Case):
         module, layer = model.model.layers[0].self_attn, cache.layers[0]
         from kittygen.attention import Pending, kitty_attention
 
-        query, key = torch.zeros(1, 2, 4, 64, device=DEVICE, dtype=torch.float16), torch.zeros(1, 1, 4, 64, device=DEVICE, dtype=torch.float16)
+        query, key = (torch.zeros(1, heads, 4, 64, device=DEVICE, dtype=torch.float16) for heads in (2, 1))
         operands = module, query, Pending(layer, key), Pending(layer, key), None
         for needle, arguments in (
             ("softcap", {"softcap": 30.0}), ("s_aux", {"s_aux": key}), ("sliding window of 8", {"sliding_window": 8}),

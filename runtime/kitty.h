@@ -146,12 +146,13 @@ KT_API kt_status kt_sequence_reserve(kt_cache *cache, kt_sequence sequence, int 
 KT_API kt_status kt_sequence_fork(kt_cache *cache, kt_sequence from, void *stream, kt_sequence *fork);
 // Forgets the newest tokens so that `tokens` are left, as if they had never come: later steps give the bytes of a fresh run. Possible
 // - where no page that is sealed now would be unsealed at `tokens`,
-// - back to before the sequence's last step, and further where no page that was sealed then would be unsealed. A step of one token can
-//   always be taken back. One of several tokens that took a spare slab can while the old slab is kept: until the sequence's next step,
-//   or until a step, a fork or an open needs a slab and this one is kept longest. An aborted step may end it too.
-// Otherwise KT_UNSUPPORTED, with what is possible, and nothing changes. Of replays, the last one is the last step; report them all
-// (kt_step_replayed) before. Pages that are left go back to the pool where no fork has them; a reservation keeps those that no fork has.
-// KT_ORDER: the sequence is part of an open step.
+// - back to before the sequence's last step, and further where no page that was sealed then would be unsealed. A step that took no
+//   spare slab, as one of a single token never does, can be taken back until the next step, even if that is aborted. One that took a
+//   spare slab can while the old slab is kept: until the next step is committed, or until a step, a fork or an open needs a slab and
+//   this one has been kept longest.
+// Otherwise KT_UNSUPPORTED, with what is possible, and nothing changes. KT_ORDER: the sequence is part of an open step. Of replays, the
+// last is the last step. Pages of the tokens that go are given back, or stay reserved; those that a fork has stay the fork's.
+// Forks and truncation go by the host's lengths: report replays (kt_step_replayed) before.
 KT_API kt_status kt_sequence_truncate(kt_cache *cache, kt_sequence sequence, int tokens);
 // The sequence's tokens before its last step, if kt_sequence_truncate can go back to them now, else the fewest it can go back to.
 KT_API kt_status kt_sequence_undo(const kt_cache *cache, kt_sequence sequence, int *least);

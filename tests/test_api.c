@@ -14,7 +14,7 @@ static kt_batch *batch;
 // Counts allocations while `counting`.
 static int counting, allocated;
 #ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/allocator_interface.h>
+int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void *, size_t), void (*)(const volatile void *));
 static void allocating(const volatile void *memory, size_t bytes) { (void)memory, (void)bytes, allocated += counting; }
 static void freeing(const volatile void *memory) { (void)memory; }
 static void count_allocations(void) { __sanitizer_install_malloc_and_free_hooks(allocating, freeing); }

@@ -137,6 +137,22 @@ class Compile(Case):
             ids, mask = tokens(2, 1, seed=step), grown(mask)
         self.assertEqual(ours.tokens(), theirs.tokens())
 
+    def test_few_compilations(self):
+        """Lengths and caches come and go without a compilation for each: a prompt, a step, another cache."""
+        model, counts = build("llama"), []
+
+        def backend(graph, inputs):
+            counts.append(1)
+            return graph.forward
+
+        compiled = torch.compile(model, fullgraph=True, backend=backend)
+        for variant, lengths in (("kitty-pro", [150, 61]), ("int4", [170, 80])):
+            cache, (ids, mask) = KittyCache.for_model(model, variant), left_padded(lengths)
+            for step in range(10):
+                forward(compiled, cache, ids, mask)
+                ids, mask = tokens(2, 1, seed=step), grown(mask)
+        self.assertLessEqual(len(counts), 4)
+
     def test_steps_compile_once(self):
         """The decode loop's step does not depend on lengths: one compilation serves all steps and all caches."""
         model = build("llama")

@@ -103,6 +103,9 @@ class Decode(Case):
 
 
 class Compile(Case):
+    def setUp(self):
+        torch._dynamo.reset()  # code that all models share may be compiled a few times only
+
     def test_compiled_equals_eager(self):
         """No graph break in the model (fullgraph), prompts and steps, several caches by the same code."""
         for kind in ("llama", "qwen3"):

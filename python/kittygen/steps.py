@@ -221,7 +221,7 @@ class Steps:
     def crop(self, count):
         """Forgets the last `count` tokens of every row, exactly; refused, with the reason, where that cannot be."""
         self.abort()
-        store, kept = self.store, self.kept
+        store = self.store
         targets = [max(tokens - count, 0) for tokens in store.stored]
         if not any(targets):
             return self.reset() if count >= self.seen else self.forget(count, targets, targets)

@@ -268,7 +268,12 @@ class Store:
         longest = max(count + more for count, more in zip(self.stored, fresh))
         self.open_batch(longest, len(fresh) * width)
         self.set_slots(fresh, rows)
-        self.library.call("kt_step_begin", self.handles["batch"], self.stream())
+        try:
+            self.library.call("kt_step_begin", self.handles["batch"], self.stream())
+        except KittyError as error:
+            if error.status != "KT_FULL":
+                raise
+            raise KittyError(f"{error}. KittyCache.for_model takes max_tokens=, max_batch=, budget= and spare=", error.status) from None
         self.open, self.fresh = True, list(fresh)
 
     def append(self, layer, key, value, attended=False):

@@ -103,6 +103,9 @@ class Decode(Case):
 
 
 class Compile(Case):
+    def setUp(self):
+        torch._dynamo.reset()  # code that all models share may be compiled a few times only
+
     def test_compiled_equals_eager(self):
         """No graph break in the model (fullgraph), prompts and steps, several caches by the same code."""
         for kind in ("llama", "qwen3"):
@@ -137,6 +140,22 @@ class Compile(Case):
             ids, mask = tokens(2, 1, seed=step), grown(mask)
         self.assertEqual(ours.tokens(), theirs.tokens())
 
+    def test_few_compilations(self):
+        """Lengths and caches come and go without a compilation for each: a prompt, a step, another cache."""
+        model, counts = build("llama"), []
+
+        def backend(graph, inputs):
+            counts.append(1)
+            return graph.forward
+
+        compiled = torch.compile(model, fullgraph=True, backend=backend)
+        for variant, lengths in (("kitty-pro", [150, 61]), ("int4", [170, 80])):
+            cache, (ids, mask) = KittyCache.for_model(model, variant), left_padded(lengths)
+            for step in range(10):
+                forward(compiled, cache, ids, mask)
+                ids, mask = tokens(2, 1, seed=step), grown(mask)
+        self.assertLessEqual(len(counts), 4)
+
     def test_steps_compile_once(self):
         """The decode loop's step does not depend on lengths: one compilation serves all steps and all caches."""
         model = build("llama")
@@ -146,10 +165,10 @@ class Compile(Case):
             counts.append(1)
             return graph.forward
 
+        compiled = torch.compile(model, fullgraph=True, backend=backend)
         for length in (40, 90):
             decoder = Decoder(model, KittyCache.for_model(model), capture=False)
-            decoder.forward = torch.compile(model, fullgraph=True, backend=backend) if length == 40 else compiled
-            compiled = decoder.forward
+            decoder.forward = compiled
             decoder.generate(tokens(2, length), max_new_tokens=30)
         self.assertEqual(len(counts), 1)
 

@@ -5,7 +5,7 @@ import unittest
 import weakref
 
 import torch
-from common import DEVICE, STEPS, Case, build, forward, generate, grown, left_padded, relative, stock, tiny, tokens
+from common import STEPS, Case, build, forward, generate, grown, left_padded, relative, stock, tiny, tokens
 from transformers import DynamicCache
 
 from kittygen import KittyCache, variants

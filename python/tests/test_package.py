@@ -53,8 +53,9 @@ class Package(Case):
             KittyCache.for_model(model, spec=self.spec(SPEC % (4, 1)))
         with self.refused("another shape", "head_dim 128, the model 64"):
             KittyCache.for_model(model, spec="qwen3-8b/kitty-pro")
+        two = "local one = " + (SPEC % (2, 1)).removeprefix("return ") + "return { one, kitty { variant = 'b', model = one.model } }"
         with self.refused("several specs", "one"):
-            KittyCache.for_model(model, spec=self.spec("local one = " + (SPEC % (2, 1)).replace("return ", "", 1) + "return { one, kitty { variant = 'b', model = one.model } }"))
+            KittyCache.for_model(model, spec=self.spec(two))
         with self.refused("mine.lua", "bits"):
             KittyCache.for_model(model, spec=self.spec((SPEC % (2, 1)).replace("bits = 4", "bits = 5")))
         with self.refused("nowhere.lua"):

@@ -96,10 +96,17 @@ class Refuse(Case):
         model = tiny("llama")
         store = KittyCache.for_model(model).steps.store
         cache = KittyCache.for_model(model, max_batch=1, budget=store.budget_for(1, 1, 700))
-        with self.refused("more pages", "larger budget"):
+        with self.refused("more pages", "KittyCache.for_model takes max_tokens="):
             forward(model, cache, tokens(1, 1500))
         self.assertEqual((cache.get_seq_length(), cache.tokens()), (0, [0]))
         forward(model, cache, tokens(1, 700))
+        cache = KittyCache.for_model(model, spare=0)
+        forward(model, cache, tokens(1, 400))
+        held = content(cache, 0)
+        with self.refused("spare slab", "spare="):
+            forward(model, cache, tokens(1, 200))
+        self.assertSame(content(cache, 0), held)
+        forward(model, cache, tokens(1, 1))
 
     def test_ways_of_running(self):
         model = tiny("llama")
@@ -136,7 +143,7 @@ class Refuse(Case):
         module, layer = model.model.layers[0].self_attn, cache.layers[0]
         from kittygen.attention import Pending, kitty_attention
 
-        query, key = torch.zeros(1, 2, 4, 64, device=DEVICE, dtype=torch.float16), torch.zeros(1, 1, 4, 64, device=DEVICE, dtype=torch.float16)
+        query, key = (torch.zeros(1, heads, 4, 64, device=DEVICE, dtype=torch.float16) for heads in (2, 1))
         operands = module, query, Pending(layer, key), Pending(layer, key), None
         for needle, arguments in (
             ("softcap", {"softcap": 30.0}), ("s_aux", {"s_aux": key}), ("sliding window of 8", {"sliding_window": 8}),

@@ -88,8 +88,11 @@ bool kg_attend_fit(const kt_format *f, int warps, int stages, int tiles, int blo
     // After the last page the stages are reused for each warp's partial result: head_dim outputs (the rows
     // padded by four), maximum and sum.
     const int64_t partial = (int64_t)warps * c->columns * (f->head_dim + 6) * 4;
-    // Up to 4 columns in natural order only; more, in eights, as an operand too.
-    const int query = c->columns <= 4 ? round_up(f->head_dim * c->columns * 2, 128) : (c->columns + 7) / 8 * f->head_dim * 32;
+    // Up to 4 columns in natural order only; more, in eights, as an operand too; of two eights also each warp's bytes of q' for 32 rows
+    // of keys at a time.
+    const int eights = (c->columns + 7) / 8, rows = f->key_rows - (f->key_bits / 2 - 1) * f->head_dim;
+    const int query = (c->columns <= 4 ? round_up(f->head_dim * c->columns * 2, 128) : eights * f->head_dim * 32) +
+                      (eights > 1 && f->key_bits != 16 ? warps * eights * (rows + 31) / 32 * 512 : 0);
     const int64_t buffers = warps * stages * stage, most = buffers > partial ? buffers : partial;
     if (most > limit)
         return false;

@@ -463,17 +463,20 @@ constexpr int VALUE_PLANES = VALUE_BITS / 2;
 constexpr int VALUE_GROUPS = D / VALUE_GROUP;
 constexpr int VALUE_WORDS = VALUE_BITS == 16 ? 0 : KD * VALUE_PLANES;
 constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES);
-constexpr int QUERY_BYTES = PAIR ? (D * COLUMNS * 2 + 127) / 128 * 128 : D * HALVES * 32;
-constexpr bool VALUES_AHEAD = D <= 128;    // exact values are loaded with their keys, where there are registers for both
+constexpr bool VALUES_AHEAD = D * HALVES <= 128; // exact values are loaded with their keys, where there are registers for both
 constexpr int BARRIER_BYTES = 128;
 constexpr int OUT_STRIDE = D + 4;          // floats of a warp's result, off the bank stride
 constexpr float LOG2E = 1.4426950408889634f;
-constexpr int GROUPS = PAIR ? TILES : 2 * TILES; // of 16 tokens of a sealed chunk whose logits a lane holds
+// Tiles whose logits are held at once: where there are two products, as many as registers allow.
+constexpr int SPAN = HALVES == 1 || TILES == 1 ? TILES : KEY_BITS == 4 || KEY_BITS == 8 ? 1 : 2;
+constexpr int GROUPS = PAIR ? SPAN : 2 * SPAN; // of 16 tokens whose logits a lane holds
 // q' is at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products with codes, which
 // are subnormal halves, are off by 2^-24. Probabilities likewise.
 constexpr int Q_EXPONENT = 9;
 constexpr int DIGIT = 254; // the low byte of q' is in units of 1 / DIGIT of the high byte, so that halves of these are at most 127
 constexpr int KEY_PAIRS = (KD + BOOST_TILES + 1) / 2; // of words that meet q' as bytes; planes of all channels meet the same q'
+constexpr int DIGIT_BYTES = HALVES > 1 && KEY_BITS != 16 ? KEY_PAIRS * HALVES * 512 : 0; // of a warp, where registers cannot hold them
+constexpr int QUERY_BYTES = PAIR ? (D * COLUMNS * 2 + 127) / 128 * 128 : D * HALVES * 32 + WARPS * DIGIT_BYTES;
 constexpr int P_EXPONENT = VALUE_BITS == 16 ? 0 : 17 - VALUE_BITS;
 static_assert(PAGE_TILES % TILES == 0, "chunks divide a page");
 static_assert(WARPS * STAGES * 8 <= BARRIER_BYTES, "barriers fit");
@@ -556,9 +559,16 @@ __device__ __forceinline__ void mma_codes(float (&c)[HALVES][count][4], int to, 
 // q' = q * scale for one group of a sealed key page, as the B operand, and the zeros' share of the logits.
 struct KeyOperand {
     u32 high[HALVES][PAIR ? 2 * (KD + BOOST_TILES) : 1]; // PAIR: the low half in columns 4..7
-    u32 digit[2][HALVES][PAIR ? 1 : 2 * KEY_PAIRS];      // otherwise high and low bytes: [2 i + j] rows 2 c + 8 j of words 2 i and 2 i + 1
+    // Otherwise bytes, of words 2 i and 2 i + 1: x, y high and z, w low ones of rows 2 c and 2 c + 8.
+    uint4 digits[PAIR || HALVES > 1 ? 1 : KEY_PAIRS];
+    uint4 *stored;                                       // the warp's [KEY_PAIRS, HALVES, 32 lanes], shared, where there are two products
     float factor0[HALVES], factor1[HALVES];              // of the products with codes, to logits in units of log2, columns 2 c and 2 c + 1
     float zero0[HALVES], zero1[HALVES];                  // q . zero in units of log2
+
+    __device__ __forceinline__ uint4 digits_of(int i, int h, int lane) const {
+        if constexpr (HALVES > 1) return stored[(i * HALVES + h) * 32 + lane];
+        else return digits[i];
+    }
 
     // The product of two pairs of halves; in columns 4..7 what its rounding left over, exact.
     __device__ __forceinline__ void put(int at, u32 q, u32 scale, u32 low_mask) {
@@ -655,7 +665,8 @@ struct KeyOperand {
             const float grow = power_of_two(7 - x), back = power_of_two(exponent + x - 7) * (1.0f / DIGIT);
             const u32 grows = pack_half(grow, grow);
 #pragma unroll
-            for (int i = 0; i < KEY_PAIRS; i++)
+            for (int i = 0; i < KEY_PAIRS; i++) {
+                u32 digit[2][2];
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
                     u32 high[2], low[2];
@@ -666,9 +677,13 @@ struct KeyOperand {
                         const u32 rest = half2_multiply_add(y, s, half2_multiply_add(high[e], 0xbc00bc00u, ROUND)); // less what is in `high`
                         low[e] = half2_multiply_add(rest, 0x5bf05bf0u, ROUND);                                      // times DIGIT
                     }
-                    digit[0][h][2 * i + j] = __byte_perm(high[0], high[1], 0x6420);
-                    digit[1][h][2 * i + j] = __byte_perm(low[0], low[1], 0x6420);
+                    digit[0][j] = __byte_perm(high[0], high[1], 0x6420);
+                    digit[1][j] = __byte_perm(low[0], low[1], 0x6420);
                 }
+                const uint4 four = make_uint4(digit[0][0], digit[0][1], digit[1][0], digit[1][1]);
+                if constexpr (HALVES > 1) stored[(i * HALVES + h) * 32 + lane] = four;
+                else digits[i] = four;
+            }
             factor0[h] = __shfl_sync(~0u, back, 8 * c), factor1[h] = __shfl_sync(~0u, back, 8 * c + 4);
         }
     }
@@ -756,15 +771,17 @@ __device__ __forceinline__ void score_digits(float (&s)[HALVES][most][4], int at
         for (int m = 0; m < groups; m++) {
             const u32 codes = __byte_perm(x, y, m0 + m ? 0x7531 : 0x6420), next = codes >> 4;
 #pragma unroll
-            for (int h = 0; h < HALVES; h++)
+            for (int h = 0; h < HALVES; h++) {
+                const uint4 b = operand.digits_of(row, h, lane);
 #pragma unroll
                 for (int d = 0; d < 2; d++) {
                     if (!boosted && i >= PLANE && i % PLANE == 0)
 #pragma unroll
                         for (int e = 0; e < 4; e++) sum[m][h][d][e] *= 4;
                     mma_bytes(sum[m][h][d], codes & 0x03030303u, codes & 0x0c0c0c0cu, next & 0x03030303u, next & 0x0c0c0c0cu,
-                              operand.digit[d][h][2 * row], operand.digit[d][h][2 * row + 1]);
+                              d ? b.z : b.x, d ? b.w : b.y);
                 }
+            }
         }
     }
 #pragma unroll
@@ -922,16 +939,16 @@ __device__ __forceinline__ void spread_weights(u32 (&b)[4], const u32 (&packed)[
     }
 }
 
-// Adds the values of a chunk. Its products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum,
+// Adds the values of a span. Its products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum,
 // always towards zero, and over a long context that would show where codes and zeros nearly cancel.
 __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], SealedOutput (&sealed)[HALVES], int exponent,
                                                   const float (&p)[HALVES][GROUPS][4], const u8 *tiles, int lane) {
     constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane has
     const int g = lane >> 2;
     if constexpr (VALUE_BITS == 16) {
-        u32 b[HALVES][TILES][4];
+        u32 b[HALVES][SPAN][4];
 #pragma unroll
-        for (int t = 0; t < TILES; t++)
+        for (int t = 0; t < SPAN; t++)
 #pragma unroll
             for (int h = 0; h < HALVES; h++) {
                 u32 packed[2 * own];
@@ -950,7 +967,7 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
 #pragma unroll
                 for (int e = 0; e < 4; e++) sum[h][e] = 0;
 #pragma unroll
-            for (int m = 0; m < 2 * TILES; m++) {
+            for (int m = 0; m < 2 * SPAN; m++) {
                 const uint4 w = ((const uint4 *)(tiles + m / 2 * VALUE_TILE_BYTES))[(i * 2 + m % 2) * 32 + lane];
 #pragma unroll
                 for (int h = 0; h < HALVES; h++) mma_element(sum[h], w.x, w.y, w.z, w.w, b[h][m / 2][m % 2 * 2], b[h][m / 2][m % 2 * 2 + 1]);
@@ -964,9 +981,9 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
         const float unit = power_of_two(P_EXPONENT - exponent);
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) {
-            u32 b[HALVES][4 * TILES];
+            u32 b[HALVES][4 * SPAN];
 #pragma unroll
-            for (int t = 0; t < TILES; t++) {
+            for (int t = 0; t < SPAN; t++) {
                 // Pairs of tokens g, g + 8, g + 16, g + 24, or of this lane's two.
                 const u32 *pairs = (const u32 *)(tiles + t * VALUE_TILE_BYTES + v * 128) + g * 4 + (second_lane(lane) ? 2 : 0);
                 u32 pair[2 * own];
@@ -995,7 +1012,7 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
             }
 #pragma unroll
             for (int plane = 0; plane < VALUE_PLANES; plane++) {
-                constexpr int step = 4 / HALVES; // words of a vector, or half of them for want of registers
+                constexpr int step = 4; // words of a vector
 #pragma unroll
                 for (int i0 = 0; i0 < VALUE_GROUP / 16; i0 += step) {
                     float sum[HALVES][step][4];
@@ -1006,7 +1023,7 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
 #pragma unroll
                             for (int e = 0; e < 4; e++) sum[h][i][e] = 0;
 #pragma unroll
-                    for (int t = 0; t < TILES; t++) {
+                    for (int t = 0; t < SPAN; t++) {
                         Words<VALUE_WORDS> words(tiles + t * VALUE_TILE_BYTES + VALUE_META_BYTES, lane);
 #pragma unroll
                         for (int i = 0; i < step; i++)
@@ -1028,7 +1045,7 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
 #pragma unroll
                     for (int h = 0; h < HALVES; h++)
 #pragma unroll
-                        for (int r = 0; r < 4 * TILES; r++) b[h][r] = half2_multiply(b[h][r], 0x44004400u); // times 4
+                        for (int r = 0; r < 4 * SPAN; r++) b[h][r] = half2_multiply(b[h][r], 0x44004400u); // times 4
             }
         }
     }
@@ -1331,6 +1348,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_6x
 
     State state[HALVES];
     KeyOperand operand;
+    operand.stored = (uint4 *)(shared_memory() + D * HALVES * 32 + warp * DIGIT_BYTES);
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {
 #pragma unroll
@@ -1346,7 +1364,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_6x
         const int token = unit_first(item) + g, limit = item < sink_units ? min(end, SINK) : end;
         uint4 x[D / 32], y[D / 32], value_x[D / 32], value_y[D / 32];
         const u16 *row_x = exact.value(min(token, limit - 1)), *row_y = exact.value(min(token + 8, limit - 1));
-        if (VALUES_AHEAD && (HALVES == 1 || !half)) load_rows(value_x, value_y, row_x, row_y, c);
+        if (VALUES_AHEAD) load_rows(value_x, value_y, row_x, row_y, c);
         float s[HALVES][1][4], r0, r1;
         if (half) {
             const int group = (item - sink_units) % (PAGE / 16);
@@ -1364,7 +1382,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_6x
         }
 #pragma unroll
         for (int h = 0; h < HALVES; h++) softmax_update<1>(state[h], s[h], 1.0f, r0, r1);
-        if (!VALUES_AHEAD || (HALVES > 1 && half)) load_rows(value_x, value_y, row_x, row_y, c);
+        if (!VALUES_AHEAD) load_rows(value_x, value_y, row_x, row_y, c);
         if (__any_sync(~0u, rows_damaged(value_x, value_y))) clean_rows(value_x, value_y);
         add_exact_values(state, s, value_x, value_y, lane);
     }
@@ -1384,26 +1402,30 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_6x
 #endif
         const int tile = (item - units) % PAGE_CHUNKS * TILES;
         const int value_exponent = (signed char)stage[KT_HEADER_VALUE_EXPONENT];
-        float s[HALVES][GROUPS][4], r0, r1;
+        const u8 *keys = stage + KEY_TILES, *values = keys + TILES * KEY_TILE_BYTES;
+#pragma unroll 1
+        for (int first = 0; first < TILES; first += SPAN) {
+            float s[HALVES][GROUPS][4], r0, r1;
 #pragma unroll
-        for (int t = 0; t < TILES; t++) {
-            if constexpr (KEY_BITS != 16)
-                if (t == 0 || t * 32 % KEY_GROUP == 0) operand.build(query, stage, (tile + t) * 32 / KEY_GROUP, lane);
-            score_sealed(s, t, query, operand, stage + KEY_TILES + t * KEY_TILE_BYTES, lane);
-        }
-        __syncwarp();
-        float also = 1;
-        if (VALUE_BITS != 16 && value_exponent > exponent) {
-            also = power_of_two(exponent - value_exponent);
-            exponent = value_exponent;
-        }
+            for (int t = 0; t < SPAN; t++) {
+                if constexpr (KEY_BITS != 16)
+                    if (first + t == 0 || (first + t) * 32 % KEY_GROUP == 0)
+                        operand.build(query, stage, (tile + first + t) * 32 / KEY_GROUP, lane);
+                score_sealed(s, t, query, operand, keys + (first + t) * KEY_TILE_BYTES, lane);
+            }
+            float also = 1;
+            if (VALUE_BITS != 16 && value_exponent > exponent) {
+                also = power_of_two(exponent - value_exponent);
+                exponent = value_exponent;
+            }
 #pragma unroll
-        for (int h = 0; h < HALVES; h++) {
-            softmax_update<GROUPS>(state[h], s[h], also, r0, r1);
+            for (int h = 0; h < HALVES; h++) {
+                softmax_update<GROUPS>(state[h], s[h], also, r0, r1);
 #pragma unroll
-            for (int v = 0; v < VALUE_GROUPS; v++) sealed[h].zero0[v] *= r0, sealed[h].zero1[v] *= r1;
+                for (int v = 0; v < VALUE_GROUPS; v++) sealed[h].zero0[v] *= r0, sealed[h].zero1[v] *= r1;
+            }
+            add_sealed_values(state, sealed, exponent, s, values + first * VALUE_TILE_BYTES, lane);
         }
-        add_sealed_values(state, sealed, exponent, s, stage + KEY_TILES + TILES * KEY_TILE_BYTES, lane);
         __syncwarp(); // every lane is done with the stage
         const int next = item + STAGES * stride, chunk = next - units;
         if (next < items) start_copy(stage, block_of(chunk / PAGE_CHUNKS), chunk % PAGE_CHUNKS * TILES, barriers + at, lane);

@@ -126,7 +126,7 @@ static int write_report(const kg_explore *x, const char *path, bool quiet, char 
 }
 
 // Everything that is done by now, also where something went wrong.
-static int give(kg_explore *x, const char *report, const char *against, bool json, char *error)
+static int give(kg_explore *x, const char *report, bool json, char *error)
 {
     kg_text text = {0};
     int done = 0, code = KG_OK;
@@ -140,13 +140,13 @@ static int give(kg_explore *x, const char *report, const char *against, bool jso
             fputs(text.data, stdout);
         kg_text_free(&text);
     } else if (done)
-        kg_explore_summary(x, against);
+        kg_explore_summary(x);
     if (!code && report && done)
         code = write_report(x, report, json, error);
     return code;
 }
 
-static int explore(kg_explore *x, int device, const char *report, const char *against, bool json, bool fresh, char *error)
+static int explore(kg_explore *x, int device, const char *report, bool json, bool fresh, char *error)
 {
     int wrong = 0;
     char later[KG_ERROR];
@@ -158,7 +158,7 @@ static int explore(kg_explore *x, int device, const char *report, const char *ag
     if (!code && *x->device && device != CPU)
         code = kg_explore_times(x, &interrupted, &wrong, error);
     x->interrupted = interrupted;
-    const int given = give(x, report, against, json, later);
+    const int given = give(x, report, json, later);
     if (given && !code)
         code = kg_fail(given, error, KG_ERROR, "%s", later);
     if (code || !interrupted)
@@ -171,10 +171,11 @@ int kg_command_explore(int argc, char **argv)
 {
     static const char *const devices[] = {"auto", "gpu", "cpu"};
     static kg_explore x;
-    const char *files[KG_EXPLORE_FILES], *file = 0, *device = 0, *shapes = 0, *report = 0, *layers = 0, *dtype = 0, *against = "kitty-pro";
+    const char *files[KG_EXPLORE_FILES], *file = 0, *device = 0, *shapes = 0, *report = 0, *layers = 0, *dtype = 0;
     const char *context = "8192";
     int code, file_count = 0, chosen = AUTO, json = 0, fresh = 0;
     long layer_count = 0;
+    x.against = "kitty-pro";
     char error[KG_ERROR] = "";
     const kg_option table[] = {
         {"--kv", "FILE", "captured queries, keys and values (safetensors); again for more layers", 0, &file},
@@ -183,7 +184,7 @@ int kg_command_explore(int argc, char **argv)
         {"-o", "FILE", "write a report as a page of HTML that needs nothing else", 0, &report},
         {"--layers", "N", "layers (default: all in the --kv files)", 0, &layers},
         {"--context", "N", "tokens of the sequence whose bytes are told (default: 8192)", 0, &context},
-        {"--against", "VARIANT", "which to compare with at the end (default: kitty-pro)", 0, &against},
+        {"--against", "VARIANT", "which to compare with at the end (default: kitty-pro)", 0, &x.against},
         {"--dtype", "fp16|bf16", "override the model's element type", 0, &dtype},
         {"--fresh", 0, "measure again what an earlier run has kept", &fresh, 0},
         {"--json", 0, "print JSON", &json, 0},
@@ -230,7 +231,7 @@ int kg_command_explore(int argc, char **argv)
         snprintf(x.data + length, sizeof x.data - length, "%s%s", i ? ", " : "", files[i]);
     }
     if (!code)
-        code = explore(&x, chosen, report, against, json, fresh, error);
+        code = explore(&x, chosen, report, json, fresh, error);
     if (code && *error && code != INTERRUPTED)
         fprintf(stderr, "kittygen explore: %s\n", error);
     kg_explore_close(&x);

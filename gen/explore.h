@@ -77,6 +77,7 @@ typedef struct {
     kg_variant *variants;
     int count;
     long context;                // tokens of a sequence, for bytes_context
+    const char *against;         // variant to compare with, where it is there
     kg_shape shapes[KG_BENCH_SHAPES];
     int shape_count;
     char device[128];            // that times are of; empty: there are none
@@ -128,8 +129,11 @@ int kg_explore_times(kg_explore *explore, const volatile sig_atomic_t *stop, int
 
 void kg_explore_heading(const kg_explore *explore);
 void kg_explore_row(const kg_variant *variant, bool first);
-// Times, the front, and how the best at the same bytes compare with `against`, where that is among the variants.
-void kg_explore_summary(const kg_explore *explore, const char *against);
+// Times, the front, and how the best compare with the variant `against`.
+void kg_explore_summary(const kg_explore *explore);
+// Of the variants of the order, that with less error at no more bytes than `against`, and that with fewer bytes at no more error; null
+// where there is none. Returns `against` itself, null if it is not there.
+const kg_variant *kg_explore_compare(const kg_explore *explore, const int *order, int count, const kg_variant **better, const kg_variant **smaller);
 void kg_explore_json(kg_text *out, const kg_explore *explore);
 
 // The report as a page of HTML that needs nothing else.

@@ -57,31 +57,20 @@ static void print_times(const kg_explore *x, const int *order, int count)
     }
 }
 
-// The least error at no more bytes, and the fewest bytes at no more error.
-static void compare(const kg_explore *x, const int *order, int count, const char *against)
+static void print_comparison(const kg_explore *x, const int *order, int count)
 {
-    const kg_variant *base = 0, *better = 0, *smaller = 0;
-    for (int i = 0; i < count; i++)
-        if (!strcmp(x->variants[order[i]].spec.variant, against))
-            base = &x->variants[order[i]];
-    for (int i = 0; i < count && base; i++) {
-        const kg_variant *v = &x->variants[order[i]];
-        if (v->bytes_context <= base->bytes_context && v->out_mean < (better ? better : base)->out_mean)
-            better = v;
-        if (v->out_mean <= base->out_mean && v->bytes_context < (smaller ? smaller : base)->bytes_context)
-            smaller = v;
-    }
+    const kg_variant *better, *smaller, *base = kg_explore_compare(x, order, count, &better, &smaller);
     if (better)
-        printf("against %s: %s has %.1f %% less output error at %.1f bytes and not %.1f\n", against, better->spec.variant,
+        printf("against %s: %s has %.1f %% less output error, at %.1f bytes and not %.1f\n", x->against, better->spec.variant,
                100 * (1 - better->out_mean / base->out_mean), better->bytes_context, base->bytes_context);
     if (smaller)
-        printf("against %s: %s has %.1f %% fewer bytes with an output error of %.3f %% and not %.3f %%\n", against, smaller->spec.variant,
+        printf("against %s: %s has %.1f %% fewer bytes, with an output error of %.3f %% and not %.3f %%\n", x->against, smaller->spec.variant,
                100 * (1 - smaller->bytes_context / base->bytes_context), 100 * smaller->out_mean, 100 * base->out_mean);
     if (base && !better && !smaller)
-        printf("against %s: nothing has less output error at as many bytes, or fewer bytes at as much error\n", against);
+        printf("against %s: nothing has less output error at as many bytes, or fewer bytes at as much error\n", x->against);
 }
 
-void kg_explore_summary(const kg_explore *x, const char *against)
+void kg_explore_summary(const kg_explore *x)
 {
     int count, fronts = 0, *order = kg_explore_order(x, &count);
     if (!order)
@@ -96,7 +85,7 @@ void kg_explore_summary(const kg_explore *x, const char *against)
             kg_explore_row(&x->variants[order[i]], first);
             first = 0;
         }
-    compare(x, order, count, against);
+    print_comparison(x, order, count);
     for (int i = 0; i < count; i++)
         if (x->variants[order[i]].explored.nonfinite > 0)
             printf("(!) %s: %.0f elements or groups were beyond fp16, and count as 0\n", x->variants[order[i]].spec.variant,

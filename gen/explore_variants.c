@@ -220,3 +220,20 @@ int *kg_explore_order(const kg_explore *x, int *count)
         qsort_r(order, (size_t)*count, sizeof *order, by_cost, x->variants);
     return order;
 }
+
+const kg_variant *kg_explore_compare(const kg_explore *x, const int *order, int count, const kg_variant **better, const kg_variant **smaller)
+{
+    const kg_variant *base = 0;
+    *better = *smaller = 0;
+    for (int i = 0; i < count; i++)
+        if (!strcmp(x->variants[order[i]].spec.variant, x->against))
+            base = &x->variants[order[i]];
+    for (int i = 0; i < count && base; i++) {
+        const kg_variant *v = &x->variants[order[i]];
+        if (v->bytes_context <= base->bytes_context && v->out_mean < (*better ? *better : base)->out_mean)
+            *better = v;
+        if (v->out_mean <= base->out_mean && v->bytes_context < (*smaller ? *smaller : base)->bytes_context)
+            *smaller = v;
+    }
+    return base;
+}

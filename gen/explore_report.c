@@ -49,12 +49,6 @@ static void begin_table(const page *p, const char *title, bool folded)
 
 static void end_table(const page *p, bool folded) { kg_text_addf(p->out, "</tbody></table></div>%s\n", folded ? "</details>" : ""); }
 
-static void add_heads(const page *p, const char *const *heads)
-{
-    for (int i = 0; heads[i]; i++)
-        kg_text_addf(p->out, "<th>%s</th>", heads[i]);
-}
-
 static bool has_times(const page *p)
 {
     for (int i = 0; i < p->count; i++)
@@ -69,12 +63,11 @@ static bool has_times(const page *p)
 // The variants' costs and errors; only those on the front, with their numbers, or all.
 static void add_costs(const page *p, bool front)
 {
-    static const char *const heads[] = {"variant", "bytes", "in all", "logits, mean", "worst", "output, mean", "worst", "layer.head", 0};
     const bool times = has_times(p);
     int number = 0;
     begin_table(p, "All variants", !front);
-    kg_text_add(p->out, front ? "<th></th>" : "");
-    add_heads(p, heads);
+    kg_text_addf(p->out, "%s<th class=\"text\">variant</th><th>bytes</th><th>in all</th><th>logits, mean</th><th>worst</th><th>output, mean</th>"
+                 "<th>worst</th><th>layer.head</th>", front ? "<th></th>" : "");
     for (int s = 0; s < p->x->shape_count && times; s++)
         kg_text_addf(p->out, "<th>%d x %d, us</th>", p->x->shapes[s].sequences, p->x->shapes[s].tokens);
     kg_text_add(p->out, "</tr></thead>\n<tbody>\n");
@@ -99,6 +92,15 @@ static void add_costs(const page *p, bool front)
     end_table(p, !front);
 }
 
+// The variants that crowd at the left end, if they are worth a picture of their own.
+static int dense_count(const page *p)
+{
+    int dense = 0;
+    while (dense < p->count && p->v[dense]->bytes_context <= 1.6 * p->v[0]->bytes_context)
+        dense++;
+    return dense > 8 && dense < p->count ? dense : 0;
+}
+
 static int memory_front(const page *p)
 {
     char axis[NAME], about[512];
@@ -112,6 +114,11 @@ static int memory_front(const page *p)
              "over %d tokens, where sinks and windows weigh more than in a longer sequence.", p->x->bed.tokens);
     begin_section(p, "memory", "Memory and error", about);
     kg_chart_dots(p->out, axis, "output error, mean of heads, %", dots, p->count);
+    const int dense = dense_count(p);
+    if (dense) {
+        kg_text_addf(p->out, "<h3>The %d smallest</h3>\n", dense);
+        kg_chart_dots(p->out, axis, "output error, mean of heads, %", dots, dense);
+    }
     add_costs(p, true);
     end_section(p);
     free(dots);
@@ -155,7 +162,7 @@ static int time_front(const page *p, int shape, bool error)
     kg_text_addf(p->out, "<h3>%s</h3>\n", title);
     kg_chart_dots(p->out, error ? time : "bytes per token and KV head, exact tokens too", error ? "output error, mean of heads, %" : time, dots, count);
     begin_table(p, title, false);
-    kg_text_addf(p->out, "<th></th><th>variant</th><th>%s</th><th>%s</th></tr></thead>\n<tbody>\n", error ? "us" : "bytes in all", error ? "output error" : "us");
+    kg_text_addf(p->out, "<th></th><th class=\"text\">variant</th><th>%s</th><th>%s</th></tr></thead>\n<tbody>\n", error ? "us" : "bytes in all", error ? "output error" : "us");
     for (int i = 0; i < count; i++)
         if (dots[i].front) {
             kg_text_addf(p->out, "<tr><td class=\"number\">%d</td><th scope=\"row\">", dots[i].number);

@@ -9,6 +9,7 @@ int kg_command_new(int argc, char **argv);
 int kg_command_emit(int argc, char **argv);
 int kg_command_build(int argc, char **argv);
 int kg_command_run(int argc, char **argv);
+int kg_command_inspect(int argc, char **argv);
 int kg_command_explore(int argc, char **argv);
 int kg_command_tune(int argc, char **argv);
 int kg_command_bench(int argc, char **argv);

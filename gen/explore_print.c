@@ -14,6 +14,8 @@ void kg_explore_heading(const kg_explore *x)
     const kg_inputs *in = &x->bed.in;
     printf("data: %s; %d %s of %d tokens, %d queries of each of %d heads\n", x->data, in->count, in->count == 1 ? "layer" : "layers", x->bed.tokens,
            x->bed.positions, in->q_heads);
+    if (*x->warning)
+        printf("note: %s\n", x->warning);
     if (*x->device)
         printf("times: %s\n", x->device);
     else
@@ -145,6 +147,8 @@ void kg_explore_json(kg_text *out, const kg_explore *x)
 {
     kg_text_add(out, "{\"data\": ");
     kg_text_json(out, x->data);
+    kg_text_add(out, ", \"warning\": ");
+    kg_text_json(out, x->warning);
     kg_text_addf(out, ", \"layers\": %d, \"tokens\": %d, \"queries\": %d, \"context\": %ld, \"device\": ", x->bed.in.count, x->bed.tokens,
                  x->bed.positions, x->context);
     kg_text_json(out, *x->device ? x->device : "CPU");

@@ -424,7 +424,13 @@ static void add_header(const page *p)
     kg_text_addf(p->out, "of a sequence of %ld tokens with its exact ones</dd>\n<dt>Errors</dt><dd>relative L2 against float64 attention over the exact "
                  "inputs, in %%, of a head's queries</dd>\n<dt>Times</dt><dd>", x->context);
     kg_html(p->out, *x->device ? x->device : "none");
-    kg_text_addf(p->out, "</dd>\n</dl>\n%s", x->interrupted ? "<p class=\"warning\">Interrupted: not every variant is here.</p>\n" : "");
+    kg_text_add(p->out, "</dd>\n</dl>\n");
+    if (*x->warning) {
+        kg_text_add(p->out, "<p class=\"warning\">");
+        kg_html(p->out, x->warning);
+        kg_text_add(p->out, "</p>\n");
+    }
+    kg_text_addf(p->out, "%s", x->interrupted ? "<p class=\"warning\">Interrupted: not every variant is here.</p>\n" : "");
     add_comparison(p);
     kg_text_add(p->out, "<nav><a href=\"#memory\">Memory and error</a> <a href=\"#time\">Memory and time</a> <a href=\"#layers\">Layers</a> <a href=\"#heads\">Heads"
                         "</a> <a href=\"#channels\">Channels</a> <a href=\"#codes\">Codes</a> <a href=\"#all\">All variants</a></nav>\n</header>\n<main>\n");

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "explore.h"
+#include "safetensors.h"
 
 // ---- loading ---------------------------------------------------------------------------------------------------------
 
@@ -97,6 +98,21 @@ static int add_file(kt__sha256 *sha, const char *path, char *error)
     return whole ? KG_OK : kg_fail(KG_MACHINE, error, KG_ERROR, "%s: cannot be read", path);
 }
 
+// Every query attends to all tokens before it. Where the model does not, as python/capture.py writes into the metadata, that is told.
+static int look_for_windows(kg_explore *x, const char *path, char *error)
+{
+    kg_safetensors *file;
+    if (!kg_safetensors_open(path, &file, error, KG_ERROR))
+        return KG_USER;
+    const char *sliding = kg_safetensors_metadata(file, "sliding");
+    const size_t length = strlen(x->warning);
+    if (sliding && strcmp(sliding, "none"))
+        snprintf(x->warning + length, sizeof x->warning - length, "%s%s: a sliding window in the model (%s), but here queries see all tokens before them",
+                 length ? "; " : "", path, sliding);
+    kg_safetensors_close(file);
+    return KG_OK;
+}
+
 // A part of a cache that is to be quantised and never is would show no error.
 static int check_sealed(const kg_explore_bed *bed, const kg_variant *v, char *error)
 {
@@ -116,8 +132,10 @@ int kg_explore_inputs(kg_explore *x, const char *const *files, int file_count, i
     // Whatever the errors depend on: this program, what it reads, how much of it, and the spec.
     kt__sha256_begin(&inputs);
     KG_TRY(add_file(&inputs, "/proc/self/exe", error));
-    for (int i = 0; i < file_count; i++)
+    for (int i = 0; i < file_count; i++) {
         KG_TRY(add_file(&inputs, files[i], error));
+        KG_TRY(look_for_windows(x, files[i], error));
+    }
     for (int i = 0; i < x->count; i++) {
         kg_variant *v = &x->variants[i];
         KG_TRY(check_sealed(&x->bed, v, error));

@@ -38,7 +38,7 @@ static void write_kv(const char *path, uint64_t seed, int tokens)
     long at = 0;
     FILE *file = fopen(path, "wb");
     ck_assert_ptr_nonnull(file);
-    kg_text_add(&header, "{\"__metadata__\": {\"scale\": \"0.2\"}");
+    kg_text_add(&header, "{\"__metadata__\": {\"scale\": \"0.2\", \"sliding\": \"layer 1: window <512>\"}");
     for (int layer = 0; layer < LAYERS; layer++)
         for (int p = 0; p < 3; p++) {
             const int heads = p ? KV_HEADS : Q_HEADS;
@@ -470,6 +470,8 @@ START_TEST(report)
     ck_assert_int_eq(occurrences(page, "<circle"), 3);
     ck_assert_ptr_nonnull(strstr(page, "16 of 64 channels"));
     ck_assert_ptr_nonnull(strstr(page, "No times: --device cpu."));
+    ck_assert_ptr_nonnull(strstr(page, "a sliding window in the model (layer 1: window &lt;512&gt;), but"));
+    ck_assert_ptr_nonnull(strstr(output, "a sliding window in the model (layer 1: window <512>), but"));
     free(page);
     // The numbers are those of the JSON.
     cJSON *json = explore_json("", "$D/sweep.lua --kv $D/kv.safetensors --device cpu --json -o $D/again.html", KG_OK);

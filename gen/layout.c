@@ -43,6 +43,8 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->key_tile_bytes = f->key_rows / 16 * WORDS;
     }
     f->value_tiles = f->key_tiles + tiles * f->key_tile_bytes;
+    if (f->key_boosted && f->key_score == KG_SCORE_STATIC)
+        f->table_bytes = round_up(f->key_boosted, 16);
 
     f->value_bits = spec->value.bits;
     f->value_window = spec->value.window;

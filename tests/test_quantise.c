@@ -120,7 +120,7 @@ START_TEST(layout)
         const kt_format f = ref_format(variant, head_dims[_i % 5], 4, dtype, 128);
         ref_tokens(dtype, f.page, f.head_dim, 100 + (unsigned)_i, storage);
         point_rows(&f);
-        ck_assert_int_eq(kt__cpu_seal_key(&f, rows, 1, 2, 3, block), 0);
+        ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 1, 2, 3, block), 0);
         for (int i = f.value_tiles; i < f.block_bytes; i++)
             ck_assert_msg(!block[i], "sealing keys wrote byte %d of the value part", i);
         ck_assert_int_eq(kt__cpu_seal_value(&f, rows, block), 0);
@@ -165,7 +165,7 @@ static void by_hand(int dtype, const float *x, int count, unsigned scale, unsign
     for (int t = 0; t < 32; t++)
         storage[t * 64 + 21] = kt__from_float(dtype, x[t % count]);
     point_rows(&f);
-    ck_assert_int_eq(kt__cpu_seal_key(&f, rows, 0, 0, 0, block), 0);
+    ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block), 0);
     ck_assert_uint_eq(read16(f.key_meta + 21 * 2), scale);
     ck_assert_uint_eq(read16(f.key_meta + (f.head_dim + 21) * 2), zero);
     for (int t = 0; t < 32; t++) {
@@ -233,13 +233,13 @@ START_TEST(nonfinite)
         for (int i = 0; i < 4; i++)
             storage[(17 * i + 3) * 64 + 20 * i] = 0;
         point_rows(&f);
-        kt__cpu_seal_key(&f, rows, 0, 0, 0, block);
+        kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block);
         kt__cpu_seal_value(&f, rows, block);
         memcpy(clean, block, sizeof block);
         for (int i = 0; i < 4; i++)
             storage[(17 * i + 3) * 64 + 20 * i] = bad[i];
         point_rows(&f);
-        ck_assert_int_eq(kt__cpu_seal_key(&f, rows, 0, 0, 0, block), 0);
+        ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block), 0);
         ck_assert_int_eq(kt__cpu_seal_value(&f, rows, block), 0);
         ck_assert_int_eq(block[KT_HEADER_KEY_FLAGS], 1);
         ck_assert_int_eq(block[KT_HEADER_VALUE_FLAGS], 1);
@@ -258,7 +258,7 @@ START_TEST(overflow)
     storage[40 * 64 + 33] = kt__from_float(KT_BF16, 3e38f);    // scale beyond
     storage[41 * 64 + 33] = kt__from_float(KT_BF16, -3e38f);   // and the difference beyond fp32
     point_rows(&f);
-    ck_assert_int_eq(kt__cpu_seal_key(&f, rows, 0, 0, 0, block), 2);
+    ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block), 2);
     ck_assert_int_eq(kt__cpu_seal_value(&f, rows, block), f.page); // channel 9 spoils every token
     ck_assert_int_eq(block[KT_HEADER_KEY_FLAGS], 1);
     ck_assert_int_eq(block[KT_HEADER_VALUE_FLAGS], 1);
@@ -286,7 +286,7 @@ START_TEST(infinite_scores)
         for (int c = 1; c < 64; c += 3)
             storage[t * 64 + c] = kt__from_float(KT_BF16, (t & 32) == 0 ? 3e38f : c % 2 ? -3e38f : 3e38f);
     point_rows(&f);
-    kt__cpu_seal_key(&f, rows, 0, 0, 0, block);
+    kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block);
     for (int i = 0; i < f.key_boosted; i++)
         ck_assert_int_eq(block[f.key_index + i], 1 + 3 * i); // all infinite: the lower ones
 }
@@ -308,11 +308,30 @@ START_TEST(selection)
         for (int t = 0; t < f.page; t++)
             storage[t * 64 + 10] = kt__from_float(KT_F16, 100); // large but constant
     point_rows(&f);
-    kt__cpu_seal_key(&f, rows, 0, 0, 0, block);
+    kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block);
     for (int i = 0; i < f.key_boosted - 3; i++)
         ck_assert_int_eq(block[f.key_index + i], i);
     for (int i = 0; i < 3; i++)
         ck_assert_int_eq(block[f.key_index + f.key_boosted - 3 + i], loud[2 - i]);
+}
+END_TEST
+
+START_TEST(static_list)
+{
+    kt_format f = ref_format("kitty-pro", 64, 1, KT_F16, 128);
+    unsigned char table[48] = {0};
+    f.key_score = 4, f.table_bytes = 48, f.table_boosted = 32;
+    for (int i = 0; i < f.key_boosted; i++)
+        table[32 + i] = (unsigned char)(3 * i + 1);
+    ref_tokens(KT_F16, f.page, f.head_dim, 8, storage);
+    point_rows(&f);
+    kt__cpu_seal_key(&f, table, rows, 0, 0, 0, block);
+    ck_assert_mem_eq(block + f.key_index, table + 32, (size_t)f.key_boosted);
+    for (int c = 0; c < 64; c++) {
+        bool boosted;
+        key_code(&f, 0, c, &boosted);
+        ck_assert_int_eq(boosted, c % 3 == 1 && c < 3 * f.key_boosted);
+    }
 }
 END_TEST
 
@@ -323,14 +342,14 @@ START_TEST(random_score)
     ref_tokens(KT_F16, f.page, f.head_dim, 8, storage);
     for (int i = 0; i < 4; i++) {
         point_rows(&f);
-        kt__cpu_seal_key(&f, rows, i == 1, i == 2, i == 3, block);
+        kt__cpu_seal_key(&f, NULL, rows, i == 1, i == 2, i == 3, block);
         memcpy(lists[i], block + f.key_index, 32);
         for (int other = 0; other < i; other++)
             ck_assert(memcmp(lists[i], lists[other], 32));
     }
     ref_tokens(KT_F16, f.page, f.head_dim, 9, storage); // the data does not matter
     point_rows(&f);
-    kt__cpu_seal_key(&f, rows, 0, 0, 0, block);
+    kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block);
     ck_assert_mem_eq(lists[0], block + f.key_index, 32);
 }
 END_TEST
@@ -429,6 +448,7 @@ int main(void)
     tcase_add_test(tcase, overflow);
     tcase_add_test(tcase, infinite_scores);
     tcase_add_loop_test(tcase, selection, 0, 3);
+    tcase_add_test(tcase, static_list);
     tcase_add_test(tcase, random_score);
     tcase_add_loop_test(tcase, splits, 0, REF_VARIANTS);
     suite_add_tcase(suite, tcase);

@@ -75,7 +75,7 @@ static void compare_page(const kt_format *f, kt_part part, const unsigned short 
     for (int t = 0; t < PAGE; t++)
         rows[t] = in + t * f->head_dim;
     if (part == KT_KEY) {
-        kt__cpu_seal_key(f, rows, 0, 0, 0, block);
+        kt__cpu_seal_key(f, NULL, rows, 0, 0, 0, block);
         kt__cpu_decode_key(f, block, ours);
         unsigned char boosted[256] = {0};
         for (int i = 0; i < f->key_boosted; i++)

@@ -27,6 +27,7 @@ typedef struct {
     const kt_slot *slot;
     const int *table;                // of the slot
     int head;
+    const unsigned char *calibration; // of the head, or null
     unsigned char *slab, *slab_next; // of the head
 } kt__head;
 // Goes over the heads of every slot that brings tokens, if the step is ready.

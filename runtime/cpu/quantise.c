@@ -235,8 +235,8 @@ static void pack_key(const kt_format *f, const unsigned char *codes, const key_r
             }
 }
 
-int kt__cpu_seal_key(const kt_format *f, const unsigned short *const *rows, int layer, int head, int page_index,
-                     unsigned char *block)
+int kt__cpu_seal_key(const kt_format *f, const unsigned char *table, const unsigned short *const *rows, int layer, int head,
+                     int page_index, unsigned char *block)
 {
     memset(block + KT_HEADER_BYTES, 0, (size_t)(f->value_tiles - KT_HEADER_BYTES));
     const bool nonfinite = any_nonfinite(f, rows);
@@ -249,7 +249,11 @@ int kt__cpu_seal_key(const kt_format *f, const unsigned short *const *rows, int 
 
     float column[KT__MAX_PAGE], scores[KT__MAX_DIM] = {0};
     bool boosted[KT__MAX_DIM] = {false};
-    if (f->key_boosted) {
+    if (f->key_boosted && f->key_score == 4) {
+        memcpy(block + f->key_index, table + f->table_boosted, (size_t)f->key_boosted);
+        for (int i = 0; i < f->key_boosted; i++)
+            boosted[table[f->table_boosted + i]] = true;
+    } else if (f->key_boosted) {
         for (int c = 0; c < f->head_dim; c++) {
             for (int t = 0; t < f->page; t++)
                 column[t] = kt__element(f->dtype, rows[t][c]);

@@ -99,6 +99,14 @@ __device__ __forceinline__ void measure_keys(Work *work, const kt_view &view, in
         join_sums(work);
         __syncthreads();
     }
+//@ if KEY_SCORE == 4 then
+    // The listed channels score 1, the others 0.
+    const u8 *list = view.calibration + head * TABLE_BYTES + TABLE_BOOSTED;
+    for (int channel = threadIdx.x; channel < D; channel += THREADS) work->score[channel] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < KEY_BOOSTED; i += THREADS) work->score[list[i]] = 1;
+    __syncthreads();
+//@ else
     if constexpr (KEY_BOOSTED > 0 && KEY_SCORE > 1) {
         for (int channel = threadIdx.x; channel < D; channel += THREADS) {
             float low, high;
@@ -113,6 +121,7 @@ __device__ __forceinline__ void measure_keys(Work *work, const kt_view &view, in
         }
         __syncthreads();
     }
+//@ end
 }
 
 // Flags the KEY_BOOSTED channels with the highest scores, ties to the lower channel, and lists them. One warp.

@@ -48,10 +48,10 @@ static void add_text(kg_text *out, const kg_spec *spec, const costs *c)
     if (f->key_boosted)
         kg_text_addf(out, ", %d of %d channels at %d", f->key_boosted, f->head_dim, f->key_boost_bits);
     if (f->key_bits < 16)
-        kg_text_addf(out, ", groups of %d tokens", f->key_group);
+        kg_text_addf(out, ", groups of %d tokens%s", f->key_group, f->key_range ? ", ranges by least squares" : "");
     kg_text_addf(out, ", window %d\n  values     %d bits", f->key_window, f->value_bits);
     if (f->value_bits < 16)
-        kg_text_addf(out, ", groups of %d channels", f->value_group);
+        kg_text_addf(out, ", groups of %d channels%s", f->value_group, f->value_range ? ", ranges by least squares" : "");
     kg_text_addf(out, ", window %d\n", f->value_window);
     kg_text_addf(out, "  page       %d tokens: %d bytes per KV head (header %d, keys %d, values %d); sink %d\n", f->page, f->block_bytes,
                  KT_HEADER_BYTES, f->value_tiles - KT_HEADER_BYTES, f->block_bytes - f->value_tiles, f->sink);

@@ -39,6 +39,9 @@ const kg_field kg_fields[] = {
      .fallback = "page", .comment = "tokens that share a key channel's scale and zero; divides page; not with 16 bits"},
     {.path = "key.window", .kind = KG_FIELD_INTEGER, .offset = AT(key.window), .low = 0, .high = 4096, .step = 32, .fallback = "0",
      .comment = "newest tokens whose keys stay exact, on top of the unfinished page; at most value.window"},
+    {.path = "key.range", .kind = KG_FIELD_WORD, .offset = AT(key.range), .words = {"extremes", "least_squares"}, .fallback = "extremes",
+     .comment = "what a group's codes span: its minimum to its maximum, or of 16 ranges within it the one with the least squared error; "
+                "not with 16 bits"},
     {.path = "key.boost.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.boost_bits), .choices = {4, 8}, .fallback = "4",
      .comment = "bits of a boosted channel; more than key.bits"},
     {.path = "key.boost.fraction", .kind = KG_FIELD_NUMBER, .offset = AT(key.boost_fraction), .low = 0, .high = 1,
@@ -54,6 +57,8 @@ const kg_field kg_fields[] = {
      .fallback = "head", .comment = "channels that share a token's scale and zero; divides head_dim; not with 16 bits"},
     {.path = "value.window", .kind = KG_FIELD_INTEGER, .offset = AT(value.window), .low = 0, .high = 4096, .step = 32,
      .fallback = "128", .comment = "newest tokens whose values stay exact, on top of the unfinished page"},
+    {.path = "value.range", .kind = KG_FIELD_WORD, .offset = AT(value.range), .words = {"extremes", "least_squares"},
+     .fallback = "extremes", .comment = "what a group's codes span, as key.range; not with 16 bits"},
 };
 const int kg_field_count = sizeof kg_fields / sizeof *kg_fields;
 
@@ -274,6 +279,11 @@ void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *u
     else if (spec->value.group && d % spec->value.group)
         REPORT("value.group", "%d does not divide head_dim %d; allowed: \"head\" or a divisor of it: 32, 64, 128", spec->value.group, d);
 
+    if (spec->key.range && spec->key.bits == 16)
+        REPORT("key.range", "\"least_squares\" with key.bits 16, which is exact; leave it out");
+    if (spec->value.range && spec->value.bits == 16)
+        REPORT("value.range", "\"least_squares\" with value.bits 16, which is exact; leave it out");
+
     int boosted = given->boost ? (int)floor(spec->key.boost_fraction * d + 1e-9) : 0;
     if (given->boost && spec->key.bits == 16)
         REPORT("key.boost", "not allowed with key.bits 16, which is exact; leave it out or write boost = false");
@@ -331,6 +341,8 @@ void kg_spec_json(kg_text *out, const kg_spec *spec)
         if (kg_fields[i].kind == KG_FIELD_FILE && !*spec->calibration)
             continue;
         if ((!strcmp(path, "key.group") && spec->key.bits == 16) || (!strcmp(path, "value.group") && spec->value.bits == 16))
+            continue;
+        if ((!strcmp(path, "key.range") && !spec->key.range) || (!strcmp(path, "value.range") && !spec->value.range))
             continue;
         while (*open && strcmp(open, group) && (strncmp(group, open, strlen(open)) || group[strlen(open)] != '.')) {
             kg_text_add(out, "}");

@@ -37,6 +37,7 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->key_score = (int)spec->key.score;
         f->key_seed = spec->key.seed;
         f->key_group = spec->key.group;
+        f->key_range = spec->key.range;
         f->key_rows = round_up(f->key_bits / 2 * d + (f->key_boost_bits - f->key_bits) / 2 * f->key_boosted, 16);
         f->key_index = f->key_meta + f->page / f->key_group * d * 4;
         f->key_tiles = round_up(f->key_index + f->key_boosted, LINE);
@@ -53,6 +54,7 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->value_tile_bytes = TILE * d * 2;
     } else {
         f->value_group = spec->value.group != KG_GROUP_HEAD ? spec->value.group : d == 256 ? 128 : d;
+        f->value_range = spec->value.range;
         f->value_meta_bytes = d / f->value_group * TILE * 4;
         f->value_tile_bytes = f->value_meta_bytes + d / 16 * (f->value_bits / 2) * WORDS;
     }

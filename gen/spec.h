@@ -27,13 +27,14 @@ typedef struct {
     char calibration_sha256[KG_DIGEST];  // of the file
     struct {
         int bits, group, window;
+        int range;            // 0 the extremes of a group, 1 least squares
         int boost_bits;       // bits where there is no boost
         double boost_fraction;
         kg_score score;
         int seed;
     } key;
     struct {
-        int bits, group, window; // group in channels; KG_GROUP_HEAD: the whole head, 256 as two of 128
+        int bits, group, window, range; // group in channels; KG_GROUP_HEAD: the whole head, 256 as two of 128
     } value;
 } kg_spec;
 

@@ -39,7 +39,9 @@
     X(key_ring, KEY_RING, "tokens of the key ring; token t (>= sink) is at (t - sink) mod key_ring")         \
     X(value_ring, VALUE_RING, "tokens of the value ring, likewise")                                          \
     X(table_bytes, TABLE_BYTES, "what calibration gives a layer and KV head; 0: nothing")                    \
-    X(table_boosted, TABLE_BOOSTED, "offset in it of the ascending list of boosted channels, one byte each")
+    X(table_boosted, TABLE_BOOSTED, "offset in it of the ascending list of boosted channels, one byte each") \
+    X(key_range, KEY_RANGE, "of a group of keys: 0 its extremes, 1 the range of least squares")              \
+    X(value_range, VALUE_RANGE, "of a group of values, likewise")
 
 typedef struct {
 #define X(field, constant, meaning) int field;

@@ -241,7 +241,7 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
         {"key_bits", 2, 16, 2}, {"key_boost_bits", 2, 16, 2}, {"key_boosted", 0, 256, 1}, {"key_score", 0, 4, 1},
         {"key_seed", INT_MIN, INT_MAX, 1}, {"key_group", 1, 4096, 1}, {"key_window", 0, 1 << 20, 1}, {"key_rows", 16, 4096, 16},
         {"value_bits", 2, 16, 2}, {"value_group", 1, 256, 1}, {"value_window", 0, 1 << 20, 1}, {"key_ring", 1, 1 << 21, 1},
-        {"value_ring", 1, 1 << 21, 1},
+        {"value_ring", 1, 1 << 21, 1}, {"key_range", 0, 1, 1}, {"value_range", 0, 1, 1},
     };
     static const struct { const char *name; size_t offset; } fields[] = {
 #define X(field, constant, meaning) {#field, offsetof(kt_format, field)},

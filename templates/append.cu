@@ -140,6 +140,7 @@ __device__ __forceinline__ void note_scales(Work *work, u32 largest, int over) {
     }
 }
 
+//@ if KEY_RANGE + VALUE_RANGE > 0 then include "lib/range.cuh" emit "\n" end
 //@ include "lib/seal_keys.cuh"
 
 //@ include "lib/seal_values.cuh"

@@ -23,7 +23,9 @@ static const char good[] =
     "  \"key_rows\": 80, \"value_bits\": 2, \"value_group\": 64, \"value_window\": 128, \"block_bytes\": 5424, \"key_meta\": 16,\n"
     "  \"key_index\": 272, \"key_tiles\": 288, \"key_tile_bytes\": 640, \"value_tiles\": 2848, \"value_meta_bytes\": 128,\n"
     "  \"value_tile_bytes\": 640, \"slab_bytes\": 57344, \"slab_sink_value\": 4096, \"slab_key\": 8192, \"slab_value\": 24576,\n"
-    "  \"key_ring\": 128, \"value_ring\": 256, \"table_bytes\": 0, \"table_boosted\": 0},\n"
+    "  \"key_ring\": 128, \"value_ring\": 256,\n"
+    "  \"key_range\": 0, \"value_range\": 0,\n"
+    "  \"table_boosted\": 0, \"table_bytes\": 0},\n"
     " \"kernels\": [\n"
     "  {\"name\": \"append\", \"op\": \"append\", \"file\": \"a.cu\", \"entry\": \"kitty_append\", \"sha256\": \"@\", \"threads\": 256,\n"
     "   \"shared\": 20000, \"grid\": [\"units\", \"kv_heads\", \"slots\"]},\n"
@@ -128,7 +130,7 @@ static const struct { const char *from, *to, *expected; } bad[] = {
     {"\"kittygen\": 2", "\"kittygen\": \"1\"", "kittygen: \"1\" is not an integer in 1..2147483647"},
     {"\"table_bytes\": 0", "\"table_bytes\": 16", "tables: missing; expected an object"},
     {"\"key_score\": 3", "\"key_score\": 4", "format.table_bytes: 0 does not fit the other fields; expected 8..1073741824"},
-    {"\"table_bytes\": 0, \"table_boosted\": 0},\n", "\"table_bytes\": 16, \"table_boosted\": 0}, \"tables\": {\"file\": \"a.cu\", \"sha256\": \"@\"},\n",
+    {"\"table_bytes\": 0},", "\"table_bytes\": 16}, \"tables\": {\"file\": \"a.cu\", \"sha256\": \"@\"},",
      "tables.file: 43 bytes; expected 64: 2 layers x 2 KV heads x 16"},
     {"\"tiny.kitty\"", "\"tiny/kitty\"", "spec: \"tiny/kitty\" is not a name (letters, digits, '_', '-', '.')"},
     {"\"model\"", "\"modle\"", "model: missing; expected an object"},

@@ -316,6 +316,40 @@ START_TEST(selection)
 }
 END_TEST
 
+// No group is further from its elements than by its extremes, and all together are nearer.
+START_TEST(least_squares)
+{
+    kt_format wide = ref_format("groups", 64, 1, KT_BF16, 128), f = wide;
+    static unsigned char blocks[2][sizeof block];
+    static float out[2][MAX_PAGE * 64];
+    f.key_range = f.value_range = 1;
+    double sums[2][2] = {{0}};
+    for (int i = 0; i < 2; i++) {
+        ref_tokens(KT_BF16, f.page, f.head_dim, 11, storage);
+        point_rows(&f);
+        kt__cpu_seal_key(i ? &f : &wide, NULL, rows, 0, 0, 0, blocks[i]);
+        kt__cpu_seal_value(i ? &f : &wide, rows, blocks[i]);
+    }
+    ck_assert_mem_eq(blocks[0] + f.key_index, blocks[1] + f.key_index, (size_t)f.key_boosted);
+    for (int part = 0; part < 2; part++) {
+        for (int i = 0; i < 2; i++)
+            (part ? kt__cpu_decode_value : kt__cpu_decode_key)(&f, blocks[i], out[i]);
+        for (int g = 0; g < 128 * 64 / 32; g++) { // keys: 4 groups of 64 channels; values: 128 tokens of 2 groups
+            double errors[2] = {0, 0};
+            for (int i = 0; i < 2; i++)
+                for (int k = 0; k < 32; k++) {
+                    const int at = part ? g * 32 + k : (g / 64 * 32 + k) * 64 + g % 64;
+                    const double off = (double)kt__to_float(KT_BF16, storage[at]) - (double)out[i][at];
+                    errors[i] += off * off;
+                    sums[part][i] += off * off;
+                }
+            ck_assert_msg(errors[1] <= errors[0] * (1 + 1e-5), "part %d, group %d: %g, by its extremes %g", part, g, errors[1], errors[0]);
+        }
+    }
+    ck_assert(sums[0][1] < 0.9 * sums[0][0] && sums[1][1] < 0.99 * sums[1][0]);
+}
+END_TEST
+
 START_TEST(static_list)
 {
     kt_format f = ref_format("kitty-pro", 64, 1, KT_F16, 128);
@@ -448,6 +482,7 @@ int main(void)
     tcase_add_test(tcase, overflow);
     tcase_add_test(tcase, infinite_scores);
     tcase_add_loop_test(tcase, selection, 0, 3);
+    tcase_add_test(tcase, least_squares);
     tcase_add_test(tcase, static_list);
     tcase_add_test(tcase, random_score);
     tcase_add_loop_test(tcase, splits, 0, REF_VARIANTS);

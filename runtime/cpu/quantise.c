@@ -77,19 +77,53 @@ typedef struct {
     bool overflow;
 } group_meta;
 
-static group_meta measure(const float *x, int count, int bits)
+static group_meta meta_of(float low, float high, int bits)
 {
-    float low = x[0], high = x[0];
-    for (int i = 1; i < count; i++) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-    }
     group_meta g = {0};
     g.zero = kt__float_to_half(low);
     g.scale = kt__float_to_half((high - low) / (float)((1 << bits) - 1));
     if (!kt__element_finite(KT_F16, (unsigned short)g.zero) || !kt__element_finite(KT_F16, (unsigned short)g.scale))
         g = (group_meta){.overflow = true};
     return g;
+}
+
+// By multiplication and from the first element to the last: what templates/lib/range.cuh sums.
+static float squared_error(const float *x, int count, int bits, group_meta g)
+{
+    const float scale = kt__half_to_float((unsigned short)g.scale), zero = kt__half_to_float((unsigned short)g.zero);
+    const float most = (float)((1 << bits) - 1), inverse = scale > 0 ? 1.0f / scale : 0;
+    float sum = 0;
+    for (int i = 0; i < count; i++) {
+        float code = (x[i] - zero) * inverse;
+        code = rintf(code < 0 ? 0 : code > most ? most : code);
+        const float off = x[i] - (code * scale + zero);
+        sum += off * off;
+    }
+    return sum;
+}
+
+enum { RANGES = 16, RANGE_STEPS = 64 };
+
+// The scale and zero of a group; range: as kt_format.key_range.
+static group_meta measure(const float *x, int count, int bits, int range)
+{
+    float low = x[0], high = x[0];
+    for (int i = 1; i < count; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+    }
+    group_meta best = meta_of(low, high, bits);
+    if (!range || best.overflow)
+        return best;
+    float least = squared_error(x, count, bits, best);
+    for (int k = 1; k < RANGES; k++) {
+        const float inset = (high - low) * ((float)k / RANGE_STEPS);
+        const group_meta g = meta_of(low + inset, high - inset, bits);
+        const float error = g.overflow ? INFINITY : squared_error(x, count, bits, g);
+        if (error < least)
+            least = error, best = g;
+    }
+    return best;
 }
 
 static void encode(const float *x, int count, int bits, group_meta g, unsigned char *codes)
@@ -269,7 +303,7 @@ int kt__cpu_seal_key(const kt_format *f, const unsigned char *table, const unsig
         for (int t = 0; t < f->page; t++)
             column[t] = kt__element(f->dtype, rows[t][c]);
         for (int first = 0; first < f->page; first += f->key_group) {
-            const group_meta g = measure(column + first, f->key_group, bits);
+            const group_meta g = measure(column + first, f->key_group, bits, f->key_range);
             unsigned char *scale = block + f->key_meta + first / f->key_group * f->head_dim * 4 + c * 2;
             store16(scale, g.scale);
             store16(scale + f->head_dim * 2, g.zero);
@@ -345,7 +379,7 @@ int kt__cpu_seal_value(const kt_format *f, const unsigned short *const *rows, un
                 x[c] = kt__element(f->dtype, rows[tile * KT__TILE + t][c]);
             for (int i = 0; i < groups; i++) {
                 const int first = i * f->value_group;
-                const group_meta g = measure(x + first, f->value_group, f->value_bits);
+                const group_meta g = measure(x + first, f->value_group, f->value_bits, f->value_range);
                 unsigned char *pair = tiles + (i * KT__TILE + pair_position(t)) * 4;
                 store16(pair, g.scale);
                 store16(pair + 2, g.zero);

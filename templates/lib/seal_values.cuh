@@ -49,6 +49,35 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block) {
     note_scales(work, largest, overflows);
 }
 
+//@ if VALUE_RANGE == 1 then
+// The same by least squares.
+__device__ __forceinline__ void fit_values(Work *work, u8 *block) {
+    u32 largest = 0;
+    int overflows = 0;
+    for (int i = threadIdx.x; i < VALUE_PAIRS * RANGE_LANES; i += THREADS) {
+        const int part = i % RANGE_LANES, token = i / RANGE_LANES % PAGE, group = i / RANGE_LANES / PAGE, t = token & 31;
+        const u16 *element = work->element + token * ROW + group * VALUE_GROUP;
+        const u32 *extremes = work->low + group * VALUE_PARTS * PAGE + token;
+        u32 low = extremes[0], high = low;
+#pragma unroll
+        for (int piece = 1; piece < VALUE_PARTS; piece++)
+            low = smaller_pair(low, extremes[piece * PAGE]), high = larger_pair(high, extremes[piece * PAGE]);
+        bool over;
+        const u32 pair = fit_pair<VALUE_GROUP>(element_to_float((u16)low), element_to_float((u16)(high >> 16)), largest_code(VALUE_BITS),
+                                               part, over, [&](int c) { return element_to_float(element[c]); });
+        if constexpr (VALUE_STEPS)
+            if (part) work->step[(group * (PAGE / 2) + token / 2) * 8 + token % 2 + 2 * (part - 1)] = step_of(pair, part);
+        if (part == 0) {
+            const int at = token * VALUE_GROUPS + group;
+            work->pair[at] = pair, work->quantiser[at] = quantiser_of(pair, largest_code(VALUE_BITS));
+            overflows += over, largest = max(largest, pair & 0xffff);
+            ((u32 *)(block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
+        }
+    }
+    note_scales(work, largest, overflows);
+}
+
+//@ end
 // The k-th and the next word of a tile: tokens 16 m + 2 c + 8 j + e, four channels of a run of eight.
 __device__ __forceinline__ void step_value_words(u32 (&words)[2], const Work *work, int tile, int k, int lane) {
     const int g = lane >> 2, c = lane & 3, channel = channel_of(k, g & 6), group = channel / VALUE_GROUP;
@@ -123,7 +152,11 @@ __device__ __forceinline__ void seal_value(Work *work, int first, int before, u8
             if (threadIdx.x == 0) work->dirty = 0;
             __syncthreads();
         }
+//@ if VALUE_RANGE == 1 then
+        fit_values(work, block);
+//@ else
         measure_values(work, block);
+//@ end
         __syncthreads();
         constexpr int AT_ONCE = VALUE_STEPS ? 2 : 1; // words of a plane
         for (int i = threadIdx.x; i < PAGE_TILES * (KD / AT_ONCE) * 32; i += THREADS) {

@@ -2,9 +2,9 @@
 
 #include <math.h>
 
-// Tokens of a tile; parts in which append goes through a channel; bytes of one word per lane; what blocks and their tiles are aligned
-// to: copies from elsewhere were a tenth slower (one H100).
-enum { TILE = 32, APPEND_PARTS = 8, WORDS = 128, LINE = 128 };
+// Tokens of a tile; bytes of one word per lane; what blocks and their tiles are aligned to: copies from elsewhere were a tenth slower
+// (one H100).
+enum { TILE = 32, WORDS = 128, LINE = 128 };
 
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -170,10 +170,11 @@ int kg_append_shared(const kt_format *f)
 {
     // struct Work of templates/append.cu
     const int d = f->head_dim, key_pairs = f->page / f->key_group * d, value_pairs = d / f->value_group * f->page;
-    const int pairs = key_pairs > value_pairs ? key_pairs : value_pairs, tiles = f->page / TILE;
-    const int page = f->page * (d + 8) * 2, extremes = (tiles > APPEND_PARTS ? tiles : APPEND_PARTS) * d * 4;
-    const int patches = f->key_bits == 2 && f->key_boosted ? f->page * d / 4 : 0, sums = APPEND_PARTS * d * 4;
-    return round_up(page + pairs * 20 + extremes + (patches > sums ? patches : sums) + d * (2 * 4 + 2) + 64, 128);
+    const int pairs = key_pairs > value_pairs ? key_pairs : value_pairs, page = f->page * (d + 8) * 2;
+    const int key_products = f->key_bits == 2 ? 0 : key_pairs, value_products = f->value_bits == 2 ? 0 : value_pairs;
+    const int products = (key_products > value_products ? key_products : value_products) * 8 + (key_products ? d * 4 : 0);
+    const int boosts = f->key_boosted ? key_pairs * 12 : 0, patches = f->key_bits == 2 && f->key_boosted ? f->page * d / 4 : 0;
+    return round_up(page + pairs * 12 + key_pairs * 4 + boosts + products + patches + d * 6 + 128, 128);
 }
 
 int kg_append_blocks(int shared)

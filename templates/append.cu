@@ -22,9 +22,11 @@ constexpr int PAIRS = KEY_PAIRS > VALUE_PAIRS ? KEY_PAIRS : VALUE_PAIRS;
 constexpr int ROW = D + 8;                 // elements from one token of the page to the next: off the bank stride
 constexpr int NO_SCALE = -24;              // exponent of a part whose scales are all 0
 constexpr int PARTS = 8;                   // a channel's tokens are gone through in so many parts, by their remainder
-constexpr int EXTREMES = PARTS > PAGE_TILES ? PARTS : PAGE_TILES;
 constexpr bool KEY_STEPS = KEY_BITS == 2, VALUE_STEPS = VALUE_BITS == 2;
-constexpr int PATCHES = KEY_STEPS && KEY_BOOSTED > 0 ? PAGE_TILES * KD * 32 : 1;
+constexpr int KEY_PRODUCTS = KEY_STEPS ? 0 : KEY_PAIRS, VALUE_PRODUCTS = VALUE_STEPS ? 0 : VALUE_PAIRS;
+constexpr int PRODUCTS = KEY_PRODUCTS > VALUE_PRODUCTS ? KEY_PRODUCTS : VALUE_PRODUCTS;
+constexpr int BOOST_PAIRS = KEY_BOOSTED > 0 ? KEY_PAIRS : 0;
+constexpr int PATCHES = KEY_STEPS && KEY_BOOSTED > 0 ? PAGE_TILES * KD * 32 : 0;
 
 //@ include "lib/hash.h"
 
@@ -33,19 +35,19 @@ constexpr int PATCHES = KEY_STEPS && KEY_BOOSTED > 0 ? PAGE_TILES * KD * 32 : 1;
 // Shared memory of a block.
 struct Work {
     alignas(16) u16 element[PAGE * ROW];   // the page, elements that are not finite replaced by 0
-    u32 pair[PAIRS];                       // as stored: scale low, zero high; keys [group, channel], values [token, group]
-    Quantiser quantiser[PAIRS];            // of the same
     alignas(16) u16 step[4 * PAIRS];       // keys [group, 3, channel], values [group, token / 2, 4, token % 2]
-    alignas(16) u32 low[EXTREMES * D / 2]; // extremes of keys [part or tile, channel], in the end of a group in its first
-    u32 high[EXTREMES * D / 2];
-    union {
-        alignas(16) float part[PARTS * D];             // sums of each channel over the tokens of a part
-        u32 patch[PATCHES];                // low planes of the boosted channels, 0 elsewhere, in the order of the words
-    };
+    alignas(16) u32 patch[PATCHES + 1];    // low planes of the boosted channels, 0 elsewhere, in the order of the words
+    alignas(16) u32 low[KEY_PAIRS / 2];    // extremes of keys [group, channel], elements
+    alignas(16) u32 high[KEY_PAIRS / 2];
     alignas(16) float score[D];
-    float most[D];                         // largest code of a channel
+    u32 pair[PAIRS];                       // as stored: scale low, zero high; keys [group, channel], values [token, group]
+    u32 boost_pair[BOOST_PAIRS + 1];       // of keys, were all of them boosted
+    Quantiser boost_quantiser[BOOST_PAIRS + 1];
+    Quantiser quantiser[PRODUCTS + 1];     // where codes are made by multiplication
+    float most[KEY_PRODUCTS ? D : 1];      // so too: the largest code of a channel
     u8 boosted[D];                         // flags by channel
     u8 list[D];                            // channels in ascending order
+    kt_slot slot;
     int dirty;                             // an element was not finite
     int damaged;                           // so it was, or a group overflowed
     int count;                             // overflowed groups, and elements of the step's own tokens that were not finite
@@ -72,15 +74,20 @@ __device__ __forceinline__ u32 positive_zeros(u32 pair) {
     return pair >> 16 == 0x8000u ? pair & 0xffffu : pair;
 }
 
-// Replaces what is not finite, and counts what the step has brought of it.
-__device__ __noinline__ void clean_page(Work *work, int first, int before) {
+// Replaces what is not finite of eight elements, and returns how many there were.
+__device__ __forceinline__ int clean_eight(u16 *at) {
+    u32 *w = (u32 *)at;
+    int count = 0;
+    for (int k = 0; k < 4; k++) count += __popc(nonfinite_bits(w[k])), w[k] = finite_pair(w[k]);
+    return count;
+}
+
+// The same of a page, and counts what the step has brought of it.
+__device__ __noinline__ void clean_page(Work *work, int page) {
     int count = 0;
     for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
-        u32 *w = (u32 *)(work->element + i / (D / 8) * ROW + i % (D / 8) * 8);
-        for (int k = 0; k < 4; k++) {
-            if (first + i / (D / 8) >= before) count += __popc(nonfinite_bits(w[k]));
-            w[k] = finite_pair(w[k]);
-        }
+        const int found = clean_eight(work->element + i / (D / 8) * ROW + i % (D / 8) * 8);
+        if (SINK + page * PAGE + i / (D / 8) >= work->slot.tokens) count += found;
     }
     atomicOr(&work->damaged, 1);
     atomicAdd(&work->count, count);
@@ -93,7 +100,7 @@ template <bool keys> __device__ __forceinline__ void load_page(Work *work, const
         constexpr int STEP = THREADS / UNITS;
         const int token = threadIdx.x / UNITS, unit = threadIdx.x % UNITS;
         const long long stride = (keys ? source.view->key_row : source.view->value_row) * STEP;
-        const u16 *from = (keys ? source.key(first + token) : source.value(first + token)) + unit * 8;
+        const u16 *from = source.row_of<keys>(first + token) + unit * 8;
         u16 *to = work->element + token * ROW + unit * 8;
 #pragma unroll
         for (int k = 0; k < (PAGE + STEP - 1) / STEP; k++)
@@ -101,14 +108,14 @@ template <bool keys> __device__ __forceinline__ void load_page(Work *work, const
     } else {
         for (int i = threadIdx.x; i < PAGE * UNITS; i += THREADS) {
             const int token = i / UNITS, unit = i % UNITS;
-            async_copy16(work->element + token * ROW + unit * 8, (keys ? source.key(first + token) : source.value(first + token)) + unit * 8);
+            async_copy16(work->element + token * ROW + unit * 8, source.row_of<keys>(first + token) + unit * 8);
         }
     }
     async_commit();
 }
 
 // 16-bit parts are stored as they are, but for what is not finite and -0.
-__device__ __forceinline__ void clean_exact(Work *work, int first, int before) {
+__device__ __forceinline__ void clean_exact(Work *work, int page) {
     u32 peak = 0;
     for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
         uint4 *at = (uint4 *)(work->element + i / (D / 8) * ROW + i % (D / 8) * 8), w = *at;
@@ -118,11 +125,11 @@ __device__ __forceinline__ void clean_exact(Work *work, int first, int before) {
     if (nonfinite_bits(peak)) atomicOr(&work->dirty, 1);
     __syncthreads();
     if (!work->dirty) return;
-    clean_page(work, first, before);
+    clean_page(work, page);
     __syncthreads();
 }
 
-// By one thread, before and after each page.
+// By one thread, before each page.
 __device__ __forceinline__ void start_part(Work *work) { work->dirty = 0, work->damaged = 0, work->count = 0, work->largest = 0; }
 
 __device__ __forceinline__ int largest_exponent(const Work *work) {
@@ -163,7 +170,7 @@ template <bool keys> __device__ __forceinline__ int store_fresh(const Exact &sou
     const int half = THREADS / 2, mine = (int)threadIdx.x - (keys ? 0 : half);
     for (int i = mine; mine >= 0 && mine < half && i < tokens * (D / 8); i += half) {
         const int at = i / (D / 8), token = at < sinks ? source.before + at : later + at - sinks, part = i % (D / 8);
-        const uint4 w = load_settled((const uint4 *)(keys ? source.key(token) : source.value(token)) + part);
+        const uint4 w = load_settled((const uint4 *)source.row_of<keys>(token) + part);
         ((uint4 *)slab_row<keys>(slab, token))[part] = w;
         count += __popc(nonfinite_bits(w.x)) + __popc(nonfinite_bits(w.y)) + __popc(nonfinite_bits(w.z)) + __popc(nonfinite_bits(w.w));
     }
@@ -174,59 +181,84 @@ template <bool keys> __device__ __forceinline__ int store_fresh(const Exact &sou
 template <bool keys> __device__ __forceinline__ void move_older(const Exact &source, u8 *slab, int first, int last) {
     for (int i = threadIdx.x; i < (last - first) * (D / 8); i += THREADS) {
         const int token = first + i / (D / 8), part = i % (D / 8);
-        ((uint4 *)slab_row<keys>(slab, token))[part] = load_settled((const uint4 *)(keys ? source.key(token) : source.value(token)) + part);
+        ((uint4 *)slab_row<keys>(slab, token))[part] = load_settled((const uint4 *)source.row_of<keys>(token) + part);
     }
 }
 
+// ---- units ----
+
+struct Unit {
+    bool keys;
+    int page;
+};
+__device__ __forceinline__ int pages_of(const kt_slot &slot, int window) {
+    return sealed_pages(slot.tokens + slot.fresh, window) - sealed_pages(slot.tokens, window);
+}
+// Unit 1 on: keys and values by turns, while there are both: the ones are more work, the others more waiting.
+__device__ __forceinline__ Unit unit_of(const kt_slot &slot, int unit) {
+    const int at = unit - 1, keys = pages_of(slot, KEY_WINDOW), both = min(keys, pages_of(slot, VALUE_WINDOW));
+    Unit u;
+    u.keys = at < 2 * both ? at % 2 == 0 : keys > both;
+    u.page = sealed_pages(slot.tokens, u.keys ? KEY_WINDOW : VALUE_WINDOW) + (at < 2 * both ? at / 2 : at - both);
+    return u;
+}
+__device__ __forceinline__ int units_of(const kt_slot &slot) { return 1 + pages_of(slot, KEY_WINDOW) + pages_of(slot, VALUE_WINDOW); }
+
+__device__ __forceinline__ void start_unit(Work *work, const kt_view &view, const kt_slot &slot, int unit) {
+    if (unit == 0 || unit >= units_of(slot)) return;
+    const Unit u = unit_of(slot, unit);
+    const Exact source = exact_of(view, slot, blockIdx.y);
+    if (u.keys) load_page<true>(work, source, SINK + u.page * PAGE);
+    else load_page<false>(work, source, SINK + u.page * PAGE);
+}
+
+// Unit 0.
+__device__ __forceinline__ void take_exact(const kt_view &view, const kt_slot &slot) {
+    const int before = slot.tokens, after = before + slot.fresh;
+    const Exact source = exact_of(view, slot, blockIdx.y);
+    u8 *to = view.slabs + ((long long)slot.slab_next * view.kv_heads + blockIdx.y) * SLAB_BYTES;
+    const int key_rest = SINK + sealed_pages(after, KEY_WINDOW) * PAGE, value_rest = SINK + sealed_pages(after, VALUE_WINDOW) * PAGE;
+    const int count = store_fresh<true>(source, to, slot.fresh, key_rest) + store_fresh<false>(source, to, slot.fresh, value_rest);
+    if (count) atomicAdd(&view.control->nonfinite, (u64)count);
+    if (slot.slab_next == slot.slab) return; // in place, older tokens stay where they are
+    move_older<true>(source, to, 0, min(before, SINK));
+    move_older<false>(source, to, 0, min(before, SINK));
+    move_older<true>(source, to, key_rest, max(before, key_rest));
+    move_older<false>(source, to, value_rest, max(before, value_rest));
+}
+
 // The units of this block. Reads only what was final before the launch ahead began, or before it let this one begin.
-__device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot &slot) {
+__device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot &settled) {
     Work *work = (Work *)shared_memory();
-    const int head = blockIdx.y, before = slot.tokens, after = before + slot.fresh;
-    const Exact source = exact_of(p.view, slot, head);
-
-    const int key_page = sealed_pages(before, KEY_WINDOW), key_pages = sealed_pages(after, KEY_WINDOW);
-    const int value_page = sealed_pages(before, VALUE_WINDOW), value_pages = sealed_pages(after, VALUE_WINDOW);
-    const int units = 1 + key_pages - key_page + value_pages - value_page;
-    const int *table = p.view.table + (long long)blockIdx.z * p.view.table_stride;
-
-    const int both = min(key_pages - key_page, value_pages - value_page);
-    if (threadIdx.x == 0) start_part(work);
-    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
-        if (unit == 0) {
-            u8 *to = p.view.slabs + ((long long)slot.slab_next * p.view.kv_heads + head) * SLAB_BYTES;
-            const int key_rest = SINK + key_pages * PAGE, value_rest = SINK + value_pages * PAGE;
-            const int count = store_fresh<true>(source, to, slot.fresh, key_rest) + store_fresh<false>(source, to, slot.fresh, value_rest);
-            if (count) atomicAdd(&p.view.control->nonfinite, (u64)count);
-            if (slot.slab_next != slot.slab) { // in place, older tokens stay where they are
-                move_older<true>(source, to, 0, min(before, SINK));
-                move_older<false>(source, to, 0, min(before, SINK));
-                move_older<true>(source, to, key_rest, max(before, key_rest));
-                move_older<false>(source, to, value_rest, max(before, value_rest));
-            }
-            continue;
-        }
-        // Keys and values by turns, while there are both: the ones are more work, the others more waiting.
-        const int at = unit - 1;
-        const bool keys = at < 2 * both ? at % 2 == 0 : key_pages - key_page > both;
-        const int page = (keys ? key_page : value_page) + (at < 2 * both ? at / 2 : at - both), first = SINK + page * PAGE;
-        u8 *block = p.view.pages + ((long long)load_settled(table + page) * p.view.kv_heads + head) * BLOCK_BYTES;
-        if (keys) load_page<true>(work, source, first);
-        else load_page<false>(work, source, first);
+    start_unit(work, p.view, settled, blockIdx.x);
+    if (blockIdx.x == 0) {
+        start_unit(work, p.view, settled, gridDim.x);
+        take_exact(p.view, settled);
+    }
+    if (threadIdx.x == 0) {
+        work->slot = settled; // registers are short
+        start_part(work);
+    }
+    const kt_slot &slot = work->slot;
+    const int units = units_of(settled);
+    for (int unit = blockIdx.x ? blockIdx.x : gridDim.x; unit < units; unit += gridDim.x) {
         async_wait<0>();
         __syncthreads();
-        if (keys) {
-            seal_key(work, p.view, head, page, before, block);
-        } else {
-            seal_value(work, first, before, block);
-        }
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            const int scaled = (keys ? KEY_BITS : VALUE_BITS) != 16;
-            block[keys ? KT_HEADER_KEY_FLAGS : KT_HEADER_VALUE_FLAGS] = (u8)work->damaged;
-            block[keys ? KT_HEADER_KEY_EXPONENT : KT_HEADER_VALUE_EXPONENT] = scaled ? (u8)largest_exponent(work) : 0;
+        const Unit u = unit_of(slot, unit);
+        const int page = load_settled(p.view.table + (long long)blockIdx.z * p.view.table_stride + u.page);
+        u8 *block = p.view.pages + ((long long)page * p.view.kv_heads + blockIdx.y) * BLOCK_BYTES;
+        // Once the page's elements are needed no more, behind a barrier: the next one comes in while the last words are stored.
+        auto read_out = [&] {
+            start_unit(work, p.view, slot, unit + gridDim.x);
+            if (threadIdx.x != 0) return;
+            const int scaled = (u.keys ? KEY_BITS : VALUE_BITS) != 16;
+            block[u.keys ? KT_HEADER_KEY_FLAGS : KT_HEADER_VALUE_FLAGS] = (u8)work->damaged;
+            block[u.keys ? KT_HEADER_KEY_EXPONENT : KT_HEADER_VALUE_EXPONENT] = scaled ? (u8)largest_exponent(work) : 0;
             if (work->count) atomicAdd(&p.view.control->nonfinite, (u64)work->count);
             start_part(work);
-        }
+        };
+        if (u.keys) seal_key(work, p.view, u.page, block, read_out);
+        else seal_value(work, u.page, block, read_out);
     }
 }
 

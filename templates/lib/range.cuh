@@ -4,12 +4,14 @@
 // group, each with a quarter of the ranges.
 constexpr int RANGES = 16, RANGE_STEPS = 64, RANGE_LANES = 4, RANGE_EACH = RANGES / RANGE_LANES;
 
-// The pair of a group of `count` elements with these extremes, in all of its lanes; part: threadIdx.x % RANGE_LANES. By whole warps.
+// The pair of a group of `count` elements, in all of its lanes; part: threadIdx.x % RANGE_LANES. By whole warps.
 template <int count, class Element>
-__device__ __forceinline__ u32 fit_pair(float low, float high, float most, int part, bool &over, const Element &element) {
+__device__ __forceinline__ u32 fit_pair(float most, int part, bool &over, const Element &element) {
     u32 pair[RANGE_EACH];
     float scale[RANGE_EACH], zero[RANGE_EACH], inverse[RANGE_EACH], error[RANGE_EACH];
     bool beyond[RANGE_EACH];
+    float low = element(0), high = low;
+    for (int i = 1; i < count; i++) low = fminf(low, element(i)), high = fmaxf(high, element(i));
     low = __fadd_rn(low, 0.0f), high = __fadd_rn(high, 0.0f); // -0 becomes +0
     const u32 widest = pair_of(low, high, most, over);
 #pragma unroll

@@ -37,7 +37,7 @@ constexpr int SLAB_VALUE = 49152; // offset of the value ring
 constexpr int KEY_RING = 128; // tokens of the key ring; token t (>= sink) is at (t - sink) mod key_ring
 constexpr int VALUE_RING = 256; // tokens of the value ring, likewise
 constexpr int THREADS = 256; // of a block
-constexpr int SHARED_BYTES = 46976; // dynamic shared memory of a block
+constexpr int SHARED_BYTES = 43392; // dynamic shared memory of a block
 constexpr int BLOCKS = 4; // of a multiprocessor at once
 // Structures that the runtime fills and the kernels read: plain C, pasted into every emitted kernel. All pointers are
 // device addresses (host addresses on the CPU backend); strides count elements; everything is little endian.
@@ -442,9 +442,11 @@ constexpr int PAIRS = KEY_PAIRS > VALUE_PAIRS ? KEY_PAIRS : VALUE_PAIRS;
 constexpr int ROW = D + 8;                 // elements from one token of the page to the next: off the bank stride
 constexpr int NO_SCALE = -24;              // exponent of a part whose scales are all 0
 constexpr int PARTS = 8;                   // a channel's tokens are gone through in so many parts, by their remainder
-constexpr int EXTREMES = PARTS > PAGE_TILES ? PARTS : PAGE_TILES;
 constexpr bool KEY_STEPS = KEY_BITS == 2, VALUE_STEPS = VALUE_BITS == 2;
-constexpr int PATCHES = KEY_STEPS && KEY_BOOSTED > 0 ? PAGE_TILES * KD * 32 : 1;
+constexpr int KEY_PRODUCTS = KEY_STEPS ? 0 : KEY_PAIRS, VALUE_PRODUCTS = VALUE_STEPS ? 0 : VALUE_PAIRS;
+constexpr int PRODUCTS = KEY_PRODUCTS > VALUE_PRODUCTS ? KEY_PRODUCTS : VALUE_PRODUCTS;
+constexpr int BOOST_PAIRS = KEY_BOOSTED > 0 ? KEY_PAIRS : 0;
+constexpr int PATCHES = KEY_STEPS && KEY_BOOSTED > 0 ? PAGE_TILES * KD * 32 : 0;
 
 // The score of a channel under `random`: plain integer arithmetic, the same in the CPU reference and in every kernel.
 #ifdef __CUDACC__
@@ -572,19 +574,19 @@ __device__ __forceinline__ void put_codes(u32 &word, u32 pair, const Steps &step
 // Shared memory of a block.
 struct Work {
     alignas(16) u16 element[PAGE * ROW];   // the page, elements that are not finite replaced by 0
-    u32 pair[PAIRS];                       // as stored: scale low, zero high; keys [group, channel], values [token, group]
-    Quantiser quantiser[PAIRS];            // of the same
     alignas(16) u16 step[4 * PAIRS];       // keys [group, 3, channel], values [group, token / 2, 4, token % 2]
-    alignas(16) u32 low[EXTREMES * D / 2]; // extremes of keys [part or tile, channel], in the end of a group in its first
-    u32 high[EXTREMES * D / 2];
-    union {
-        alignas(16) float part[PARTS * D];             // sums of each channel over the tokens of a part
-        u32 patch[PATCHES];                // low planes of the boosted channels, 0 elsewhere, in the order of the words
-    };
+    alignas(16) u32 patch[PATCHES + 1];    // low planes of the boosted channels, 0 elsewhere, in the order of the words
+    alignas(16) u32 low[KEY_PAIRS / 2];    // extremes of keys [group, channel], elements
+    alignas(16) u32 high[KEY_PAIRS / 2];
     alignas(16) float score[D];
-    float most[D];                         // largest code of a channel
+    u32 pair[PAIRS];                       // as stored: scale low, zero high; keys [group, channel], values [token, group]
+    u32 boost_pair[BOOST_PAIRS + 1];       // of keys, were all of them boosted
+    Quantiser boost_quantiser[BOOST_PAIRS + 1];
+    Quantiser quantiser[PRODUCTS + 1];     // where codes are made by multiplication
+    float most[KEY_PRODUCTS ? D : 1];      // so too: the largest code of a channel
     u8 boosted[D];                         // flags by channel
     u8 list[D];                            // channels in ascending order
+    kt_slot slot;
     int dirty;                             // an element was not finite
     int damaged;                           // so it was, or a group overflowed
     int count;                             // overflowed groups, and elements of the step's own tokens that were not finite
@@ -610,6 +612,7 @@ struct Exact {
         if (token < SINK) return (const u16 *)(slab + SLAB_SINK_VALUE) + token * HEAD_DIM;
         return (const u16 *)(slab + SLAB_VALUE) + (token - SINK) % VALUE_RING * HEAD_DIM;
     }
+    template <bool keys> __device__ __forceinline__ const u16 *row_of(int token) const { return keys ? key(token) : value(token); }
 };
 
 __device__ __forceinline__ Exact exact_of(const kt_view &view, const kt_slot &slot, int head) {
@@ -637,15 +640,20 @@ __device__ __forceinline__ u32 positive_zeros(u32 pair) {
     return pair >> 16 == 0x8000u ? pair & 0xffffu : pair;
 }
 
-// Replaces what is not finite, and counts what the step has brought of it.
-__device__ __noinline__ void clean_page(Work *work, int first, int before) {
+// Replaces what is not finite of eight elements, and returns how many there were.
+__device__ __forceinline__ int clean_eight(u16 *at) {
+    u32 *w = (u32 *)at;
+    int count = 0;
+    for (int k = 0; k < 4; k++) count += __popc(nonfinite_bits(w[k])), w[k] = finite_pair(w[k]);
+    return count;
+}
+
+// The same of a page, and counts what the step has brought of it.
+__device__ __noinline__ void clean_page(Work *work, int page) {
     int count = 0;
     for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
-        u32 *w = (u32 *)(work->element + i / (D / 8) * ROW + i % (D / 8) * 8);
-        for (int k = 0; k < 4; k++) {
-            if (first + i / (D / 8) >= before) count += __popc(nonfinite_bits(w[k]));
-            w[k] = finite_pair(w[k]);
-        }
+        const int found = clean_eight(work->element + i / (D / 8) * ROW + i % (D / 8) * 8);
+        if (SINK + page * PAGE + i / (D / 8) >= work->slot.tokens) count += found;
     }
     atomicOr(&work->damaged, 1);
     atomicAdd(&work->count, count);
@@ -658,7 +666,7 @@ template <bool keys> __device__ __forceinline__ void load_page(Work *work, const
         constexpr int STEP = THREADS / UNITS;
         const int token = threadIdx.x / UNITS, unit = threadIdx.x % UNITS;
         const long long stride = (keys ? source.view->key_row : source.view->value_row) * STEP;
-        const u16 *from = (keys ? source.key(first + token) : source.value(first + token)) + unit * 8;
+        const u16 *from = source.row_of<keys>(first + token) + unit * 8;
         u16 *to = work->element + token * ROW + unit * 8;
 #pragma unroll
         for (int k = 0; k < (PAGE + STEP - 1) / STEP; k++)
@@ -666,14 +674,14 @@ template <bool keys> __device__ __forceinline__ void load_page(Work *work, const
     } else {
         for (int i = threadIdx.x; i < PAGE * UNITS; i += THREADS) {
             const int token = i / UNITS, unit = i % UNITS;
-            async_copy16(work->element + token * ROW + unit * 8, (keys ? source.key(first + token) : source.value(first + token)) + unit * 8);
+            async_copy16(work->element + token * ROW + unit * 8, source.row_of<keys>(first + token) + unit * 8);
         }
     }
     async_commit();
 }
 
 // 16-bit parts are stored as they are, but for what is not finite and -0.
-__device__ __forceinline__ void clean_exact(Work *work, int first, int before) {
+__device__ __forceinline__ void clean_exact(Work *work, int page) {
     u32 peak = 0;
     for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
         uint4 *at = (uint4 *)(work->element + i / (D / 8) * ROW + i % (D / 8) * 8), w = *at;
@@ -683,11 +691,11 @@ __device__ __forceinline__ void clean_exact(Work *work, int first, int before) {
     if (nonfinite_bits(peak)) atomicOr(&work->dirty, 1);
     __syncthreads();
     if (!work->dirty) return;
-    clean_page(work, first, before);
+    clean_page(work, page);
     __syncthreads();
 }
 
-// By one thread, before and after each page.
+// By one thread, before each page.
 __device__ __forceinline__ void start_part(Work *work) { work->dirty = 0, work->damaged = 0, work->count = 0, work->largest = 0; }
 
 __device__ __forceinline__ int largest_exponent(const Work *work) {
@@ -711,99 +719,88 @@ __device__ __forceinline__ float4 element_quad(uint2 w) {
     return make_float4(element_to_float((u16)w.x), element_to_float((u16)(w.x >> 16)), element_to_float((u16)w.y), element_to_float((u16)(w.y >> 16)));
 }
 
-// work->part: sums of leaf(token, first channel, four elements) over the tokens of each part. With `extremes`, theirs as well.
-template <bool sums, bool extremes, class Leaf> __device__ __forceinline__ void go_through(Work *work, const Leaf &leaf) {
-    for (int i = threadIdx.x; i < PARTS * (D / 4); i += THREADS) {
-        const int channel = i % (D / 4) * 4, part = i / (D / 4);
+// Sums over the lanes of a channel's parts, by the rest of the tree: those whose numbers differ by 4, by 2, by 1.
+__device__ __forceinline__ float join_sum(float s) {
+#pragma unroll
+    for (int k = 0; k < 3; k++) s = __fadd_rn(s, __shfl_xor_sync(~0u, s, k == 0 ? 8 : k == 1 ? 4 : 16));
+    return s;
+}
+__device__ __forceinline__ float4 page_mean(float4 s) {
+    constexpr float share = 1.0f / PAGE;
+    return make_float4(__fmul_rn(join_sum(s.x), share), __fmul_rn(join_sum(s.y), share), __fmul_rn(join_sum(s.z), share),
+                       __fmul_rn(join_sum(s.w), share));
+}
+
+// Extremes of every group, and of boosted keys the scores; notes what is not finite. A warp takes sixteen channels, a lane four of them
+// in the tokens of one part: even parts in one half of the warp, odd ones in the other, so that no two rows share a bank.
+__device__ __forceinline__ void measure_channels(Work *work) {
+    static_assert(PARTS == 8 && KEY_GROUP % PARTS == 0, "a warp's lanes, and each part in every group");
+    constexpr bool sums = KEY_BOOSTED > 0 && KEY_SCORE <= 1;
+    const int lane = threadIdx.x % 32, part = (lane >> 2 & 3) * 2 + (lane >> 4);
+    for (int base = threadIdx.x / 32 * 16; base < D; base += THREADS / 32 * 16) {
+        const int channel = base + lane % 4 * 4;
         const u16 *column = work->element + part * ROW + channel;
-        uint2 low = *(const uint2 *)column, high = low;
-        const float4 sum = tree_sum<PARTS>(0, [&](int t) {
-            const uint2 w = *(const uint2 *)(column + t * ROW);
-            if constexpr (extremes) {
-                low.x = smaller_pair(low.x, w.x), high.x = larger_pair(high.x, w.x);
-                low.y = smaller_pair(low.y, w.y), high.y = larger_pair(high.y, w.y);
-            }
-            return leaf(channel, element_quad(w));
-        });
-        if constexpr (sums) *(float4 *)(work->part + part * D + channel) = sum;
-        if constexpr (extremes) {
-            *(uint2 *)(work->low + (part * D + channel) / 2) = low;
-            *(uint2 *)(work->high + (part * D + channel) / 2) = high;
+        uint2 low[KEY_GROUPS], high[KEY_GROUPS];
+#pragma unroll
+        for (int group = 0; group < KEY_GROUPS; group++) {
+            low[group] = make_uint2(EXPONENT_BITS, EXPONENT_BITS); // infinities
+            high[group] = make_uint2(EXPONENT_BITS | 0x80008000u, EXPONENT_BITS | 0x80008000u);
         }
-    }
-}
-
-// Extremes of each channel over each tile of 32 tokens, for groups smaller than a page.
-__device__ __forceinline__ void find_extremes(Work *work) {
-    for (int i = threadIdx.x; i < PAGE_TILES * (D / 2); i += THREADS) {
-        const u32 *column = (const u32 *)(work->element + i / (D / 2) * 32 * ROW) + i % (D / 2);
-        u32 low = column[0], high = low;
+        auto take = [&](int t) {
+            const uint2 w = *(const uint2 *)(column + t * ROW);
+            uint2 &least = low[t / KEY_GROUP], &most = high[t / KEY_GROUP];
+            least.x = smaller_pair(least.x, w.x), most.x = larger_pair(most.x, w.x);
+            least.y = smaller_pair(least.y, w.y), most.y = larger_pair(most.y, w.y);
+            return w;
+        };
+        float4 score = make_float4(0, 0, 0, 0);
+        if constexpr (sums) {
+            score = page_mean(tree_sum<PARTS>(0, [&](int t) {
+                const float4 x = element_quad(take(t));
+                return KEY_SCORE == 0 ? make_float4(fabsf(x.x), fabsf(x.y), fabsf(x.z), fabsf(x.w)) : x;
+            }));
+        } else {
 #pragma unroll
-        for (int t = 1; t < 32; t++) low = smaller_pair(low, column[t * (ROW / 2)]), high = larger_pair(high, column[t * (ROW / 2)]);
-        work->low[i] = low, work->high[i] = high;
-    }
-}
-
-// Joins the extremes of each group in its first row of them; notes what is not finite.
-constexpr int GROUP_ROWS = KEY_GROUPS == 1 ? PARTS : KEY_GROUP / 32;
-__device__ __forceinline__ void join_extremes(Work *work) {
-    for (int i = threadIdx.x; i < KEY_GROUPS * (D / 2); i += THREADS) {
-        const int at = i / (D / 2) * GROUP_ROWS * (D / 2) + i % (D / 2);
-        u32 low = work->low[at], high = work->high[at];
+            for (int t = 0; t < PAGE; t += PARTS) take(t);
+        }
 #pragma unroll
-        for (int r = 1; r < GROUP_ROWS; r++)
-            low = smaller_pair(low, work->low[at + r * (D / 2)]), high = larger_pair(high, work->high[at + r * (D / 2)]);
-        work->low[at] = low, work->high[at] = high;
-        if (nonfinite_bits(low) | nonfinite_bits(high)) atomicOr(&work->dirty, 1);
+        for (int group = 0; group < KEY_GROUPS; group++) {
+            uint2 &least = low[group], &most = high[group];
+#pragma unroll
+            for (int x = 4; x < 32; x *= 2) {
+                least.x = smaller_pair(least.x, __shfl_xor_sync(~0u, least.x, x)), most.x = larger_pair(most.x, __shfl_xor_sync(~0u, most.x, x));
+                least.y = smaller_pair(least.y, __shfl_xor_sync(~0u, least.y, x)), most.y = larger_pair(most.y, __shfl_xor_sync(~0u, most.y, x));
+            }
+            if (part) continue;
+            const u32 bad = nonfinite_bits(least.x) | nonfinite_bits(least.y) | nonfinite_bits(most.x) | nonfinite_bits(most.y);
+            if (bad) atomicOr(&work->dirty, 1);
+            *(uint2 *)(work->low + (group * D + channel) / 2) = least, *(uint2 *)(work->high + (group * D + channel) / 2) = most;
+        }
+        if constexpr (sums && KEY_SCORE == 1)
+            score = page_mean(tree_sum<PARTS>(0, [&](int t) {
+                float4 x = element_quad(*(const uint2 *)(column + t * ROW));
+                x.x = __fsub_rn(x.x, score.x), x.y = __fsub_rn(x.y, score.y), x.z = __fsub_rn(x.z, score.z), x.w = __fsub_rn(x.w, score.w);
+                return make_float4(__fmul_rn(x.x, x.x), __fmul_rn(x.y, x.y), __fmul_rn(x.z, x.z), __fmul_rn(x.w, x.w));
+            }));
+        if constexpr (sums)
+            if (part == 0) *(float4 *)(work->score + channel) = score;
     }
 }
 
 __device__ __forceinline__ void group_extremes(const Work *work, int group, int channel, float &low, float &high) {
-    const int at = group * GROUP_ROWS * D + channel; // as 16-bit elements
+    const int at = group * D + channel; // as 16-bit elements
     low = element_to_float(((const u16 *)work->low)[at]), high = element_to_float(((const u16 *)work->high)[at]);
 }
 
-// work->score = the sums of the parts, divided by PAGE.
-__device__ __forceinline__ void join_sums(Work *work) {
-    for (int i = (threadIdx.x + THREADS / 2) % THREADS; i < D; i += THREADS) { // the first half is busy elsewhere
-        float s[PARTS];
-#pragma unroll
-        for (int part = 0; part < PARTS; part++) s[part] = work->part[part * D + i];
-#pragma unroll
-        for (int w = PARTS / 2; w; w >>= 1)
-#pragma unroll
-            for (int part = 0; part < w; part++) s[part] = __fadd_rn(s[part], s[part + w]);
-        const float mean = __fmul_rn(s[0], 1.0f / PAGE);
-        work->score[i] = KEY_SCORE == 0 && mean != mean ? infinity() : mean;
-    }
-}
-
-// Extremes of every group, and of boosted keys the scores, of a page that is finite afterwards.
-__device__ __forceinline__ void measure_keys(Work *work, const kt_view &view, int head, int page, int before) {
-    constexpr bool sums = KEY_BOOSTED > 0 && KEY_SCORE <= 1;
+// The page is finite afterwards.
+__device__ __forceinline__ void measure_keys(Work *work, const kt_view &view, int page) {
     for (;;) {
-        if constexpr (sums || KEY_GROUPS == 1)
-            go_through<sums, KEY_GROUPS == 1>(work, [&](int, float4 x) {
-                return KEY_SCORE == 0 ? make_float4(fabsf(x.x), fabsf(x.y), fabsf(x.z), fabsf(x.w)) : x;
-            });
-        if constexpr (KEY_GROUPS > 1) find_extremes(work);
-        __syncthreads();
-        join_extremes(work);
-        if constexpr (sums) join_sums(work);
+        measure_channels(work);
         __syncthreads();
         if (!work->dirty) break;
-        clean_page(work, SINK + page * PAGE, before);
+        clean_page(work, page);
         __syncthreads();
-        if (threadIdx.x == 0) work->dirty = 0; // read before the barrier above, written before the next one
-    }
-    if constexpr (sums && KEY_SCORE == 1) {
-        go_through<true, false>(work, [&](int channel, float4 x) {
-            const float4 mean = *(const float4 *)(work->score + channel);
-            x.x = __fsub_rn(x.x, mean.x), x.y = __fsub_rn(x.y, mean.y), x.z = __fsub_rn(x.z, mean.z), x.w = __fsub_rn(x.w, mean.w);
-            return make_float4(__fmul_rn(x.x, x.x), __fmul_rn(x.y, x.y), __fmul_rn(x.z, x.z), __fmul_rn(x.w, x.w));
-        });
-        __syncthreads();
-        join_sums(work);
+        if (threadIdx.x == 0) work->dirty = 0;
         __syncthreads();
     }
     if constexpr (KEY_BOOSTED > 0 && KEY_SCORE > 1) {
@@ -816,7 +813,7 @@ __device__ __forceinline__ void measure_keys(Work *work, const kt_view &view, in
                 low = fminf(low, a), high = fmaxf(high, b);
             }
             work->score[channel] = KEY_SCORE == 2 ? __fsub_rn(__fadd_rn(high, 0.0f), __fadd_rn(low, 0.0f))
-                                                  : kt_random_score(KEY_SEED, view.layer, head, page, channel);
+                                                  : kt_random_score(KEY_SEED, view.layer, blockIdx.y, page, channel);
         }
         __syncthreads();
     }
@@ -826,16 +823,19 @@ __device__ __forceinline__ void measure_keys(Work *work, const kt_view &view, in
 __device__ __forceinline__ void select_channels(Work *work) {
     constexpr int EACH = D / 32;
     const int lane = threadIdx.x % 32;
-    u32 score[EACH]; // not negative, so their bits order like them
+    u32 score[EACH], least = ~0u, most = 0; // not negative, so their bits order like them
 #pragma unroll
     for (int j = 0; j < EACH; j++) {
         const float s = work->score[j * 32 + lane];
-        score[j] = s != s ? 0x7f800000u : (u32)__float_as_int(s); // bf16 sums can reach infinity minus infinity
+        score[j] = s != s ? 0x7f800000u : (u32)__float_as_int(s); // sums of bf16 can reach infinity
+        least = min(least, score[j]), most = max(most, score[j]);
     }
-    // The largest bound, found from the highest two bits down, that KEY_BOOSTED scores or more reach.
-    u32 bound = 0;
+    least = __reduce_min_sync(~0u, least), most = __reduce_max_sync(~0u, most);
+    // The largest bound that KEY_BOOSTED scores or more reach, found two bits at a time from the highest one in which scores differ.
+    const int differ = least == most ? -2 : (31 - __clz(least ^ most)) & ~1;
+    u32 bound = differ < 0 ? least : least & ~((4u << differ) - 1);
 #pragma unroll 1
-    for (int bit = 30; bit >= 0; bit -= 2) {
+    for (int bit = differ; bit >= 0; bit -= 2) {
         u32 counts = 0; // of scores that reach the bound with 1, 2 and 3 for these bits, ten bits each
 #pragma unroll
         for (int j = 0; j < EACH; j++)
@@ -862,18 +862,25 @@ __device__ __forceinline__ void select_channels(Work *work) {
     }
 }
 
-// Pairs and steps of all groups with the spec's bits, which need no selection.
+// What needs no selection: pairs and steps of all groups with the spec's bits, and what they would be boosted.
 __device__ __forceinline__ void measure_plain(Work *work, int thread, int threads) {
-    for (int i = thread; i < KEY_PAIRS; i += threads) {
-        const int group = i / D, channel = i % D;
+    for (int i = thread; i < KEY_PAIRS + BOOST_PAIRS; i += threads) {
+        const bool boost = i >= KEY_PAIRS;
+        const int at = boost ? i - KEY_PAIRS : i, group = at / D, channel = at % D;
+        const float most = boost ? largest_code(KEY_BOOST_BITS) : largest_code(KEY_BITS);
         float low, high;
         bool over;
         group_extremes(work, group, channel, low, high);
-        const u32 pair = pair_of(low, high, largest_code(KEY_BITS), over);
-        work->pair[i] = over ? ~0u : pair; // no pair has these bits
+        const u32 pair = pair_of(low, high, most, over), marked = over ? ~0u : pair; // no pair has these bits
+        if (boost) {
+            work->boost_pair[at] = marked, work->boost_quantiser[at] = quantiser_of(pair, most);
+            continue;
+        }
+        work->pair[at] = marked;
         if constexpr (KEY_STEPS)
 #pragma unroll
             for (int code = 1; code < 4; code++) work->step[(group * 3 + code - 1) * D + channel] = step_of(pair, code);
+        else work->quantiser[at] = quantiser_of(pair, most);
     }
 }
 
@@ -883,23 +890,20 @@ __device__ __forceinline__ void finish_pairs(Work *work, u8 *block) {
     int overflows = 0;
     for (int i = threadIdx.x; i < KEY_PAIRS; i += THREADS) {
         const int group = i / D, channel = i % D;
-        u32 pair = work->pair[i];
-        bool over = pair == ~0u;
-        if (over) pair = 0;
-        float most = largest_code(KEY_BITS);
-        if (KEY_BOOSTED > 0 && work->boosted[channel]) {
-            float low, high;
-            group_extremes(work, group, channel, low, high);
-            most = largest_code(KEY_BOOST_BITS);
-            pair = pair_of(low, high, most, over);
-            if constexpr (KEY_STEPS)
+        const bool boosted = KEY_BOOSTED > 0 && work->boosted[channel];
+        u32 pair = boosted ? work->boost_pair[i] : work->pair[i];
+        overflows += pair == ~0u;
+        if (pair == ~0u) pair = 0;
+        largest = max(largest, pair & 0xffff);
+        if constexpr (KEY_STEPS) {
+            if (boosted)
 #pragma unroll
                 for (int code = 1; code < 4; code++) work->step[(group * 3 + code - 1) * D + channel] = step_of(0, code);
+        } else {
+            work->pair[i] = pair;
+            if (boosted) work->quantiser[i] = work->boost_quantiser[i];
+            if (group == 0) work->most[channel] = boosted ? largest_code(KEY_BOOST_BITS) : largest_code(KEY_BITS);
         }
-        if (!KEY_STEPS || (KEY_BOOSTED > 0 && work->boosted[channel])) work->quantiser[i] = quantiser_of(pair, most);
-        if (!KEY_STEPS && group == 0) work->most[channel] = most;
-        work->pair[i] = pair;
-        overflows += over, largest = max(largest, pair & 0xffff);
         u16 *scales = (u16 *)(block + KEY_META) + group * 2 * D;
         scales[channel] = (u16)pair, scales[D + channel] = (u16)(pair >> 16);
     }
@@ -923,6 +927,10 @@ __device__ __forceinline__ void step_words(u32 (&words)[2], const Work *work, in
         put_codes(words[0], row[y].y, {one.y, two.y, three.y}, at + 4);
         put_codes(words[1], row[y].z, {one.z, two.z, three.z}, at);
         put_codes(words[1], row[y].w, {one.w, two.w, three.w}, at + 4);
+    }
+    if constexpr (KEY_BOOSTED > 0) {
+        const u32 *patch = work->patch + (tile * KD + k) * 32 + lane;
+        words[0] |= patch[0], words[1] |= patch[32];
     }
 }
 
@@ -976,7 +984,7 @@ __device__ __forceinline__ u32 plane_of(u32 codes, int plane) {
 // The codes of a boosted channel at tokens g + 8 y of the tile, token 16 m + 8 half + g in byte m + 2 half.
 __device__ __forceinline__ u32 boosted_codes(const Work *work, int group, int channel, const u16 *element) {
     constexpr float most = largest_code(KEY_BOOST_BITS);
-    const Quantiser q = work->quantiser[group * D + channel];
+    const Quantiser q = work->boost_quantiser[group * D + channel];
     float doubt = 0;
     u32 codes = 0;
 #pragma unroll
@@ -984,9 +992,10 @@ __device__ __forceinline__ u32 boosted_codes(const Work *work, int group, int ch
         codes |= (quick_code(element_to_float(element[8 * y * ROW]), q, most, doubt) & 0xffu) << (8 * (y >> 1) + 16 * (y & 1));
     if (doubt <= CERTAIN) return codes;
     codes = 0;
+    const u32 pair = work->boost_pair[group * D + channel];
 #pragma unroll 1
     for (int y = 0; y < 4; y++)
-        codes |= exact_code(element_to_float(element[8 * y * ROW]), work->pair[group * D + channel], most) << (8 * (y >> 1) + 16 * (y & 1));
+        codes |= exact_code(element_to_float(element[8 * y * ROW]), pair, most) << (8 * (y >> 1) + 16 * (y & 1));
     return codes;
 }
 
@@ -1016,9 +1025,36 @@ __device__ __forceinline__ void boosted_words(Work *work, u8 *tiles) {
     }
 }
 
-__device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int head, int page, int before, u8 *block) {
+// All words of the low planes; `read_out` is called once no element is needed any more.
+template <class Then> __device__ __forceinline__ void key_words(Work *work, u8 *tiles, const Then &read_out) {
+    constexpr int AT_ONCE = KEY_STEPS ? 2 : 1, ITEMS = PAGE_TILES * (KD / AT_ONCE) * 32; // words of a plane
+    const int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int base = 0; base < ITEMS; base += THREADS) {
+        const int i = base + threadIdx.x, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
+        const bool mine = ITEMS % THREADS == 0 || i < ITEMS;
+        const bool last = base + THREADS >= ITEMS;
+        u32 *to = (u32 *)(tiles + tile * KEY_TILE_BYTES);
+        if constexpr (KEY_STEPS) {
+            u32 words[2] = {0, 0};
+            if (mine) step_words(words, work, tile, k, lane);
+            if (last) __syncthreads(), read_out();
+            if (mine) *(uint2 *)(to + lane_word(k, KEY_WORDS, lane)) = make_uint2(words[0], words[1]);
+        } else {
+            u32 words[KEY_PLANES];
+            if (mine) product_words(words, work, tile, k, lane);
+            if (last) __syncthreads(), read_out();
+#pragma unroll
+            for (int p = 0; p < KEY_PLANES; p++)
+                if (mine) to[lane_word(p * KD + k, KEY_WORDS, lane)] = words[p];
+        }
+    }
+}
+
+template <class Then>
+__device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int page, u8 *block, const Then &read_out) {
     if constexpr (KEY_BITS == 16) {
-        clean_exact(work, SINK + page * PAGE, before);
+        clean_exact(work, page);
         for (int i = threadIdx.x; i < PAGE_TILES * 2 * KD * 32; i += THREADS) {
             const int lane = i & 31, k = i / 32 % KD, m = i / 32 / KD % 2, tile = i / 32 / KD / 2, g = lane >> 2, c = lane & 3;
             u32 w[4];
@@ -1029,87 +1065,76 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int he
             }
             ((uint4 *)(block + KEY_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
         }
+        __syncthreads();
+        read_out();
     } else {
-        measure_keys(work, view, head, page, before);
+        measure_keys(work, view, page);
         if constexpr (KEY_BOOSTED > 0) { // one warp selects, the others need not wait
             if (threadIdx.x < 32) select_channels(work);
             else measure_plain(work, threadIdx.x - 32, THREADS - 32);
-            if constexpr (KEY_STEPS)
-                for (int i = threadIdx.x; i < PATCHES; i += THREADS) work->patch[i] = 0;
+            for (int i = threadIdx.x; i < PATCHES; i += THREADS) work->patch[i] = 0;
         } else {
             measure_plain(work, threadIdx.x, THREADS);
         }
         __syncthreads();
         finish_pairs(work, block);
+        if constexpr (KEY_WORDS > KEY_PLANES * KD) boosted_words(work, block + KEY_TILES);
         __syncthreads();
-        if constexpr (KEY_WORDS > KEY_PLANES * KD) {
-            boosted_words(work, block + KEY_TILES);
-            if constexpr (KEY_STEPS) __syncthreads();
-        }
-        constexpr int AT_ONCE = KEY_STEPS ? 2 : 1; // words of a plane
-        for (int i = threadIdx.x; i < PAGE_TILES * (KD / AT_ONCE) * 32; i += THREADS) {
-            const int lane = i & 31, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
-            u32 *to = (u32 *)(block + KEY_TILES + tile * KEY_TILE_BYTES);
-            if constexpr (KEY_STEPS) {
-                u32 words[2] = {0, 0};
-                step_words(words, work, tile, k, lane);
-                const u32 *patch = work->patch + (tile * KD + k) * 32 + lane;
-                if (KEY_BOOSTED > 0) words[0] |= patch[0], words[1] |= patch[32];
-                *(uint2 *)(to + lane_word(k, KEY_WORDS, lane)) = make_uint2(words[0], words[1]);
-            } else {
-                u32 words[KEY_PLANES];
-                product_words(words, work, tile, k, lane);
-#pragma unroll
-                for (int p = 0; p < KEY_PLANES; p++) to[lane_word(p * KD + k, KEY_WORDS, lane)] = words[p];
-            }
-        }
+        key_words(work, block + KEY_TILES, read_out);
     }
 }
 
 // Sealing the values of a page: codes and packing of the page in `work`. By all threads of a block.
 
-// Extremes of each part of a group of a token, smallest low, largest high, at work->low [group, part, token]: lanes take a token each.
+// Pairs of all groups, stored as well; their steps, or what quantises by multiplication. Lanes next to each other take parts of a group,
+// each from another unit of 16 bytes on, so that no two share a bank.
 constexpr int VALUE_PARTS = VALUE_PAIRS * 4 <= THREADS ? 4 : VALUE_PAIRS * 2 <= THREADS ? 2 : 1;
-static_assert(VALUE_PARTS * VALUE_PAIRS <= EXTREMES * D, "low and high hold them");
-__device__ __forceinline__ void find_value_extremes(Work *work) {
-    constexpr int UNITS = VALUE_GROUP / 8 / VALUE_PARTS; // of 16 bytes
-    for (int i = threadIdx.x; i < VALUE_PAIRS * VALUE_PARTS; i += THREADS) {
-        const int token = i % PAGE, at = i / PAGE; // group * VALUE_PARTS + part
-        const uint4 *units = (const uint4 *)(work->element + token * ROW) + at * UNITS;
-        u32 low = units[0].x, high = low;
-#pragma unroll
-        for (int k = 0; k < UNITS; k++) {
-            const uint4 w = units[k];
-            low = smaller_pair(smaller_pair(low, smaller_pair(w.x, w.y)), smaller_pair(w.z, w.w));
-            high = larger_pair(larger_pair(high, larger_pair(w.x, w.y)), larger_pair(w.z, w.w));
-        }
-        low = smaller_pair(low, low >> 16), high = larger_pair(high, high << 16);
-        const u32 both = (low & 0xffffu) | (high & 0xffff0000u);
-        work->low[i] = both;
-        if (nonfinite_bits(both)) atomicOr(&work->dirty, 1);
-    }
-}
-
-// Pairs of all groups, stored as well; their steps, or what quantises by multiplication.
-__device__ __forceinline__ void measure_values(Work *work, u8 *block) {
+__device__ __forceinline__ void measure_values(Work *work, u8 *block, int page) {
+    constexpr int UNITS = VALUE_GROUP / 8 / VALUE_PARTS, LANE_STEPS = (2 + VALUE_PARTS) / VALUE_PARTS;
+    static_assert(VALUE_PAIRS % 32 == 0 && UNITS > 0, "whole warps, and a unit for each part");
     u32 largest = 0;
     int overflows = 0;
-    for (int i = threadIdx.x; i < VALUE_PAIRS; i += THREADS) {
-        const int token = i % PAGE, group = i / PAGE, t = token & 31;
-        const u32 *extremes = work->low + group * VALUE_PARTS * PAGE + token;
-        u32 low = extremes[0], high = low; // the low half of the one, the high half of the other
+    for (int i = threadIdx.x; i < VALUE_PAIRS * VALUE_PARTS; i += THREADS) {
+        const int part = i % VALUE_PARTS, token = i / VALUE_PARTS % PAGE, group = i / VALUE_PARTS / PAGE, t = token & 31;
+        u16 *elements = work->element + token * ROW + (group * VALUE_PARTS + part) * UNITS * 8;
+        const int turn = (UNITS < 8 ? part * UNITS / 8 : part) * (8 / VALUE_PARTS);
+        u32 both; // the low half of the one, the high half of the other
+        auto find = [&] {
+            u32 low = EXPONENT_BITS, high = EXPONENT_BITS | 0x80008000u; // infinities
 #pragma unroll
-        for (int part = 1; part < VALUE_PARTS; part++)
-            low = smaller_pair(low, extremes[part * PAGE]), high = larger_pair(high, extremes[part * PAGE]);
+            for (int k = 0; k < UNITS; k++) {
+                const uint4 w = *(const uint4 *)(elements + (k + turn) % UNITS * 8);
+                low = smaller_pair(smaller_pair(low, smaller_pair(w.x, w.y)), smaller_pair(w.z, w.w));
+                high = larger_pair(larger_pair(high, larger_pair(w.x, w.y)), larger_pair(w.z, w.w));
+            }
+            low = smaller_pair(low, low >> 16), high = larger_pair(high, high << 16);
+            both = (low & 0xffffu) | (high & 0xffff0000u);
+        };
+        find();
+        if (nonfinite_bits(both)) {
+            int count = 0;
+            for (int k = 0; k < UNITS; k++) count += clean_eight(elements + k * 8);
+            atomicOr(&work->damaged, 1);
+            if (SINK + page * PAGE + token >= work->slot.tokens) atomicAdd(&work->count, count);
+            find();
+        }
+        u32 low = both, high = both;
+#pragma unroll
+        for (int x = 1; x < VALUE_PARTS; x *= 2)
+            low = smaller_pair(low, __shfl_xor_sync(~0u, low, x)), high = larger_pair(high, __shfl_xor_sync(~0u, high, x));
         bool over;
         const u32 pair = pair_of(element_to_float((u16)low), element_to_float((u16)(high >> 16)), largest_code(VALUE_BITS), over);
-        overflows += over, largest = max(largest, pair & 0xffff);
-        ((u32 *)(block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
+        overflows += over && part == 0, largest = max(largest, pair & 0xffff);
+        if (part == 0)
+            ((u32 *)(block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
         if constexpr (VALUE_STEPS) {
             u16 *step = work->step + (group * (PAGE / 2) + token / 2) * 8 + token % 2;
 #pragma unroll
-            for (int code = 1; code < 4; code++) step[2 * (code - 1)] = step_of(pair, code);
-        } else {
+            for (int s = 0; s < LANE_STEPS; s++) {
+                const int code = min(1 + part * LANE_STEPS + s, 3);
+                step[2 * (code - 1)] = step_of(pair, code);
+            }
+        } else if (part == 0) {
             const int at = token * VALUE_GROUPS + group;
             work->pair[at] = pair, work->quantiser[at] = quantiser_of(pair, largest_code(VALUE_BITS));
         }
@@ -1168,9 +1193,36 @@ __device__ __forceinline__ void product_value_words(u32 (&words)[VALUE_PLANES], 
     }
 }
 
-__device__ __forceinline__ void seal_value(Work *work, int first, int before, u8 *block) {
+// All words; `read_out` is called once no element is needed any more.
+template <class Then> __device__ __forceinline__ void value_words(Work *work, u8 *tiles, const Then &read_out) {
+    constexpr int AT_ONCE = VALUE_STEPS ? 2 : 1, ITEMS = PAGE_TILES * (KD / AT_ONCE) * 32; // words of a plane
+    const int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int base = 0; base < ITEMS; base += THREADS) {
+        const int i = base + threadIdx.x, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
+        const bool mine = ITEMS % THREADS == 0 || i < ITEMS;
+        const bool last = base + THREADS >= ITEMS;
+        u32 *to = (u32 *)(tiles + tile * VALUE_TILE_BYTES + VALUE_META_BYTES);
+        if constexpr (VALUE_STEPS) {
+            u32 words[2] = {0, 0};
+            if (mine) step_value_words(words, work, tile, k, lane);
+            if (last) __syncthreads(), read_out();
+            if (mine) *(uint2 *)(to + lane_word(k, VALUE_WORDS, lane)) = make_uint2(words[0], words[1]);
+        } else {
+            u32 words[VALUE_PLANES];
+            if (mine) product_value_words(words, work, tile, k, lane);
+            if (last) __syncthreads(), read_out();
+#pragma unroll
+            for (int p = 0; p < VALUE_PLANES; p++)
+                if (mine) to[lane_word(p * KD + k, VALUE_WORDS, lane)] = words[p];
+        }
+    }
+}
+
+template <class Then>
+__device__ __forceinline__ void seal_value(Work *work, int page, u8 *block, const Then &read_out) {
     if constexpr (VALUE_BITS == 16) {
-        clean_exact(work, first, before);
+        clean_exact(work, page);
         for (int i = threadIdx.x; i < PAGE_TILES * KD * 2 * 32; i += THREADS) {
             const int lane = i & 31, m = i / 32 % 2, k = i / 64 % KD, tile = i / 64 / KD, g = lane >> 2, c = lane & 3;
             u32 w[4];
@@ -1181,33 +1233,12 @@ __device__ __forceinline__ void seal_value(Work *work, int first, int before, u8
             }
             ((uint4 *)(block + VALUE_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
         }
-    } else {
-        for (;;) {
-            find_value_extremes(work);
-            __syncthreads();
-            if (!work->dirty) break;
-            clean_page(work, first, before);
-            __syncthreads();
-            if (threadIdx.x == 0) work->dirty = 0;
-            __syncthreads();
-        }
-        measure_values(work, block);
         __syncthreads();
-        constexpr int AT_ONCE = VALUE_STEPS ? 2 : 1; // words of a plane
-        for (int i = threadIdx.x; i < PAGE_TILES * (KD / AT_ONCE) * 32; i += THREADS) {
-            const int lane = i & 31, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
-            u32 *to = (u32 *)(block + VALUE_TILES + tile * VALUE_TILE_BYTES + VALUE_META_BYTES);
-            if constexpr (VALUE_STEPS) {
-                u32 words[2] = {0, 0};
-                step_value_words(words, work, tile, k, lane);
-                *(uint2 *)(to + lane_word(k, VALUE_WORDS, lane)) = make_uint2(words[0], words[1]);
-            } else {
-                u32 words[VALUE_PLANES];
-                product_value_words(words, work, tile, k, lane);
-#pragma unroll
-                for (int p = 0; p < VALUE_PLANES; p++) to[lane_word(p * KD + k, VALUE_WORDS, lane)] = words[p];
-            }
-        }
+        read_out();
+    } else {
+        measure_values(work, block, page);
+        __syncthreads();
+        value_words(work, block + VALUE_TILES, read_out);
     }
 }
 
@@ -1229,7 +1260,7 @@ template <bool keys> __device__ __forceinline__ int store_fresh(const Exact &sou
     const int half = THREADS / 2, mine = (int)threadIdx.x - (keys ? 0 : half);
     for (int i = mine; mine >= 0 && mine < half && i < tokens * (D / 8); i += half) {
         const int at = i / (D / 8), token = at < sinks ? source.before + at : later + at - sinks, part = i % (D / 8);
-        const uint4 w = load_settled((const uint4 *)(keys ? source.key(token) : source.value(token)) + part);
+        const uint4 w = load_settled((const uint4 *)source.row_of<keys>(token) + part);
         ((uint4 *)slab_row<keys>(slab, token))[part] = w;
         count += __popc(nonfinite_bits(w.x)) + __popc(nonfinite_bits(w.y)) + __popc(nonfinite_bits(w.z)) + __popc(nonfinite_bits(w.w));
     }
@@ -1240,59 +1271,84 @@ template <bool keys> __device__ __forceinline__ int store_fresh(const Exact &sou
 template <bool keys> __device__ __forceinline__ void move_older(const Exact &source, u8 *slab, int first, int last) {
     for (int i = threadIdx.x; i < (last - first) * (D / 8); i += THREADS) {
         const int token = first + i / (D / 8), part = i % (D / 8);
-        ((uint4 *)slab_row<keys>(slab, token))[part] = load_settled((const uint4 *)(keys ? source.key(token) : source.value(token)) + part);
+        ((uint4 *)slab_row<keys>(slab, token))[part] = load_settled((const uint4 *)source.row_of<keys>(token) + part);
     }
 }
 
+// ---- units ----
+
+struct Unit {
+    bool keys;
+    int page;
+};
+__device__ __forceinline__ int pages_of(const kt_slot &slot, int window) {
+    return sealed_pages(slot.tokens + slot.fresh, window) - sealed_pages(slot.tokens, window);
+}
+// Unit 1 on: keys and values by turns, while there are both: the ones are more work, the others more waiting.
+__device__ __forceinline__ Unit unit_of(const kt_slot &slot, int unit) {
+    const int at = unit - 1, keys = pages_of(slot, KEY_WINDOW), both = min(keys, pages_of(slot, VALUE_WINDOW));
+    Unit u;
+    u.keys = at < 2 * both ? at % 2 == 0 : keys > both;
+    u.page = sealed_pages(slot.tokens, u.keys ? KEY_WINDOW : VALUE_WINDOW) + (at < 2 * both ? at / 2 : at - both);
+    return u;
+}
+__device__ __forceinline__ int units_of(const kt_slot &slot) { return 1 + pages_of(slot, KEY_WINDOW) + pages_of(slot, VALUE_WINDOW); }
+
+__device__ __forceinline__ void start_unit(Work *work, const kt_view &view, const kt_slot &slot, int unit) {
+    if (unit == 0 || unit >= units_of(slot)) return;
+    const Unit u = unit_of(slot, unit);
+    const Exact source = exact_of(view, slot, blockIdx.y);
+    if (u.keys) load_page<true>(work, source, SINK + u.page * PAGE);
+    else load_page<false>(work, source, SINK + u.page * PAGE);
+}
+
+// Unit 0.
+__device__ __forceinline__ void take_exact(const kt_view &view, const kt_slot &slot) {
+    const int before = slot.tokens, after = before + slot.fresh;
+    const Exact source = exact_of(view, slot, blockIdx.y);
+    u8 *to = view.slabs + ((long long)slot.slab_next * view.kv_heads + blockIdx.y) * SLAB_BYTES;
+    const int key_rest = SINK + sealed_pages(after, KEY_WINDOW) * PAGE, value_rest = SINK + sealed_pages(after, VALUE_WINDOW) * PAGE;
+    const int count = store_fresh<true>(source, to, slot.fresh, key_rest) + store_fresh<false>(source, to, slot.fresh, value_rest);
+    if (count) atomicAdd(&view.control->nonfinite, (u64)count);
+    if (slot.slab_next == slot.slab) return; // in place, older tokens stay where they are
+    move_older<true>(source, to, 0, min(before, SINK));
+    move_older<false>(source, to, 0, min(before, SINK));
+    move_older<true>(source, to, key_rest, max(before, key_rest));
+    move_older<false>(source, to, value_rest, max(before, value_rest));
+}
+
 // The units of this block. Reads only what was final before the launch ahead began, or before it let this one begin.
-__device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot &slot) {
+__device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot &settled) {
     Work *work = (Work *)shared_memory();
-    const int head = blockIdx.y, before = slot.tokens, after = before + slot.fresh;
-    const Exact source = exact_of(p.view, slot, head);
-
-    const int key_page = sealed_pages(before, KEY_WINDOW), key_pages = sealed_pages(after, KEY_WINDOW);
-    const int value_page = sealed_pages(before, VALUE_WINDOW), value_pages = sealed_pages(after, VALUE_WINDOW);
-    const int units = 1 + key_pages - key_page + value_pages - value_page;
-    const int *table = p.view.table + (long long)blockIdx.z * p.view.table_stride;
-
-    const int both = min(key_pages - key_page, value_pages - value_page);
-    if (threadIdx.x == 0) start_part(work);
-    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
-        if (unit == 0) {
-            u8 *to = p.view.slabs + ((long long)slot.slab_next * p.view.kv_heads + head) * SLAB_BYTES;
-            const int key_rest = SINK + key_pages * PAGE, value_rest = SINK + value_pages * PAGE;
-            const int count = store_fresh<true>(source, to, slot.fresh, key_rest) + store_fresh<false>(source, to, slot.fresh, value_rest);
-            if (count) atomicAdd(&p.view.control->nonfinite, (u64)count);
-            if (slot.slab_next != slot.slab) { // in place, older tokens stay where they are
-                move_older<true>(source, to, 0, min(before, SINK));
-                move_older<false>(source, to, 0, min(before, SINK));
-                move_older<true>(source, to, key_rest, max(before, key_rest));
-                move_older<false>(source, to, value_rest, max(before, value_rest));
-            }
-            continue;
-        }
-        // Keys and values by turns, while there are both: the ones are more work, the others more waiting.
-        const int at = unit - 1;
-        const bool keys = at < 2 * both ? at % 2 == 0 : key_pages - key_page > both;
-        const int page = (keys ? key_page : value_page) + (at < 2 * both ? at / 2 : at - both), first = SINK + page * PAGE;
-        u8 *block = p.view.pages + ((long long)load_settled(table + page) * p.view.kv_heads + head) * BLOCK_BYTES;
-        if (keys) load_page<true>(work, source, first);
-        else load_page<false>(work, source, first);
+    start_unit(work, p.view, settled, blockIdx.x);
+    if (blockIdx.x == 0) {
+        start_unit(work, p.view, settled, gridDim.x);
+        take_exact(p.view, settled);
+    }
+    if (threadIdx.x == 0) {
+        work->slot = settled; // registers are short
+        start_part(work);
+    }
+    const kt_slot &slot = work->slot;
+    const int units = units_of(settled);
+    for (int unit = blockIdx.x ? blockIdx.x : gridDim.x; unit < units; unit += gridDim.x) {
         async_wait<0>();
         __syncthreads();
-        if (keys) {
-            seal_key(work, p.view, head, page, before, block);
-        } else {
-            seal_value(work, first, before, block);
-        }
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            const int scaled = (keys ? KEY_BITS : VALUE_BITS) != 16;
-            block[keys ? KT_HEADER_KEY_FLAGS : KT_HEADER_VALUE_FLAGS] = (u8)work->damaged;
-            block[keys ? KT_HEADER_KEY_EXPONENT : KT_HEADER_VALUE_EXPONENT] = scaled ? (u8)largest_exponent(work) : 0;
+        const Unit u = unit_of(slot, unit);
+        const int page = load_settled(p.view.table + (long long)blockIdx.z * p.view.table_stride + u.page);
+        u8 *block = p.view.pages + ((long long)page * p.view.kv_heads + blockIdx.y) * BLOCK_BYTES;
+        // Once the page's elements are needed no more, behind a barrier: the next one comes in while the last words are stored.
+        auto read_out = [&] {
+            start_unit(work, p.view, slot, unit + gridDim.x);
+            if (threadIdx.x != 0) return;
+            const int scaled = (u.keys ? KEY_BITS : VALUE_BITS) != 16;
+            block[u.keys ? KT_HEADER_KEY_FLAGS : KT_HEADER_VALUE_FLAGS] = (u8)work->damaged;
+            block[u.keys ? KT_HEADER_KEY_EXPONENT : KT_HEADER_VALUE_EXPONENT] = scaled ? (u8)largest_exponent(work) : 0;
             if (work->count) atomicAdd(&p.view.control->nonfinite, (u64)work->count);
             start_part(work);
-        }
+        };
+        if (u.keys) seal_key(work, p.view, u.page, block, read_out);
+        else seal_value(work, u.page, block, read_out);
     }
 }
 

@@ -893,6 +893,7 @@ struct Exact {
         if (token < SINK) return (const u16 *)(slab + SLAB_SINK_VALUE) + token * HEAD_DIM;
         return (const u16 *)(slab + SLAB_VALUE) + (token - SINK) % VALUE_RING * HEAD_DIM;
     }
+    template <bool keys> __device__ __forceinline__ const u16 *row_of(int token) const { return keys ? key(token) : value(token); }
 };
 
 __device__ __forceinline__ Exact exact_of(const kt_view &view, const kt_slot &slot, int head) {

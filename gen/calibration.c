@@ -1,11 +1,13 @@
 #include "calibration.h"
 
+#include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "internal.h"
 #include "layout.h"
 #include "safetensors.h"
 #include "sha256.h"
@@ -60,6 +62,69 @@ static int read_lists(const kg_spec *spec, const kt_format *f, const kg_safetens
     return code;
 }
 
+// ---- rotations ----
+
+static float element_at(const kg_tensor *t, size_t index)
+{
+    const unsigned char *bytes = t->data;
+    unsigned short narrow;
+    float wide;
+    if (!strcmp(t->dtype, "F32"))
+        return memcpy(&wide, bytes + 4 * index, sizeof wide), wide;
+    return memcpy(&narrow, bytes + 2 * index, sizeof narrow), kt__to_float(!strcmp(t->dtype, "F16") ? KT_F16 : KT_BF16, narrow);
+}
+
+// Furthest of R R^T from the identity; infinity where R has what is not finite.
+static double distance(const float *r, int d)
+{
+    double most = 0;
+    for (int i = 0; i < d; i++)
+        for (int j = 0; j <= i; j++) {
+            double dot = 0;
+            for (int k = 0; k < d; k++)
+                dot += (double)r[i * d + k] * (double)r[j * d + k];
+            const double off = fabs(dot - (i == j));
+            most = off <= most ? most : off == off ? off : INFINITY;
+        }
+    return most;
+}
+
+// Puts the matrix and its transpose into every table.
+static int read_rotations(const kg_spec *spec, const kt_format *f, const kg_safetensors *file, const char *name, int offset,
+                          unsigned char *tables, char *error, size_t error_size)
+{
+    static const char *const labels[] = {"layers or 1", "kv_heads or 1", 0, 0};
+    const int layers = spec->model.layers, heads = spec->model.kv_heads, d = f->head_dim;
+    const int64_t shape[] = {-1, -1, d, d};
+    char found[128];
+    const kg_tensor *t = kg_safetensors_require(file, name, "F16 BF16 F32", 4, shape, labels, error, error_size);
+    if (!t)
+        return KG_USER;
+    if ((t->shape[0] != 1 && t->shape[0] != layers) || (t->shape[1] != 1 && t->shape[1] != heads))
+        return kg_fail(KG_USER, error, error_size, "%s: %s has shape %s; expected [%d or 1, %d or 1, %d, %d]", spec->calibration, name,
+                       kg_tensor_shape(t, found, sizeof found), layers, heads, d, d);
+    float *r = malloc((size_t)(d * d) * sizeof *r);
+    int code = r ? KG_OK : kg_fail(KG_MACHINE, error, error_size, "out of memory");
+    for (int i = 0; i < layers * heads && !code; i++) {
+        const int layer = t->shape[0] == 1 ? 0 : i / heads, head = t->shape[1] == 1 ? 0 : i % heads, from = layer * (int)t->shape[1] + head;
+        unsigned char *matrix = tables + (size_t)i * (size_t)f->table_bytes + offset, *transposed = matrix + 2 * d * d;
+        for (int j = 0; j < d; j++)
+            for (int k = 0; k < d; k++) {
+                const unsigned short half = kt__float_to_half(element_at(t, (size_t)from * (size_t)(d * d) + (size_t)(j * d + k)));
+                r[j * d + k] = kt__half_to_float(half);
+                for (int b = 0; b < 2; b++)
+                    matrix[2 * (j * d + k) + b] = transposed[2 * (k * d + j) + b] = (unsigned char)(half >> 8 * b);
+            }
+        const int first = layer == i / heads && head == i % heads; // others are the same again
+        const double off = first ? distance(r, d) : 0;
+        if (off > 0.01)
+            code = kg_fail(KG_USER, error, error_size, "%s: %s: the matrix of layer %d, KV head %d is not orthogonal: R R^T is off by %.3g; "
+                           "at most 0.01 is allowed", spec->calibration, name, layer, head, off);
+    }
+    free(r);
+    return code;
+}
+
 // ---- entry ----
 
 int kg_calibration_read(const kg_spec *spec, const kt_format *f, unsigned char **tables, size_t *size, char *error, size_t error_size)
@@ -77,6 +142,10 @@ int kg_calibration_read(const kg_spec *spec, const kt_format *f, unsigned char *
         code = kg_fail(KG_MACHINE, error, error_size, "out of memory");
     if (!code && f->key_score == KG_SCORE_STATIC && f->key_boosted)
         code = read_lists(spec, f, file, *tables, error, error_size);
+    if (!code && f->key_rotation == 2)
+        code = read_rotations(spec, f, file, "key.rotation", f->table_key_rotation, *tables, error, error_size);
+    if (!code && f->value_rotation == 2)
+        code = read_rotations(spec, f, file, "value.rotation", f->table_value_rotation, *tables, error, error_size);
     if (code) {
         free(*tables);
         *tables = 0;

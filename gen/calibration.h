@@ -1,5 +1,6 @@
 // Calibration: what a spec takes from a file. A .safetensors file has, as far as the spec asks for it,
 //   key.boosted [layers, kv_heads, boosted channels] U8, I32 or I64: channels, in any order, none twice
+//   key.rotation, value.rotation [layers or 1, kv_heads or 1, head_dim, head_dim] F16, BF16 or F32: R, orthogonal; x is sealed as R x
 #ifndef KG_CALIBRATION_H
 #define KG_CALIBRATION_H
 

@@ -42,6 +42,9 @@ const kg_field kg_fields[] = {
     {.path = "key.range", .kind = KG_FIELD_WORD, .offset = AT(key.range), .words = {"extremes", "least_squares"}, .fallback = "extremes",
      .comment = "what a group's codes span: its minimum to its maximum, or of 16 ranges within it the one with the least squared error; "
                 "not with 16 bits"},
+    {.path = "key.rotation", .kind = KG_FIELD_WORD, .offset = AT(key.rotation), .words = {"none", "hadamard", "matrix"}, .fallback = "none",
+     .comment = "rotates keys before they are sealed, and queries; Hadamard: head_dim a power of two; matrix: `key.rotation` of the "
+                "calibration; not with 16 bits"},
     {.path = "key.boost.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.boost_bits), .choices = {4, 8}, .fallback = "4",
      .comment = "bits of a boosted channel; more than key.bits"},
     {.path = "key.boost.fraction", .kind = KG_FIELD_NUMBER, .offset = AT(key.boost_fraction), .low = 0, .high = 1,
@@ -59,6 +62,8 @@ const kg_field kg_fields[] = {
      .fallback = "128", .comment = "newest tokens whose values stay exact, on top of the unfinished page"},
     {.path = "value.range", .kind = KG_FIELD_WORD, .offset = AT(value.range), .words = {"extremes", "least_squares"},
      .fallback = "extremes", .comment = "what a group's codes span, as key.range; not with 16 bits"},
+    {.path = "value.rotation", .kind = KG_FIELD_WORD, .offset = AT(value.rotation), .words = {"none", "hadamard", "matrix"},
+     .fallback = "none", .comment = "rotates values before they are sealed, and the output back; as key.rotation"},
 };
 const int kg_field_count = sizeof kg_fields / sizeof *kg_fields;
 
@@ -284,6 +289,16 @@ void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *u
     if (spec->value.range && spec->value.bits == 16)
         REPORT("value.range", "\"least_squares\" with value.bits 16, which is exact; leave it out");
 
+    static const char *const parts[] = {"key.rotation", "value.rotation"};
+    const int rotations[] = {spec->key.rotation, spec->value.rotation}, bits[] = {spec->key.bits, spec->value.bits};
+    for (int i = 0; i < 2; i++)
+        if (rotations[i] && bits[i] == 16)
+            REPORT(parts[i], "not allowed with %.*s.bits 16, which is exact; leave it out", (int)strcspn(parts[i], "."), parts[i]);
+        else if (rotations[i] == 1 && d & (d - 1))
+            REPORT(parts[i], "\"hadamard\" with head_dim %d, which is no power of two; allowed: \"none\", or \"matrix\" with a calibration", d);
+        else if (rotations[i] == 2 && !*spec->calibration)
+            REPORT(parts[i], "\"matrix\" without a calibration; name the file that has `%s` in the field `calibration`", parts[i]);
+
     int boosted = given->boost ? (int)floor(spec->key.boost_fraction * d + 1e-9) : 0;
     if (given->boost && spec->key.bits == 16)
         REPORT("key.boost", "not allowed with key.bits 16, which is exact; leave it out or write boost = false");
@@ -299,7 +314,7 @@ void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *u
     const int listed = boosted && spec->key.score == KG_SCORE_STATIC;
     if (listed && !*spec->calibration)
         REPORT("key.boost.score", "\"static\" without a calibration; name the file that has `key.boosted` in the field `calibration`");
-    if (*spec->calibration && !listed)
+    if (*spec->calibration && !listed && rotations[0] != 2 && rotations[1] != 2)
         REPORT("calibration", "nothing in this spec is calibrated; leave it out");
     if (!boosted) {
         spec->key.boost_bits = spec->key.bits;
@@ -342,7 +357,8 @@ void kg_spec_json(kg_text *out, const kg_spec *spec)
             continue;
         if ((!strcmp(path, "key.group") && spec->key.bits == 16) || (!strcmp(path, "value.group") && spec->value.bits == 16))
             continue;
-        if ((!strcmp(path, "key.range") && !spec->key.range) || (!strcmp(path, "value.range") && !spec->value.range))
+        if ((!strcmp(path, "key.range") && !spec->key.range) || (!strcmp(path, "value.range") && !spec->value.range) ||
+            (!strcmp(path, "key.rotation") && !spec->key.rotation) || (!strcmp(path, "value.rotation") && !spec->value.rotation))
             continue;
         while (*open && strcmp(open, group) && (strncmp(group, open, strlen(open)) || group[strlen(open)] != '.')) {
             kg_text_add(out, "}");

@@ -28,13 +28,14 @@ typedef struct {
     struct {
         int bits, group, window;
         int range;            // 0 the extremes of a group, 1 least squares
+        int rotation;         // 0 none, 1 Hadamard, 2 a matrix
         int boost_bits;       // bits where there is no boost
         double boost_fraction;
         kg_score score;
         int seed;
     } key;
     struct {
-        int bits, group, window, range; // group in channels; KG_GROUP_HEAD: the whole head, 256 as two of 128
+        int bits, group, window, range, rotation; // group in channels; KG_GROUP_HEAD: the whole head, 256 as two of 128
     } value;
 } kg_spec;
 

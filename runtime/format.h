@@ -41,7 +41,11 @@
     X(table_bytes, TABLE_BYTES, "what calibration gives a layer and KV head; 0: nothing")                    \
     X(table_boosted, TABLE_BOOSTED, "offset in it of the ascending list of boosted channels, one byte each") \
     X(key_range, KEY_RANGE, "of a group of keys: 0 its extremes, 1 the range of least squares")              \
-    X(value_range, VALUE_RANGE, "of a group of values, likewise")
+    X(value_range, VALUE_RANGE, "of a group of values, likewise")                                            \
+    X(key_rotation, KEY_ROTATION, "of keys before they are sealed: 0 none, 1 Hadamard, 2 a matrix")          \
+    X(value_rotation, VALUE_ROTATION, "of values, likewise")                                                 \
+    X(table_key_rotation, TABLE_KEY_ROTATION, "offset in what calibration gives of the matrix [head_dim, head_dim] fp16, then its transpose") \
+    X(table_value_rotation, TABLE_VALUE_ROTATION, "likewise of values")
 
 typedef struct {
 #define X(field, constant, meaning) int field;

@@ -242,6 +242,7 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
         {"key_seed", INT_MIN, INT_MAX, 1}, {"key_group", 1, 4096, 1}, {"key_window", 0, 1 << 20, 1}, {"key_rows", 16, 4096, 16},
         {"value_bits", 2, 16, 2}, {"value_group", 1, 256, 1}, {"value_window", 0, 1 << 20, 1}, {"key_ring", 1, 1 << 21, 1},
         {"value_ring", 1, 1 << 21, 1}, {"key_range", 0, 1, 1}, {"value_range", 0, 1, 1},
+        {"key_rotation", 0, 2, 1}, {"value_rotation", 0, 2, 1},
     };
     static const struct { const char *name; size_t offset; } fields[] = {
 #define X(field, constant, meaning) {#field, offsetof(kt_format, field)},
@@ -261,6 +262,14 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
     if (r->status)
         return;
 
+    // What a table must hold.
+    const int64_t matrices = 4 * (int64_t)f->head_dim * f->head_dim;
+    int64_t table = f->key_score == 4 ? (int64_t)f->table_boosted + f->key_boosted : 0;
+    if (f->key_rotation == 2 && f->table_key_rotation + matrices > table)
+        table = f->table_key_rotation + matrices;
+    if (f->value_rotation == 2 && f->table_value_rotation + matrices > table)
+        table = f->table_value_rotation + matrices;
+
     // Regions must follow each other inside their block or slab, and groups must divide what they cut.
     const int64_t tiles = f->page / TILE, token = 2 * (int64_t)f->head_dim;
     const struct { const char *field; int64_t value, low, high; } bounds[] = {
@@ -278,12 +287,14 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
         {"slab_bytes", f->slab_bytes, f->slab_value + f->value_ring * token, BYTES_LIMIT},
         {"key_ring", f->key_ring, (int64_t)f->page + f->key_window, 1 << 21},
         {"value_ring", f->value_ring, (int64_t)f->page + f->value_window, 1 << 21},
-        {"table_bytes", f->table_bytes, f->key_score == 4 ? (int64_t)f->table_boosted + f->key_boosted : 0, BYTES_LIMIT},
+        {"table_bytes", f->table_bytes, table, BYTES_LIMIT},
     };
     for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
         if (bounds[i].value < bounds[i].low || bounds[i].value > bounds[i].high)
             refuse(r, bounds[i].field, "%lld does not fit the other fields; expected %lld..%lld", (long long)bounds[i].value,
                    (long long)bounds[i].low, (long long)bounds[i].high);
+    if ((f->key_rotation == 1 || f->value_rotation == 1) && f->head_dim & (f->head_dim - 1))
+        refuse(r, f->key_rotation == 1 ? "key_rotation" : "value_rotation", "1, Hadamard, with head_dim %d, which is no power of two", f->head_dim);
     if (f->page % f->key_group)
         refuse(r, "key_group", "%d does not divide page %d", f->key_group, f->page);
     if (f->head_dim % f->value_group)

@@ -147,6 +147,7 @@ __device__ __forceinline__ void note_scales(Work *work, u32 largest, int over) {
     }
 }
 
+//@ if KEY_ROTATION + VALUE_ROTATION > 0 then include "lib/rotate_page.cuh" emit "\n" end
 //@ if KEY_RANGE + VALUE_RANGE > 0 then include "lib/range.cuh" emit "\n" end
 //@ include "lib/seal_keys.cuh"
 
@@ -257,6 +258,9 @@ __device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot
             if (work->count) atomicAdd(&p.view.control->nonfinite, (u64)work->count);
             start_part(work);
         };
+//@ if KEY_ROTATION + VALUE_ROTATION > 0 then
+        rotate_unit(work, p.view, u.keys, u.page);
+//@ end
         if (u.keys) seal_key(work, p.view, u.page, block, read_out);
         else seal_value(work, u.page, block, read_out);
     }

@@ -389,7 +389,7 @@ void ref_verify(const ref_world *w, const ref_sequence *s)
                     if (part == KT_KEY)
                         kt__cpu_seal_key(f, ref_table(w, layer, head), rows, layer, head, page, expected);
                     else
-                        kt__cpu_seal_value(f, rows, expected);
+                        kt__cpu_seal_value(f, ref_table(w, layer, head), rows, expected);
                 }
                 OK(kt_read_block(w->cache, s->handle, layer, head, page, got));
                 ck_assert_msg(!memcmp(got, expected, (size_t)f->block_bytes), "layer %d head %d page %d of %d tokens differs", layer,

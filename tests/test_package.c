@@ -25,6 +25,7 @@ static const char good[] =
     "  \"value_tile_bytes\": 640, \"slab_bytes\": 57344, \"slab_sink_value\": 4096, \"slab_key\": 8192, \"slab_value\": 24576,\n"
     "  \"key_ring\": 128, \"value_ring\": 256,\n"
     "  \"key_range\": 0, \"value_range\": 0,\n"
+    "  \"key_rotation\": 0, \"value_rotation\": 0, \"table_key_rotation\": 0, \"table_value_rotation\": 0,\n"
     "  \"table_boosted\": 0, \"table_bytes\": 0},\n"
     " \"kernels\": [\n"
     "  {\"name\": \"append\", \"op\": \"append\", \"file\": \"a.cu\", \"entry\": \"kitty_append\", \"sha256\": \"@\", \"threads\": 256,\n"

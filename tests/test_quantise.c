@@ -123,7 +123,7 @@ START_TEST(layout)
         ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 1, 2, 3, block), 0);
         for (int i = f.value_tiles; i < f.block_bytes; i++)
             ck_assert_msg(!block[i], "sealing keys wrote byte %d of the value part", i);
-        ck_assert_int_eq(kt__cpu_seal_value(&f, rows, block), 0);
+        ck_assert_int_eq(kt__cpu_seal_value(&f, NULL, rows, block), 0);
         ck_assert_int_eq(block[KT_HEADER_KEY_FLAGS] | block[KT_HEADER_VALUE_FLAGS], 0);
 
         int list = -1;
@@ -133,7 +133,7 @@ START_TEST(layout)
         }
         ck_assert_int_lt(list, f.head_dim);
         double error = 0, step = 0;
-        kt__cpu_decode_key(&f, block, decoded);
+        kt__cpu_decode_key(&f, NULL, block, decoded);
         for (int t = 0; t < f.page; t++)
             for (int c = 0; c < f.head_dim; c++) {
                 ck_assert_msg(decoded[t * f.head_dim + c] == key_at(&f, t, c), "%s, key token %d channel %d: %g and %g", variant, t,
@@ -147,7 +147,7 @@ START_TEST(layout)
         if (f.key_bits < 16)
             ck_assert(ldexp(1, (signed char)block[KT_HEADER_KEY_EXPONENT]) >= step &&
                       ldexp(0.5, (signed char)block[KT_HEADER_KEY_EXPONENT]) < step);
-        kt__cpu_decode_value(&f, block, decoded);
+        kt__cpu_decode_value(&f, NULL, block, decoded);
         for (int t = 0; t < f.page; t++)
             for (int c = 0; c < f.head_dim; c++)
                 ck_assert_msg(decoded[t * f.head_dim + c] == value_at(&f, t, c), "%s, value token %d channel %d", variant, t, c);
@@ -234,13 +234,13 @@ START_TEST(nonfinite)
             storage[(17 * i + 3) * 64 + 20 * i] = 0;
         point_rows(&f);
         kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block);
-        kt__cpu_seal_value(&f, rows, block);
+        kt__cpu_seal_value(&f, NULL, rows, block);
         memcpy(clean, block, sizeof block);
         for (int i = 0; i < 4; i++)
             storage[(17 * i + 3) * 64 + 20 * i] = bad[i];
         point_rows(&f);
         ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block), 0);
-        ck_assert_int_eq(kt__cpu_seal_value(&f, rows, block), 0);
+        ck_assert_int_eq(kt__cpu_seal_value(&f, NULL, rows, block), 0);
         ck_assert_int_eq(block[KT_HEADER_KEY_FLAGS], 1);
         ck_assert_int_eq(block[KT_HEADER_VALUE_FLAGS], 1);
         clean[KT_HEADER_KEY_FLAGS] = clean[KT_HEADER_VALUE_FLAGS] = 1;
@@ -259,11 +259,11 @@ START_TEST(overflow)
     storage[41 * 64 + 33] = kt__from_float(KT_BF16, -3e38f);   // and the difference beyond fp32
     point_rows(&f);
     ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block), 2);
-    ck_assert_int_eq(kt__cpu_seal_value(&f, rows, block), f.page); // channel 9 spoils every token
+    ck_assert_int_eq(kt__cpu_seal_value(&f, NULL, rows, block), f.page); // channel 9 spoils every token
     ck_assert_int_eq(block[KT_HEADER_KEY_FLAGS], 1);
     ck_assert_int_eq(block[KT_HEADER_VALUE_FLAGS], 1);
     ck_assert_int_eq((signed char)block[KT_HEADER_VALUE_EXPONENT], -24);
-    kt__cpu_decode_key(&f, block, decoded);
+    kt__cpu_decode_key(&f, NULL, block, decoded);
     for (int t = 0; t < f.page; t++) {
         bool boosted;
         ck_assert(decoded[t * 64 + 9] == 0 && decoded[t * 64 + 33] == 0);
@@ -271,7 +271,7 @@ START_TEST(overflow)
         ck_assert(boosted); // it has the largest mean all the same
     }
     ck_assert_float_ne(decoded[64 + 10], 0);
-    kt__cpu_decode_value(&f, block, decoded);
+    kt__cpu_decode_value(&f, NULL, block, decoded);
     for (int i = 0; i < f.page * 64; i++)
         ck_assert_float_eq(decoded[i], 0);
 }
@@ -328,12 +328,12 @@ START_TEST(least_squares)
         ref_tokens(KT_BF16, f.page, f.head_dim, 11, storage);
         point_rows(&f);
         kt__cpu_seal_key(i ? &f : &wide, NULL, rows, 0, 0, 0, blocks[i]);
-        kt__cpu_seal_value(i ? &f : &wide, rows, blocks[i]);
+        kt__cpu_seal_value(i ? &f : &wide, NULL, rows, blocks[i]);
     }
     ck_assert_mem_eq(blocks[0] + f.key_index, blocks[1] + f.key_index, (size_t)f.key_boosted);
     for (int part = 0; part < 2; part++) {
         for (int i = 0; i < 2; i++)
-            (part ? kt__cpu_decode_value : kt__cpu_decode_key)(&f, blocks[i], out[i]);
+            (part ? kt__cpu_decode_value : kt__cpu_decode_key)(&f, NULL, blocks[i], out[i]);
         for (int g = 0; g < 128 * 64 / 32; g++) { // keys: 4 groups of 64 channels; values: 128 tokens of 2 groups
             double errors[2] = {0, 0};
             for (int i = 0; i < 2; i++)

@@ -239,6 +239,19 @@ static void decode_exact(const kt_format *f, kt_part part, const unsigned char *
             out[t * f->head_dim + c] = kt__to_float(f->dtype, (unsigned short)load16(tile + exact_offset(f, part, t, c)));
 }
 
+// The rows of a page as they are sealed: `rows`, or rotated, in `storage` and `rotated`.
+static const unsigned short *const *rotate_rows(const kt_format *f, kt_part part, const unsigned char *table,
+                                                const unsigned short *const *rows, unsigned short *storage, const unsigned short **rotated)
+{
+    if (!kt__cpu_rotated(f, part))
+        return rows;
+    for (int t = 0; t < f->page; t++) {
+        kt__cpu_rotate(f, part, table, rows[t], storage + t * f->head_dim);
+        rotated[t] = storage + t * f->head_dim;
+    }
+    return rotated;
+}
+
 static bool any_nonfinite(const kt_format *f, const unsigned short *const *rows)
 {
     for (int t = 0; t < f->page; t++)
@@ -281,6 +294,9 @@ int kt__cpu_seal_key(const kt_format *f, const unsigned char *table, const unsig
         return 0;
     }
 
+    unsigned short storage[KT__MAX_PAGE * KT__MAX_DIM];
+    const unsigned short *rotated[KT__MAX_PAGE];
+    rows = rotate_rows(f, KT_KEY, table, rows, storage, rotated);
     float column[KT__MAX_PAGE], scores[KT__MAX_DIM] = {0};
     bool boosted[KT__MAX_DIM] = {false};
     if (f->key_boosted && f->key_score == 4) {
@@ -322,7 +338,7 @@ int kt__cpu_seal_key(const kt_format *f, const unsigned char *table, const unsig
     return overflows;
 }
 
-void kt__cpu_decode_key_tile(const kt_format *f, const unsigned char *block, int tile, float *out)
+void kt__cpu_decode_key_tile(const kt_format *f, const unsigned char *table, const unsigned char *block, int tile, float *out)
 {
     const unsigned char *tiles = block + f->key_tiles + tile * f->key_tile_bytes;
     if (f->key_bits == 16) {
@@ -352,12 +368,14 @@ void kt__cpu_decode_key_tile(const kt_format *f, const unsigned char *block, int
             const float zero = kt__half_to_float((unsigned short)load16(scales + 2 * (d + c)));
             out[t * d + c] = (float)codes[t * d + c] * scale + zero;
         }
+        if (f->key_rotation)
+            kt__cpu_rotate_back(f, KT_KEY, table, out + t * d);
     }
 }
 
 // ---- values ----
 
-int kt__cpu_seal_value(const kt_format *f, const unsigned short *const *rows, unsigned char *block)
+int kt__cpu_seal_value(const kt_format *f, const unsigned char *table, const unsigned short *const *rows, unsigned char *block)
 {
     unsigned char *tiles = block + f->value_tiles;
     memset(tiles, 0, (size_t)(f->block_bytes - f->value_tiles));
@@ -369,6 +387,9 @@ int kt__cpu_seal_value(const kt_format *f, const unsigned short *const *rows, un
         return 0;
     }
 
+    unsigned short storage[KT__MAX_PAGE * KT__MAX_DIM];
+    const unsigned short *rotated[KT__MAX_PAGE];
+    rows = rotate_rows(f, KT_VALUE, table, rows, storage, rotated);
     const int d = f->head_dim, groups = d / f->value_group, words = d / 16 * (f->value_bits / 2);
     unsigned char codes[KT__TILE * KT__MAX_DIM];
     float x[KT__MAX_DIM];
@@ -405,7 +426,7 @@ int kt__cpu_seal_value(const kt_format *f, const unsigned short *const *rows, un
     return overflows;
 }
 
-void kt__cpu_decode_value_tile(const kt_format *f, const unsigned char *block, int tile, float *out)
+void kt__cpu_decode_value_tile(const kt_format *f, const unsigned char *table, const unsigned char *block, int tile, float *out)
 {
     const unsigned char *at = block + f->value_tiles + tile * f->value_tile_bytes;
     if (f->value_bits == 16) {
@@ -424,22 +445,25 @@ void kt__cpu_decode_value_tile(const kt_format *f, const unsigned char *block, i
                     (unsigned char)((word >> 2 * i & 3) << 2 * (w / (d / 16)));
             }
         }
-    for (int t = 0; t < KT__TILE; t++)
+    for (int t = 0; t < KT__TILE; t++) {
         for (int c = 0; c < d; c++) {
             const unsigned char *pair = at + (c / f->value_group * KT__TILE + pair_position(t)) * 4;
             out[t * d + c] = (float)codes[t * d + c] * kt__half_to_float((unsigned short)load16(pair)) +
                              kt__half_to_float((unsigned short)load16(pair + 2));
         }
+        if (f->value_rotation)
+            kt__cpu_rotate_back(f, KT_VALUE, table, out + t * d);
+    }
 }
 
-void kt__cpu_decode_key(const kt_format *f, const unsigned char *block, float *out)
+void kt__cpu_decode_key(const kt_format *f, const unsigned char *table, const unsigned char *block, float *out)
 {
     for (int tile = 0; tile < f->page / KT__TILE; tile++)
-        kt__cpu_decode_key_tile(f, block, tile, out + tile * KT__TILE * f->head_dim);
+        kt__cpu_decode_key_tile(f, table, block, tile, out + tile * KT__TILE * f->head_dim);
 }
 
-void kt__cpu_decode_value(const kt_format *f, const unsigned char *block, float *out)
+void kt__cpu_decode_value(const kt_format *f, const unsigned char *table, const unsigned char *block, float *out)
 {
     for (int tile = 0; tile < f->page / KT__TILE; tile++)
-        kt__cpu_decode_value_tile(f, block, tile, out + tile * KT__TILE * f->head_dim);
+        kt__cpu_decode_value_tile(f, table, block, tile, out + tile * KT__TILE * f->head_dim);
 }

@@ -27,6 +27,8 @@ constexpr int KEY_PRODUCTS = KEY_STEPS ? 0 : KEY_PAIRS, VALUE_PRODUCTS = VALUE_S
 constexpr int PRODUCTS = KEY_PRODUCTS > VALUE_PRODUCTS ? KEY_PRODUCTS : VALUE_PRODUCTS;
 constexpr int BOOST_PAIRS = KEY_BOOSTED > 0 ? KEY_PAIRS : 0;
 constexpr int PATCHES = KEY_STEPS && KEY_BOOSTED > 0 ? PAGE_TILES * KD * 32 : 0;
+// Words of 2-bit codes that a thread makes of a page, two at a time.
+constexpr int PAIRS_OF_WORDS = PAGE_TILES * (KD / 2) * 32, ROUNDS = (PAIRS_OF_WORDS + THREADS - 1) / THREADS;
 
 //@ include "lib/hash.h"
 
@@ -45,6 +47,7 @@ struct Work {
     Quantiser boost_quantiser[BOOST_PAIRS + 1];
     Quantiser quantiser[PRODUCTS + 1];     // where codes are made by multiplication
     float most[KEY_PRODUCTS ? D : 1];      // so too: the largest code of a channel
+    u32 mask[D / 4];                       // low planes: the bits of the boosted ones of four channels
     u8 boosted[D];                         // flags by channel
     u8 list[D];                            // channels in ascending order
     kt_slot slot;
@@ -94,21 +97,22 @@ __device__ __noinline__ void clean_page(Work *work, int page) {
 }
 
 // Starts the copies of a page's rows; each thread copies the same part of every STEP-th row, so that addresses are at one distance.
-template <bool keys> __device__ __forceinline__ void load_page(Work *work, const Exact &source, int first) {
+__device__ __forceinline__ void load_page(Work *work, const Exact &source, bool keys, int first) {
     constexpr int UNITS = D / 8; // of 16 bytes to a row
     if (THREADS % UNITS == 0 && first >= source.before) { // the whole page is of this step
         constexpr int STEP = THREADS / UNITS;
         const int token = threadIdx.x / UNITS, unit = threadIdx.x % UNITS;
         const long long stride = (keys ? source.view->key_row : source.view->value_row) * STEP;
-        const u16 *from = source.row_of<keys>(first + token) + unit * 8;
+        const u16 *from = source.row(keys, first + token) + unit * 8;
         u16 *to = work->element + token * ROW + unit * 8;
 #pragma unroll
         for (int k = 0; k < (PAGE + STEP - 1) / STEP; k++)
             if (PAGE % STEP == 0 || token + k * STEP < PAGE) async_copy16(to + k * STEP * ROW, from + k * stride);
     } else {
+#pragma unroll 1
         for (int i = threadIdx.x; i < PAGE * UNITS; i += THREADS) {
             const int token = i / UNITS, unit = i % UNITS;
-            async_copy16(work->element + token * ROW + unit * 8, source.row_of<keys>(first + token) + unit * 8);
+            async_copy16(work->element + token * ROW + unit * 8, source.row(keys, first + token) + unit * 8);
         }
     }
     async_commit();
@@ -147,6 +151,32 @@ __device__ __forceinline__ void note_scales(Work *work, u32 largest, int over) {
     }
 }
 
+// Which words a thread makes in a round: the k-th and the next one of a tile.
+struct Place {
+    bool real;
+    int tile, k;
+};
+__device__ __forceinline__ Place place_of(int round) {
+    const int i = round * THREADS + threadIdx.x;
+    return {PAIRS_OF_WORDS % THREADS == 0 || i < PAIRS_OF_WORDS, i / 32 / (KD / 2), i / 32 % (KD / 2) * 2};
+}
+template <bool keys> __device__ __forceinline__ void store_words(const Work *work, u8 *block, const u32 (&held)[2 * ROUNDS]) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int round = 0; round < ROUNDS; round++) {
+        const Place at = place_of(round);
+        if (!at.real) continue;
+        u32 *to = (u32 *)(block + (keys ? KEY_TILES + at.tile * KEY_TILE_BYTES : VALUE_TILES + at.tile * VALUE_TILE_BYTES + VALUE_META_BYTES));
+        uint2 w = make_uint2(held[2 * round], held[2 * round + 1]);
+        if constexpr (keys && KEY_BOOSTED > 0) {
+            const uint2 mask = *(const uint2 *)(work->mask + channel_of(at.k, lane % 4 * 2) / 4);
+            const u32 *patch = work->patch + (at.tile * KD + at.k) * 32 + lane;
+            w.x = (w.x & ~mask.x) | patch[0], w.y = (w.y & ~mask.y) | patch[32];
+        }
+        *(uint2 *)(to + lane_word(at.k, keys ? KEY_WORDS : VALUE_WORDS, lane)) = w;
+    }
+}
+
 //@ if KEY_ROTATION + VALUE_ROTATION > 0 then include "lib/rotate_page.cuh" emit "\n" end
 //@ if KEY_RANGE + VALUE_RANGE > 0 then include "lib/range.cuh" emit "\n" end
 //@ include "lib/seal_keys.cuh"
@@ -171,7 +201,7 @@ template <bool keys> __device__ __forceinline__ int store_fresh(const Exact &sou
     const int half = THREADS / 2, mine = (int)threadIdx.x - (keys ? 0 : half);
     for (int i = mine; mine >= 0 && mine < half && i < tokens * (D / 8); i += half) {
         const int at = i / (D / 8), token = at < sinks ? source.before + at : later + at - sinks, part = i % (D / 8);
-        const uint4 w = load_settled((const uint4 *)source.row_of<keys>(token) + part);
+        const uint4 w = load_settled((const uint4 *)source.row(keys, token) + part);
         ((uint4 *)slab_row<keys>(slab, token))[part] = w;
         count += __popc(nonfinite_bits(w.x)) + __popc(nonfinite_bits(w.y)) + __popc(nonfinite_bits(w.z)) + __popc(nonfinite_bits(w.w));
     }
@@ -182,7 +212,7 @@ template <bool keys> __device__ __forceinline__ int store_fresh(const Exact &sou
 template <bool keys> __device__ __forceinline__ void move_older(const Exact &source, u8 *slab, int first, int last) {
     for (int i = threadIdx.x; i < (last - first) * (D / 8); i += THREADS) {
         const int token = first + i / (D / 8), part = i % (D / 8);
-        ((uint4 *)slab_row<keys>(slab, token))[part] = load_settled((const uint4 *)source.row_of<keys>(token) + part);
+        ((uint4 *)slab_row<keys>(slab, token))[part] = load_settled((const uint4 *)source.row(keys, token) + part);
     }
 }
 
@@ -205,14 +235,6 @@ __device__ __forceinline__ Unit unit_of(const kt_slot &slot, int unit) {
 }
 __device__ __forceinline__ int units_of(const kt_slot &slot) { return 1 + pages_of(slot, KEY_WINDOW) + pages_of(slot, VALUE_WINDOW); }
 
-__device__ __forceinline__ void start_unit(Work *work, const kt_view &view, const kt_slot &slot, int unit) {
-    if (unit == 0 || unit >= units_of(slot)) return;
-    const Unit u = unit_of(slot, unit);
-    const Exact source = exact_of(view, slot, blockIdx.y);
-    if (u.keys) load_page<true>(work, source, SINK + u.page * PAGE);
-    else load_page<false>(work, source, SINK + u.page * PAGE);
-}
-
 // Unit 0.
 __device__ __forceinline__ void take_exact(const kt_view &view, const kt_slot &slot) {
     const int before = slot.tokens, after = before + slot.fresh;
@@ -228,41 +250,52 @@ __device__ __forceinline__ void take_exact(const kt_view &view, const kt_slot &s
     move_older<false>(source, to, value_rest, max(before, value_rest));
 }
 
+// What is left once a page's elements are needed no more.
+template <bool keys> __device__ __forceinline__ void finish_page(Work *work, const kt_view &view, u8 *block, const u32 (&held)[2 * ROUNDS]) {
+    if constexpr (keys ? KEY_STEPS : VALUE_STEPS) store_words<keys>(work, block, held);
+    if (threadIdx.x != 0) return;
+    block[keys ? KT_HEADER_KEY_FLAGS : KT_HEADER_VALUE_FLAGS] = (u8)work->damaged;
+    block[keys ? KT_HEADER_KEY_EXPONENT : KT_HEADER_VALUE_EXPONENT] = (keys ? KEY_BITS : VALUE_BITS) == 16 ? 0 : (u8)largest_exponent(work);
+    if (work->count) atomicAdd(&view.control->nonfinite, (u64)work->count);
+    start_part(work);
+}
+
 // The units of this block. Reads only what was final before the launch ahead began, or before it let this one begin.
 __device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot &settled) {
     Work *work = (Work *)shared_memory();
-    start_unit(work, p.view, settled, blockIdx.x);
-    if (blockIdx.x == 0) {
-        start_unit(work, p.view, settled, gridDim.x);
-        take_exact(p.view, settled);
-    }
+    const kt_view &view = p.view;
     if (threadIdx.x == 0) {
         work->slot = settled; // registers are short
         start_part(work);
     }
+    __syncthreads();
     const kt_slot &slot = work->slot;
-    const int units = units_of(settled);
-    for (int unit = blockIdx.x ? blockIdx.x : gridDim.x; unit < units; unit += gridDim.x) {
+    Unit u = {false, -1}; // under way
+    u8 *block = nullptr;
+    u32 held[2 * ROUNDS];
+    for (int next = blockIdx.x ? blockIdx.x : gridDim.x;; next += gridDim.x) {
+        const bool more = next < units_of(slot);
+        const Unit then = unit_of(slot, next);
+        if (more) load_page(work, exact_of(view, slot, blockIdx.y), then.keys, SINK + then.page * PAGE);
+        if (u.page < 0) {
+            if (blockIdx.x == 0) take_exact(view, slot);
+        } else if (u.keys) {
+            finish_page<true>(work, view, block, held);
+        } else {
+            finish_page<false>(work, view, block, held);
+        }
+        if (!more) return;
+        u = then;
+        const int page = load_settled(view.table + (long long)blockIdx.z * view.table_stride + u.page);
+        block = view.pages + ((long long)page * view.kv_heads + blockIdx.y) * BLOCK_BYTES;
         async_wait<0>();
         __syncthreads();
-        const Unit u = unit_of(slot, unit);
-        const int page = load_settled(p.view.table + (long long)blockIdx.z * p.view.table_stride + u.page);
-        u8 *block = p.view.pages + ((long long)page * p.view.kv_heads + blockIdx.y) * BLOCK_BYTES;
-        // Once the page's elements are needed no more, behind a barrier: the next one comes in while the last words are stored.
-        auto read_out = [&] {
-            start_unit(work, p.view, slot, unit + gridDim.x);
-            if (threadIdx.x != 0) return;
-            const int scaled = (u.keys ? KEY_BITS : VALUE_BITS) != 16;
-            block[u.keys ? KT_HEADER_KEY_FLAGS : KT_HEADER_VALUE_FLAGS] = (u8)work->damaged;
-            block[u.keys ? KT_HEADER_KEY_EXPONENT : KT_HEADER_VALUE_EXPONENT] = scaled ? (u8)largest_exponent(work) : 0;
-            if (work->count) atomicAdd(&p.view.control->nonfinite, (u64)work->count);
-            start_part(work);
-        };
 //@ if KEY_ROTATION + VALUE_ROTATION > 0 then
-        rotate_unit(work, p.view, u.keys, u.page);
+        rotate_unit(work, view, u.keys, u.page);
 //@ end
-        if (u.keys) seal_key(work, p.view, u.page, block, read_out);
-        else seal_value(work, u.page, block, read_out);
+        if (u.keys) seal_key(work, view, u.page, block, held);
+        else seal_value(work, u.page, block, held);
+        __syncthreads();
     }
 }
 

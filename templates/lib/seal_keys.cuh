@@ -153,6 +153,11 @@ __device__ __forceinline__ void select_channels(Work *work) {
         work->boosted[j * 32 + lane] = chosen;
         if (chosen) work->list[at + __popc(all & lower)] = (u8)(j * 32 + lane);
         ties += __popc(tied), at += __popc(all);
+        if constexpr (KEY_STEPS) { // four channels' bits of each of the plane's words
+            const u32 four = all >> (lane * 4 % 32);
+            const u32 mask = (four & 1) * 0x0f0fu | (four >> 2 & 1) * 0xf0f0u | (four >> 1 & 1) * 0x0f0f0000u | (four >> 3 & 1) * 0xf0f00000u;
+            if (lane < 8) work->mask[j * 8 + lane] = mask;
+        }
     }
 }
 
@@ -178,7 +183,7 @@ __device__ __forceinline__ void measure_plain(Work *work, int thread, int thread
     }
 }
 
-// Makes the pairs final and stores them; boosted channels get theirs, and no steps.
+// Makes the pairs final and stores them.
 __device__ __forceinline__ void finish_pairs(Work *work, u8 *block) {
     u32 largest = 0;
     int overflows = 0;
@@ -189,11 +194,7 @@ __device__ __forceinline__ void finish_pairs(Work *work, u8 *block) {
         overflows += pair == ~0u;
         if (pair == ~0u) pair = 0;
         largest = max(largest, pair & 0xffff);
-        if constexpr (KEY_STEPS) {
-            if (boosted)
-#pragma unroll
-                for (int code = 1; code < 4; code++) work->step[(group * 3 + code - 1) * D + channel] = step_of(0, code);
-        } else {
+        if constexpr (!KEY_STEPS) {
             work->pair[i] = pair;
             if (boosted) work->quantiser[i] = work->boost_quantiser[i];
             if (group == 0) work->most[channel] = boosted ? largest_code(KEY_BOOST_BITS) : largest_code(KEY_BITS);
@@ -248,10 +249,6 @@ __device__ __forceinline__ void step_words(u32 (&words)[2], const Work *work, in
         put_codes(words[0], row[y].y, {one.y, two.y, three.y}, at + 4);
         put_codes(words[1], row[y].z, {one.z, two.z, three.z}, at);
         put_codes(words[1], row[y].w, {one.w, two.w, three.w}, at + 4);
-    }
-    if constexpr (KEY_BOOSTED > 0) {
-        const u32 *patch = work->patch + (tile * KD + k) * 32 + lane;
-        words[0] |= patch[0], words[1] |= patch[32];
     }
 }
 
@@ -346,48 +343,22 @@ __device__ __forceinline__ void boosted_words(Work *work, u8 *tiles) {
     }
 }
 
-// All words of the low planes; `read_out` is called once no element is needed any more.
-template <class Then> __device__ __forceinline__ void key_words(Work *work, u8 *tiles, const Then &read_out) {
-    constexpr int AT_ONCE = KEY_STEPS ? 2 : 1, ITEMS = PAGE_TILES * (KD / AT_ONCE) * 32; // words of a plane
+// Of low planes made of steps the words are in `held`, without the boosted channels; all else is stored.
+__device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int page, u8 *block, u32 (&held)[2 * ROUNDS]) {
     const int lane = threadIdx.x % 32;
-#pragma unroll 1
-    for (int base = 0; base < ITEMS; base += THREADS) {
-        const int i = base + threadIdx.x, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
-        const bool mine = ITEMS % THREADS == 0 || i < ITEMS;
-        const bool last = base + THREADS >= ITEMS;
-        u32 *to = (u32 *)(tiles + tile * KEY_TILE_BYTES);
-        if constexpr (KEY_STEPS) {
-            u32 words[2] = {0, 0};
-            if (mine) step_words(words, work, tile, k, lane);
-            if (last) __syncthreads(), read_out();
-            if (mine) *(uint2 *)(to + lane_word(k, KEY_WORDS, lane)) = make_uint2(words[0], words[1]);
-        } else {
-            u32 words[KEY_PLANES];
-            if (mine) product_words(words, work, tile, k, lane);
-            if (last) __syncthreads(), read_out();
-#pragma unroll
-            for (int p = 0; p < KEY_PLANES; p++)
-                if (mine) to[lane_word(p * KD + k, KEY_WORDS, lane)] = words[p];
-        }
-    }
-}
-
-template <class Then>
-__device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int page, u8 *block, const Then &read_out) {
+    u8 *tiles = block + KEY_TILES;
     if constexpr (KEY_BITS == 16) {
         clean_exact(work, page);
         for (int i = threadIdx.x; i < PAGE_TILES * 2 * KD * 32; i += THREADS) {
-            const int lane = i & 31, k = i / 32 % KD, m = i / 32 / KD % 2, tile = i / 32 / KD / 2, g = lane >> 2, c = lane & 3;
+            const int k = i / 32 % KD, m = i / 32 / KD % 2, tile = i / 32 / KD / 2, g = lane >> 2, c = lane & 3;
             u32 w[4];
             for (int r = 0; r < 4; r++) {
                 const int half = r & 1, j = r >> 1;
                 const u16 *row = work->element + (tile * 32 + 16 * m + 8 * half + g) * ROW;
                 w[r] = row[channel_of(k, 2 * c + 8 * j)] | (u32)row[channel_of(k, 2 * c + 8 * j + 1)] << 16;
             }
-            ((uint4 *)(block + KEY_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
+            ((uint4 *)tiles)[i] = make_uint4(w[0], w[1], w[2], w[3]);
         }
-        __syncthreads();
-        read_out();
     } else {
         measure_keys(work, view, page);
 //@ if KEY_RANGE == 1 then
@@ -409,8 +380,25 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int pa
         __syncthreads();
         finish_pairs(work, block);
 //@ end
-        if constexpr (KEY_WORDS > KEY_PLANES * KD) boosted_words(work, block + KEY_TILES);
-        __syncthreads();
-        key_words(work, block + KEY_TILES, read_out);
+        if constexpr (KEY_WORDS > KEY_PLANES * KD) boosted_words(work, tiles);
+        if constexpr (KEY_STEPS) {
+#pragma unroll
+            for (int round = 0; round < ROUNDS; round++) {
+                const Place at = place_of(round);
+                u32 words[2] = {0, 0};
+                if (at.real) step_words(words, work, at.tile, at.k, lane);
+                held[2 * round] = words[0], held[2 * round + 1] = words[1];
+            }
+        } else {
+            __syncthreads();
+            for (int i = threadIdx.x; i < PAGE_TILES * KD * 32; i += THREADS) {
+                const int k = i / 32 % KD, tile = i / 32 / KD;
+                u32 words[KEY_PLANES];
+                product_words(words, work, tile, k, lane);
+#pragma unroll
+                for (int p = 0; p < KEY_PLANES; p++)
+                    ((u32 *)(tiles + tile * KEY_TILE_BYTES))[lane_word(p * KD + k, KEY_WORDS, lane)] = words[p];
+            }
+        }
     }
 }

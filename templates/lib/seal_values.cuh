@@ -13,7 +13,8 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block, int page) 
         u16 *elements = work->element + token * ROW + (group * VALUE_PARTS + part) * UNITS * 8;
         const int turn = (UNITS < 8 ? part * UNITS / 8 : part) * (8 / VALUE_PARTS);
         u32 both; // the low half of the one, the high half of the other
-        auto find = [&] {
+#pragma unroll 1
+        for (;;) {
             u32 low = EXPONENT_BITS, high = EXPONENT_BITS | 0x80008000u; // infinities
 #pragma unroll
             for (int k = 0; k < UNITS; k++) {
@@ -23,14 +24,11 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block, int page) 
             }
             low = smaller_pair(low, low >> 16), high = larger_pair(high, high << 16);
             both = (low & 0xffffu) | (high & 0xffff0000u);
-        };
-        find();
-        if (nonfinite_bits(both)) {
+            if (!nonfinite_bits(both)) break;
             int count = 0;
             for (int k = 0; k < UNITS; k++) count += clean_eight(elements + k * 8);
             atomicOr(&work->damaged, 1);
             if (SINK + page * PAGE + token >= work->slot.tokens) atomicAdd(&work->count, count);
-            find();
         }
         u32 low = both, high = both;
 #pragma unroll
@@ -45,8 +43,8 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block, int page) 
             u16 *step = work->step + (group * (PAGE / 2) + token / 2) * 8 + token % 2;
 #pragma unroll
             for (int s = 0; s < LANE_STEPS; s++) {
-                const int code = min(1 + part * LANE_STEPS + s, 3);
-                step[2 * (code - 1)] = step_of(pair, code);
+                const int code = 1 + part * LANE_STEPS + s;
+                if (code < 4) step[2 * (code - 1)] = step_of(pair, code);
             }
         } else if (part == 0) {
             const int at = token * VALUE_GROUPS + group;
@@ -130,48 +128,22 @@ __device__ __forceinline__ void product_value_words(u32 (&words)[VALUE_PLANES], 
     }
 }
 
-// All words; `read_out` is called once no element is needed any more.
-template <class Then> __device__ __forceinline__ void value_words(Work *work, u8 *tiles, const Then &read_out) {
-    constexpr int AT_ONCE = VALUE_STEPS ? 2 : 1, ITEMS = PAGE_TILES * (KD / AT_ONCE) * 32; // words of a plane
+// Words made of steps are in `held`; all else is stored.
+__device__ __forceinline__ void seal_value(Work *work, int page, u8 *block, u32 (&held)[2 * ROUNDS]) {
     const int lane = threadIdx.x % 32;
-#pragma unroll 1
-    for (int base = 0; base < ITEMS; base += THREADS) {
-        const int i = base + threadIdx.x, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
-        const bool mine = ITEMS % THREADS == 0 || i < ITEMS;
-        const bool last = base + THREADS >= ITEMS;
-        u32 *to = (u32 *)(tiles + tile * VALUE_TILE_BYTES + VALUE_META_BYTES);
-        if constexpr (VALUE_STEPS) {
-            u32 words[2] = {0, 0};
-            if (mine) step_value_words(words, work, tile, k, lane);
-            if (last) __syncthreads(), read_out();
-            if (mine) *(uint2 *)(to + lane_word(k, VALUE_WORDS, lane)) = make_uint2(words[0], words[1]);
-        } else {
-            u32 words[VALUE_PLANES];
-            if (mine) product_value_words(words, work, tile, k, lane);
-            if (last) __syncthreads(), read_out();
-#pragma unroll
-            for (int p = 0; p < VALUE_PLANES; p++)
-                if (mine) to[lane_word(p * KD + k, VALUE_WORDS, lane)] = words[p];
-        }
-    }
-}
-
-template <class Then>
-__device__ __forceinline__ void seal_value(Work *work, int page, u8 *block, const Then &read_out) {
+    u8 *tiles = block + VALUE_TILES;
     if constexpr (VALUE_BITS == 16) {
         clean_exact(work, page);
         for (int i = threadIdx.x; i < PAGE_TILES * KD * 2 * 32; i += THREADS) {
-            const int lane = i & 31, m = i / 32 % 2, k = i / 64 % KD, tile = i / 64 / KD, g = lane >> 2, c = lane & 3;
+            const int m = i / 32 % 2, k = i / 64 % KD, tile = i / 64 / KD, g = lane >> 2, c = lane & 3;
             u32 w[4];
             for (int r = 0; r < 4; r++) {
                 const int half = r & 1, j = r >> 1;
                 const u16 *first = work->element + (tile * 32 + 16 * m + 2 * c + 8 * j) * ROW + channel_of(k, 8 * half + g);
                 w[r] = first[0] | (u32)first[ROW] << 16;
             }
-            ((uint4 *)(block + VALUE_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
+            ((uint4 *)tiles)[i] = make_uint4(w[0], w[1], w[2], w[3]);
         }
-        __syncthreads();
-        read_out();
     } else {
 //@ if VALUE_RANGE == 1 then
         clean_exact(work, page);
@@ -180,6 +152,23 @@ __device__ __forceinline__ void seal_value(Work *work, int page, u8 *block, cons
         measure_values(work, block, page);
 //@ end
         __syncthreads();
-        value_words(work, block + VALUE_TILES, read_out);
+        if constexpr (VALUE_STEPS) {
+#pragma unroll
+            for (int round = 0; round < ROUNDS; round++) {
+                const Place at = place_of(round);
+                u32 words[2] = {0, 0};
+                if (at.real) step_value_words(words, work, at.tile, at.k, lane);
+                held[2 * round] = words[0], held[2 * round + 1] = words[1];
+            }
+        } else {
+            for (int i = threadIdx.x; i < PAGE_TILES * KD * 32; i += THREADS) {
+                const int k = i / 32 % KD, tile = i / 32 / KD;
+                u32 words[VALUE_PLANES];
+                product_value_words(words, work, tile, k, lane);
+#pragma unroll
+                for (int p = 0; p < VALUE_PLANES; p++)
+                    ((u32 *)(tiles + tile * VALUE_TILE_BYTES + VALUE_META_BYTES))[lane_word(p * KD + k, VALUE_WORDS, lane)] = words[p];
+            }
+        }
     }
 }

@@ -37,7 +37,7 @@ constexpr int SLAB_VALUE = 49152; // offset of the value ring
 constexpr int KEY_RING = 128; // tokens of the key ring; token t (>= sink) is at (t - sink) mod key_ring
 constexpr int VALUE_RING = 256; // tokens of the value ring, likewise
 constexpr int THREADS = 256; // of a block
-constexpr int SHARED_BYTES = 43392; // dynamic shared memory of a block
+constexpr int SHARED_BYTES = 43520; // dynamic shared memory of a block
 constexpr int BLOCKS = 4; // of a multiprocessor at once
 // Structures that the runtime fills and the kernels read: plain C, pasted into every emitted kernel. All pointers are
 // device addresses (host addresses on the CPU backend); strides count elements; everything is little endian.
@@ -447,6 +447,8 @@ constexpr int KEY_PRODUCTS = KEY_STEPS ? 0 : KEY_PAIRS, VALUE_PRODUCTS = VALUE_S
 constexpr int PRODUCTS = KEY_PRODUCTS > VALUE_PRODUCTS ? KEY_PRODUCTS : VALUE_PRODUCTS;
 constexpr int BOOST_PAIRS = KEY_BOOSTED > 0 ? KEY_PAIRS : 0;
 constexpr int PATCHES = KEY_STEPS && KEY_BOOSTED > 0 ? PAGE_TILES * KD * 32 : 0;
+// Words of 2-bit codes that a thread makes of a page, two at a time.
+constexpr int PAIRS_OF_WORDS = PAGE_TILES * (KD / 2) * 32, ROUNDS = (PAIRS_OF_WORDS + THREADS - 1) / THREADS;
 
 // The score of a channel under `random`: plain integer arithmetic, the same in the CPU reference and in every kernel.
 #ifdef __CUDACC__
@@ -584,6 +586,7 @@ struct Work {
     Quantiser boost_quantiser[BOOST_PAIRS + 1];
     Quantiser quantiser[PRODUCTS + 1];     // where codes are made by multiplication
     float most[KEY_PRODUCTS ? D : 1];      // so too: the largest code of a channel
+    u32 mask[D / 4];                       // low planes: the bits of the boosted ones of four channels
     u8 boosted[D];                         // flags by channel
     u8 list[D];                            // channels in ascending order
     kt_slot slot;
@@ -598,28 +601,28 @@ static_assert(sizeof(Work) <= SHARED_BYTES, "work fits");
 struct Exact {
     const kt_view *view;
     const u8 *slab;
-    int before, row, head; // tokens before the step; row of the first fresh token
+    int before, fresh_row, head; // tokens before the step; row of the first fresh token
 
     __device__ __forceinline__ const u16 *key(int token) const {
         if (token >= before)
-            return view->key + (long long)(row + token - before) * view->key_row + head * view->key_head;
+            return view->key + (long long)(fresh_row + token - before) * view->key_row + head * view->key_head;
         if (token < SINK) return (const u16 *)slab + token * HEAD_DIM;
         return (const u16 *)(slab + SLAB_KEY) + (token - SINK) % KEY_RING * HEAD_DIM;
     }
     __device__ __forceinline__ const u16 *value(int token) const {
         if (token >= before)
-            return view->value + (long long)(row + token - before) * view->value_row + head * view->value_head;
+            return view->value + (long long)(fresh_row + token - before) * view->value_row + head * view->value_head;
         if (token < SINK) return (const u16 *)(slab + SLAB_SINK_VALUE) + token * HEAD_DIM;
         return (const u16 *)(slab + SLAB_VALUE) + (token - SINK) % VALUE_RING * HEAD_DIM;
     }
-    template <bool keys> __device__ __forceinline__ const u16 *row_of(int token) const { return keys ? key(token) : value(token); }
+    __device__ __forceinline__ const u16 *row(bool keys, int token) const { return keys ? key(token) : value(token); }
 };
 
 __device__ __forceinline__ Exact exact_of(const kt_view &view, const kt_slot &slot, int head) {
     Exact exact;
     exact.view = &view;
     exact.slab = view.slabs + ((long long)slot.slab * view.kv_heads + head) * SLAB_BYTES;
-    exact.before = slot.tokens, exact.row = slot.row, exact.head = head;
+    exact.before = slot.tokens, exact.fresh_row = slot.row, exact.head = head;
     return exact;
 }
 
@@ -660,21 +663,22 @@ __device__ __noinline__ void clean_page(Work *work, int page) {
 }
 
 // Starts the copies of a page's rows; each thread copies the same part of every STEP-th row, so that addresses are at one distance.
-template <bool keys> __device__ __forceinline__ void load_page(Work *work, const Exact &source, int first) {
+__device__ __forceinline__ void load_page(Work *work, const Exact &source, bool keys, int first) {
     constexpr int UNITS = D / 8; // of 16 bytes to a row
     if (THREADS % UNITS == 0 && first >= source.before) { // the whole page is of this step
         constexpr int STEP = THREADS / UNITS;
         const int token = threadIdx.x / UNITS, unit = threadIdx.x % UNITS;
         const long long stride = (keys ? source.view->key_row : source.view->value_row) * STEP;
-        const u16 *from = source.row_of<keys>(first + token) + unit * 8;
+        const u16 *from = source.row(keys, first + token) + unit * 8;
         u16 *to = work->element + token * ROW + unit * 8;
 #pragma unroll
         for (int k = 0; k < (PAGE + STEP - 1) / STEP; k++)
             if (PAGE % STEP == 0 || token + k * STEP < PAGE) async_copy16(to + k * STEP * ROW, from + k * stride);
     } else {
+#pragma unroll 1
         for (int i = threadIdx.x; i < PAGE * UNITS; i += THREADS) {
             const int token = i / UNITS, unit = i % UNITS;
-            async_copy16(work->element + token * ROW + unit * 8, source.row_of<keys>(first + token) + unit * 8);
+            async_copy16(work->element + token * ROW + unit * 8, source.row(keys, first + token) + unit * 8);
         }
     }
     async_commit();
@@ -710,6 +714,32 @@ __device__ __forceinline__ void note_scales(Work *work, u32 largest, int over) {
     if (over) {
         atomicOr(&work->damaged, 1);
         atomicAdd(&work->count, over);
+    }
+}
+
+// Which words a thread makes in a round: the k-th and the next one of a tile.
+struct Place {
+    bool real;
+    int tile, k;
+};
+__device__ __forceinline__ Place place_of(int round) {
+    const int i = round * THREADS + threadIdx.x;
+    return {PAIRS_OF_WORDS % THREADS == 0 || i < PAIRS_OF_WORDS, i / 32 / (KD / 2), i / 32 % (KD / 2) * 2};
+}
+template <bool keys> __device__ __forceinline__ void store_words(const Work *work, u8 *block, const u32 (&held)[2 * ROUNDS]) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int round = 0; round < ROUNDS; round++) {
+        const Place at = place_of(round);
+        if (!at.real) continue;
+        u32 *to = (u32 *)(block + (keys ? KEY_TILES + at.tile * KEY_TILE_BYTES : VALUE_TILES + at.tile * VALUE_TILE_BYTES + VALUE_META_BYTES));
+        uint2 w = make_uint2(held[2 * round], held[2 * round + 1]);
+        if constexpr (keys && KEY_BOOSTED > 0) {
+            const uint2 mask = *(const uint2 *)(work->mask + channel_of(at.k, lane % 4 * 2) / 4);
+            const u32 *patch = work->patch + (at.tile * KD + at.k) * 32 + lane;
+            w.x = (w.x & ~mask.x) | patch[0], w.y = (w.y & ~mask.y) | patch[32];
+        }
+        *(uint2 *)(to + lane_word(at.k, keys ? KEY_WORDS : VALUE_WORDS, lane)) = w;
     }
 }
 
@@ -859,6 +889,11 @@ __device__ __forceinline__ void select_channels(Work *work) {
         work->boosted[j * 32 + lane] = chosen;
         if (chosen) work->list[at + __popc(all & lower)] = (u8)(j * 32 + lane);
         ties += __popc(tied), at += __popc(all);
+        if constexpr (KEY_STEPS) { // four channels' bits of each of the plane's words
+            const u32 four = all >> (lane * 4 % 32);
+            const u32 mask = (four & 1) * 0x0f0fu | (four >> 2 & 1) * 0xf0f0u | (four >> 1 & 1) * 0x0f0f0000u | (four >> 3 & 1) * 0xf0f00000u;
+            if (lane < 8) work->mask[j * 8 + lane] = mask;
+        }
     }
 }
 
@@ -884,7 +919,7 @@ __device__ __forceinline__ void measure_plain(Work *work, int thread, int thread
     }
 }
 
-// Makes the pairs final and stores them; boosted channels get theirs, and no steps.
+// Makes the pairs final and stores them.
 __device__ __forceinline__ void finish_pairs(Work *work, u8 *block) {
     u32 largest = 0;
     int overflows = 0;
@@ -895,11 +930,7 @@ __device__ __forceinline__ void finish_pairs(Work *work, u8 *block) {
         overflows += pair == ~0u;
         if (pair == ~0u) pair = 0;
         largest = max(largest, pair & 0xffff);
-        if constexpr (KEY_STEPS) {
-            if (boosted)
-#pragma unroll
-                for (int code = 1; code < 4; code++) work->step[(group * 3 + code - 1) * D + channel] = step_of(0, code);
-        } else {
+        if constexpr (!KEY_STEPS) {
             work->pair[i] = pair;
             if (boosted) work->quantiser[i] = work->boost_quantiser[i];
             if (group == 0) work->most[channel] = boosted ? largest_code(KEY_BOOST_BITS) : largest_code(KEY_BITS);
@@ -927,10 +958,6 @@ __device__ __forceinline__ void step_words(u32 (&words)[2], const Work *work, in
         put_codes(words[0], row[y].y, {one.y, two.y, three.y}, at + 4);
         put_codes(words[1], row[y].z, {one.z, two.z, three.z}, at);
         put_codes(words[1], row[y].w, {one.w, two.w, three.w}, at + 4);
-    }
-    if constexpr (KEY_BOOSTED > 0) {
-        const u32 *patch = work->patch + (tile * KD + k) * 32 + lane;
-        words[0] |= patch[0], words[1] |= patch[32];
     }
 }
 
@@ -1025,48 +1052,22 @@ __device__ __forceinline__ void boosted_words(Work *work, u8 *tiles) {
     }
 }
 
-// All words of the low planes; `read_out` is called once no element is needed any more.
-template <class Then> __device__ __forceinline__ void key_words(Work *work, u8 *tiles, const Then &read_out) {
-    constexpr int AT_ONCE = KEY_STEPS ? 2 : 1, ITEMS = PAGE_TILES * (KD / AT_ONCE) * 32; // words of a plane
+// Of low planes made of steps the words are in `held`, without the boosted channels; all else is stored.
+__device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int page, u8 *block, u32 (&held)[2 * ROUNDS]) {
     const int lane = threadIdx.x % 32;
-#pragma unroll 1
-    for (int base = 0; base < ITEMS; base += THREADS) {
-        const int i = base + threadIdx.x, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
-        const bool mine = ITEMS % THREADS == 0 || i < ITEMS;
-        const bool last = base + THREADS >= ITEMS;
-        u32 *to = (u32 *)(tiles + tile * KEY_TILE_BYTES);
-        if constexpr (KEY_STEPS) {
-            u32 words[2] = {0, 0};
-            if (mine) step_words(words, work, tile, k, lane);
-            if (last) __syncthreads(), read_out();
-            if (mine) *(uint2 *)(to + lane_word(k, KEY_WORDS, lane)) = make_uint2(words[0], words[1]);
-        } else {
-            u32 words[KEY_PLANES];
-            if (mine) product_words(words, work, tile, k, lane);
-            if (last) __syncthreads(), read_out();
-#pragma unroll
-            for (int p = 0; p < KEY_PLANES; p++)
-                if (mine) to[lane_word(p * KD + k, KEY_WORDS, lane)] = words[p];
-        }
-    }
-}
-
-template <class Then>
-__device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int page, u8 *block, const Then &read_out) {
+    u8 *tiles = block + KEY_TILES;
     if constexpr (KEY_BITS == 16) {
         clean_exact(work, page);
         for (int i = threadIdx.x; i < PAGE_TILES * 2 * KD * 32; i += THREADS) {
-            const int lane = i & 31, k = i / 32 % KD, m = i / 32 / KD % 2, tile = i / 32 / KD / 2, g = lane >> 2, c = lane & 3;
+            const int k = i / 32 % KD, m = i / 32 / KD % 2, tile = i / 32 / KD / 2, g = lane >> 2, c = lane & 3;
             u32 w[4];
             for (int r = 0; r < 4; r++) {
                 const int half = r & 1, j = r >> 1;
                 const u16 *row = work->element + (tile * 32 + 16 * m + 8 * half + g) * ROW;
                 w[r] = row[channel_of(k, 2 * c + 8 * j)] | (u32)row[channel_of(k, 2 * c + 8 * j + 1)] << 16;
             }
-            ((uint4 *)(block + KEY_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
+            ((uint4 *)tiles)[i] = make_uint4(w[0], w[1], w[2], w[3]);
         }
-        __syncthreads();
-        read_out();
     } else {
         measure_keys(work, view, page);
         if constexpr (KEY_BOOSTED > 0) { // one warp selects, the others need not wait
@@ -1078,9 +1079,26 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int pa
         }
         __syncthreads();
         finish_pairs(work, block);
-        if constexpr (KEY_WORDS > KEY_PLANES * KD) boosted_words(work, block + KEY_TILES);
-        __syncthreads();
-        key_words(work, block + KEY_TILES, read_out);
+        if constexpr (KEY_WORDS > KEY_PLANES * KD) boosted_words(work, tiles);
+        if constexpr (KEY_STEPS) {
+#pragma unroll
+            for (int round = 0; round < ROUNDS; round++) {
+                const Place at = place_of(round);
+                u32 words[2] = {0, 0};
+                if (at.real) step_words(words, work, at.tile, at.k, lane);
+                held[2 * round] = words[0], held[2 * round + 1] = words[1];
+            }
+        } else {
+            __syncthreads();
+            for (int i = threadIdx.x; i < PAGE_TILES * KD * 32; i += THREADS) {
+                const int k = i / 32 % KD, tile = i / 32 / KD;
+                u32 words[KEY_PLANES];
+                product_words(words, work, tile, k, lane);
+#pragma unroll
+                for (int p = 0; p < KEY_PLANES; p++)
+                    ((u32 *)(tiles + tile * KEY_TILE_BYTES))[lane_word(p * KD + k, KEY_WORDS, lane)] = words[p];
+            }
+        }
     }
 }
 
@@ -1099,7 +1117,8 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block, int page) 
         u16 *elements = work->element + token * ROW + (group * VALUE_PARTS + part) * UNITS * 8;
         const int turn = (UNITS < 8 ? part * UNITS / 8 : part) * (8 / VALUE_PARTS);
         u32 both; // the low half of the one, the high half of the other
-        auto find = [&] {
+#pragma unroll 1
+        for (;;) {
             u32 low = EXPONENT_BITS, high = EXPONENT_BITS | 0x80008000u; // infinities
 #pragma unroll
             for (int k = 0; k < UNITS; k++) {
@@ -1109,14 +1128,11 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block, int page) 
             }
             low = smaller_pair(low, low >> 16), high = larger_pair(high, high << 16);
             both = (low & 0xffffu) | (high & 0xffff0000u);
-        };
-        find();
-        if (nonfinite_bits(both)) {
+            if (!nonfinite_bits(both)) break;
             int count = 0;
             for (int k = 0; k < UNITS; k++) count += clean_eight(elements + k * 8);
             atomicOr(&work->damaged, 1);
             if (SINK + page * PAGE + token >= work->slot.tokens) atomicAdd(&work->count, count);
-            find();
         }
         u32 low = both, high = both;
 #pragma unroll
@@ -1131,8 +1147,8 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block, int page) 
             u16 *step = work->step + (group * (PAGE / 2) + token / 2) * 8 + token % 2;
 #pragma unroll
             for (int s = 0; s < LANE_STEPS; s++) {
-                const int code = min(1 + part * LANE_STEPS + s, 3);
-                step[2 * (code - 1)] = step_of(pair, code);
+                const int code = 1 + part * LANE_STEPS + s;
+                if (code < 4) step[2 * (code - 1)] = step_of(pair, code);
             }
         } else if (part == 0) {
             const int at = token * VALUE_GROUPS + group;
@@ -1193,52 +1209,43 @@ __device__ __forceinline__ void product_value_words(u32 (&words)[VALUE_PLANES], 
     }
 }
 
-// All words; `read_out` is called once no element is needed any more.
-template <class Then> __device__ __forceinline__ void value_words(Work *work, u8 *tiles, const Then &read_out) {
-    constexpr int AT_ONCE = VALUE_STEPS ? 2 : 1, ITEMS = PAGE_TILES * (KD / AT_ONCE) * 32; // words of a plane
+// Words made of steps are in `held`; all else is stored.
+__device__ __forceinline__ void seal_value(Work *work, int page, u8 *block, u32 (&held)[2 * ROUNDS]) {
     const int lane = threadIdx.x % 32;
-#pragma unroll 1
-    for (int base = 0; base < ITEMS; base += THREADS) {
-        const int i = base + threadIdx.x, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
-        const bool mine = ITEMS % THREADS == 0 || i < ITEMS;
-        const bool last = base + THREADS >= ITEMS;
-        u32 *to = (u32 *)(tiles + tile * VALUE_TILE_BYTES + VALUE_META_BYTES);
-        if constexpr (VALUE_STEPS) {
-            u32 words[2] = {0, 0};
-            if (mine) step_value_words(words, work, tile, k, lane);
-            if (last) __syncthreads(), read_out();
-            if (mine) *(uint2 *)(to + lane_word(k, VALUE_WORDS, lane)) = make_uint2(words[0], words[1]);
-        } else {
-            u32 words[VALUE_PLANES];
-            if (mine) product_value_words(words, work, tile, k, lane);
-            if (last) __syncthreads(), read_out();
-#pragma unroll
-            for (int p = 0; p < VALUE_PLANES; p++)
-                if (mine) to[lane_word(p * KD + k, VALUE_WORDS, lane)] = words[p];
-        }
-    }
-}
-
-template <class Then>
-__device__ __forceinline__ void seal_value(Work *work, int page, u8 *block, const Then &read_out) {
+    u8 *tiles = block + VALUE_TILES;
     if constexpr (VALUE_BITS == 16) {
         clean_exact(work, page);
         for (int i = threadIdx.x; i < PAGE_TILES * KD * 2 * 32; i += THREADS) {
-            const int lane = i & 31, m = i / 32 % 2, k = i / 64 % KD, tile = i / 64 / KD, g = lane >> 2, c = lane & 3;
+            const int m = i / 32 % 2, k = i / 64 % KD, tile = i / 64 / KD, g = lane >> 2, c = lane & 3;
             u32 w[4];
             for (int r = 0; r < 4; r++) {
                 const int half = r & 1, j = r >> 1;
                 const u16 *first = work->element + (tile * 32 + 16 * m + 2 * c + 8 * j) * ROW + channel_of(k, 8 * half + g);
                 w[r] = first[0] | (u32)first[ROW] << 16;
             }
-            ((uint4 *)(block + VALUE_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
+            ((uint4 *)tiles)[i] = make_uint4(w[0], w[1], w[2], w[3]);
         }
-        __syncthreads();
-        read_out();
     } else {
         measure_values(work, block, page);
         __syncthreads();
-        value_words(work, block + VALUE_TILES, read_out);
+        if constexpr (VALUE_STEPS) {
+#pragma unroll
+            for (int round = 0; round < ROUNDS; round++) {
+                const Place at = place_of(round);
+                u32 words[2] = {0, 0};
+                if (at.real) step_value_words(words, work, at.tile, at.k, lane);
+                held[2 * round] = words[0], held[2 * round + 1] = words[1];
+            }
+        } else {
+            for (int i = threadIdx.x; i < PAGE_TILES * KD * 32; i += THREADS) {
+                const int k = i / 32 % KD, tile = i / 32 / KD;
+                u32 words[VALUE_PLANES];
+                product_value_words(words, work, tile, k, lane);
+#pragma unroll
+                for (int p = 0; p < VALUE_PLANES; p++)
+                    ((u32 *)(tiles + tile * VALUE_TILE_BYTES + VALUE_META_BYTES))[lane_word(p * KD + k, VALUE_WORDS, lane)] = words[p];
+            }
+        }
     }
 }
 
@@ -1260,7 +1267,7 @@ template <bool keys> __device__ __forceinline__ int store_fresh(const Exact &sou
     const int half = THREADS / 2, mine = (int)threadIdx.x - (keys ? 0 : half);
     for (int i = mine; mine >= 0 && mine < half && i < tokens * (D / 8); i += half) {
         const int at = i / (D / 8), token = at < sinks ? source.before + at : later + at - sinks, part = i % (D / 8);
-        const uint4 w = load_settled((const uint4 *)source.row_of<keys>(token) + part);
+        const uint4 w = load_settled((const uint4 *)source.row(keys, token) + part);
         ((uint4 *)slab_row<keys>(slab, token))[part] = w;
         count += __popc(nonfinite_bits(w.x)) + __popc(nonfinite_bits(w.y)) + __popc(nonfinite_bits(w.z)) + __popc(nonfinite_bits(w.w));
     }
@@ -1271,7 +1278,7 @@ template <bool keys> __device__ __forceinline__ int store_fresh(const Exact &sou
 template <bool keys> __device__ __forceinline__ void move_older(const Exact &source, u8 *slab, int first, int last) {
     for (int i = threadIdx.x; i < (last - first) * (D / 8); i += THREADS) {
         const int token = first + i / (D / 8), part = i % (D / 8);
-        ((uint4 *)slab_row<keys>(slab, token))[part] = load_settled((const uint4 *)source.row_of<keys>(token) + part);
+        ((uint4 *)slab_row<keys>(slab, token))[part] = load_settled((const uint4 *)source.row(keys, token) + part);
     }
 }
 
@@ -1294,14 +1301,6 @@ __device__ __forceinline__ Unit unit_of(const kt_slot &slot, int unit) {
 }
 __device__ __forceinline__ int units_of(const kt_slot &slot) { return 1 + pages_of(slot, KEY_WINDOW) + pages_of(slot, VALUE_WINDOW); }
 
-__device__ __forceinline__ void start_unit(Work *work, const kt_view &view, const kt_slot &slot, int unit) {
-    if (unit == 0 || unit >= units_of(slot)) return;
-    const Unit u = unit_of(slot, unit);
-    const Exact source = exact_of(view, slot, blockIdx.y);
-    if (u.keys) load_page<true>(work, source, SINK + u.page * PAGE);
-    else load_page<false>(work, source, SINK + u.page * PAGE);
-}
-
 // Unit 0.
 __device__ __forceinline__ void take_exact(const kt_view &view, const kt_slot &slot) {
     const int before = slot.tokens, after = before + slot.fresh;
@@ -1317,38 +1316,49 @@ __device__ __forceinline__ void take_exact(const kt_view &view, const kt_slot &s
     move_older<false>(source, to, value_rest, max(before, value_rest));
 }
 
+// What is left once a page's elements are needed no more.
+template <bool keys> __device__ __forceinline__ void finish_page(Work *work, const kt_view &view, u8 *block, const u32 (&held)[2 * ROUNDS]) {
+    if constexpr (keys ? KEY_STEPS : VALUE_STEPS) store_words<keys>(work, block, held);
+    if (threadIdx.x != 0) return;
+    block[keys ? KT_HEADER_KEY_FLAGS : KT_HEADER_VALUE_FLAGS] = (u8)work->damaged;
+    block[keys ? KT_HEADER_KEY_EXPONENT : KT_HEADER_VALUE_EXPONENT] = (keys ? KEY_BITS : VALUE_BITS) == 16 ? 0 : (u8)largest_exponent(work);
+    if (work->count) atomicAdd(&view.control->nonfinite, (u64)work->count);
+    start_part(work);
+}
+
 // The units of this block. Reads only what was final before the launch ahead began, or before it let this one begin.
 __device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot &settled) {
     Work *work = (Work *)shared_memory();
-    start_unit(work, p.view, settled, blockIdx.x);
-    if (blockIdx.x == 0) {
-        start_unit(work, p.view, settled, gridDim.x);
-        take_exact(p.view, settled);
-    }
+    const kt_view &view = p.view;
     if (threadIdx.x == 0) {
         work->slot = settled; // registers are short
         start_part(work);
     }
+    __syncthreads();
     const kt_slot &slot = work->slot;
-    const int units = units_of(settled);
-    for (int unit = blockIdx.x ? blockIdx.x : gridDim.x; unit < units; unit += gridDim.x) {
+    Unit u = {false, -1}; // under way
+    u8 *block = nullptr;
+    u32 held[2 * ROUNDS];
+    for (int next = blockIdx.x ? blockIdx.x : gridDim.x;; next += gridDim.x) {
+        const bool more = next < units_of(slot);
+        const Unit then = unit_of(slot, next);
+        if (more) load_page(work, exact_of(view, slot, blockIdx.y), then.keys, SINK + then.page * PAGE);
+        if (u.page < 0) {
+            if (blockIdx.x == 0) take_exact(view, slot);
+        } else if (u.keys) {
+            finish_page<true>(work, view, block, held);
+        } else {
+            finish_page<false>(work, view, block, held);
+        }
+        if (!more) return;
+        u = then;
+        const int page = load_settled(view.table + (long long)blockIdx.z * view.table_stride + u.page);
+        block = view.pages + ((long long)page * view.kv_heads + blockIdx.y) * BLOCK_BYTES;
         async_wait<0>();
         __syncthreads();
-        const Unit u = unit_of(slot, unit);
-        const int page = load_settled(p.view.table + (long long)blockIdx.z * p.view.table_stride + u.page);
-        u8 *block = p.view.pages + ((long long)page * p.view.kv_heads + blockIdx.y) * BLOCK_BYTES;
-        // Once the page's elements are needed no more, behind a barrier: the next one comes in while the last words are stored.
-        auto read_out = [&] {
-            start_unit(work, p.view, slot, unit + gridDim.x);
-            if (threadIdx.x != 0) return;
-            const int scaled = (u.keys ? KEY_BITS : VALUE_BITS) != 16;
-            block[u.keys ? KT_HEADER_KEY_FLAGS : KT_HEADER_VALUE_FLAGS] = (u8)work->damaged;
-            block[u.keys ? KT_HEADER_KEY_EXPONENT : KT_HEADER_VALUE_EXPONENT] = scaled ? (u8)largest_exponent(work) : 0;
-            if (work->count) atomicAdd(&p.view.control->nonfinite, (u64)work->count);
-            start_part(work);
-        };
-        if (u.keys) seal_key(work, p.view, u.page, block, read_out);
-        else seal_value(work, u.page, block, read_out);
+        if (u.keys) seal_key(work, view, u.page, block, held);
+        else seal_value(work, u.page, block, held);
+        __syncthreads();
     }
 }
 

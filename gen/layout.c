@@ -181,7 +181,7 @@ int kg_append_shared(const kt_format *f)
     const int key_products = f->key_bits == 2 ? 0 : key_pairs, value_products = f->value_bits == 2 ? 0 : value_pairs;
     const int products = (key_products > value_products ? key_products : value_products) * 8 + (key_products ? d * 4 : 0);
     const int boosts = f->key_boosted ? key_pairs * 12 : 0, patches = f->key_bits == 2 && f->key_boosted ? f->page * d / 4 : 0;
-    return round_up(page + pairs * 12 + key_pairs * 4 + boosts + products + patches + d * 7 + 128, 128);
+    return round_up(page + pairs * 12 + key_pairs * 4 + boosts + products + patches + d * 7 + 192, 128);
 }
 
 int kg_append_blocks(int shared)

@@ -28,7 +28,7 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block, int page) 
             int count = 0;
             for (int k = 0; k < UNITS; k++) count += clean_eight(elements + k * 8);
             atomicOr(&work->damaged, 1);
-            if (SINK + page * PAGE + token >= work->slot.tokens) atomicAdd(&work->count, count);
+            if (SINK + page * PAGE + token >= work->source.slot.tokens) atomicAdd(&work->count, count);
         }
         u32 low = both, high = both;
 #pragma unroll

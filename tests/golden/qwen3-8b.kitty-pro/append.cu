@@ -37,7 +37,7 @@ constexpr int SLAB_VALUE = 49152; // offset of the value ring
 constexpr int KEY_RING = 128; // tokens of the key ring; token t (>= sink) is at (t - sink) mod key_ring
 constexpr int VALUE_RING = 256; // tokens of the value ring, likewise
 constexpr int THREADS = 256; // of a block
-constexpr int SHARED_BYTES = 43520; // dynamic shared memory of a block
+constexpr int SHARED_BYTES = 43648; // dynamic shared memory of a block
 constexpr int BLOCKS = 4; // of a multiprocessor at once
 // Structures that the runtime fills and the kernels read: plain C, pasted into every emitted kernel. All pointers are
 // device addresses (host addresses on the CPU backend); strides count elements; everything is little endian.
@@ -550,14 +550,18 @@ __device__ __noinline__ u16 search_step(int at, u32 pair, int code) {
     return element_at(reached);
 }
 
-// The smallest element whose code is `code` or more; infinity where there is none.
+// The smallest element whose code is `code` or more; infinity where there is none. An element that lies on the step has the quotient
+// code - 1/2 exactly, which rounds to the even one of two codes: often so in fp16, whose elements near 0 are finer than scales and zeros.
 __device__ __forceinline__ u16 step_of(u32 pair, int code) {
     if ((pair & 0xffff) == 0) return EXPONENT_BITS & 0xffff; // infinity
     const float middle = (float)code - 0.5f, step = __fmul_rn(scale_of(pair), middle), close = step * 0x1p-22f;
     const float goal = __fmaf_rn(scale_of(pair), middle, zero_of(pair));
+    const bool even = code % 2 == 0;
     int at = order_of(float_to_element(goal));
     at += element_to_float(element_at(at)) < goal;
-    if (beyond_step(at, pair, step) > close && beyond_step(at - 1, pair, step) < -close) return element_at(at);
+    at += !even && beyond_step(at, pair, step) == 0;
+    const float here = beyond_step(at, pair, step), below = beyond_step(at - 1, pair, step);
+    if ((here > close || (even && here == 0)) && (below < -close || (!even && below == 0))) return element_at(at);
     return search_step(at, pair, code);
 }
 
@@ -572,6 +576,15 @@ __device__ __forceinline__ void put_codes(u32 &word, u32 pair, const Steps &step
     word = (word & ~high) | (upper & high);
     word = (word & ~low) | (lower & low);
 }
+
+// Where the pages come from that a step of one slot and head completes, of values [0] and keys [1]; alike for all units, and in shared
+// memory because registers are short.
+struct Source {
+    kt_slot slot;
+    int page[2], count[2];  // the first page to seal, and how many
+    const u16 *row[2];      // of token 0, were it of this step
+    long long stride[2];    // from token to token
+};
 
 // Shared memory of a block.
 struct Work {
@@ -589,7 +602,7 @@ struct Work {
     u32 mask[D / 4];                       // low planes: the bits of the boosted ones of four channels
     u8 boosted[D];                         // flags by channel
     u8 list[D];                            // channels in ascending order
-    kt_slot slot;
+    Source source;
     int dirty;                             // an element was not finite
     int damaged;                           // so it was, or a group overflowed
     int count;                             // overflowed groups, and elements of the step's own tokens that were not finite
@@ -656,25 +669,26 @@ __device__ __noinline__ void clean_page(Work *work, int page) {
     int count = 0;
     for (int i = threadIdx.x; i < PAGE * D / 8; i += THREADS) {
         const int found = clean_eight(work->element + i / (D / 8) * ROW + i % (D / 8) * 8);
-        if (SINK + page * PAGE + i / (D / 8) >= work->slot.tokens) count += found;
+        if (SINK + page * PAGE + i / (D / 8) >= work->source.slot.tokens) count += found;
     }
     atomicOr(&work->damaged, 1);
     atomicAdd(&work->count, count);
 }
 
 // Starts the copies of a page's rows; each thread copies the same part of every STEP-th row, so that addresses are at one distance.
-__device__ __forceinline__ void load_page(Work *work, const Exact &source, bool keys, int first) {
+__device__ __forceinline__ void load_page(Work *work, const kt_view &view, bool keys, int first) {
     constexpr int UNITS = D / 8; // of 16 bytes to a row
-    if (THREADS % UNITS == 0 && first >= source.before) { // the whole page is of this step
+    if (THREADS % UNITS == 0 && first >= work->source.slot.tokens) { // the whole page is of this step
         constexpr int STEP = THREADS / UNITS;
         const int token = threadIdx.x / UNITS, unit = threadIdx.x % UNITS;
-        const long long stride = (keys ? source.view->key_row : source.view->value_row) * STEP;
-        const u16 *from = source.row(keys, first + token) + unit * 8;
+        const long long stride = work->source.stride[keys];
+        const u16 *from = work->source.row[keys] + (first + token) * stride + unit * 8;
         u16 *to = work->element + token * ROW + unit * 8;
 #pragma unroll
-        for (int k = 0; k < (PAGE + STEP - 1) / STEP; k++)
-            if (PAGE % STEP == 0 || token + k * STEP < PAGE) async_copy16(to + k * STEP * ROW, from + k * stride);
+        for (int k = 0; k < (PAGE + STEP - 1) / STEP; k++, from += STEP * stride)
+            if (PAGE % STEP == 0 || token + k * STEP < PAGE) async_copy16(to + k * STEP * ROW, from);
     } else {
+        const Exact source = exact_of(view, work->source.slot, blockIdx.y);
 #pragma unroll 1
         for (int i = threadIdx.x; i < PAGE * UNITS; i += THREADS) {
             const int token = i / UNITS, unit = i % UNITS;
@@ -1132,7 +1146,7 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block, int page) 
             int count = 0;
             for (int k = 0; k < UNITS; k++) count += clean_eight(elements + k * 8);
             atomicOr(&work->damaged, 1);
-            if (SINK + page * PAGE + token >= work->slot.tokens) atomicAdd(&work->count, count);
+            if (SINK + page * PAGE + token >= work->source.slot.tokens) atomicAdd(&work->count, count);
         }
         u32 low = both, high = both;
 #pragma unroll
@@ -1284,22 +1298,30 @@ template <bool keys> __device__ __forceinline__ void move_older(const Exact &sou
 
 // ---- units ----
 
+__device__ __forceinline__ Source source_of(const kt_view &view, const kt_slot &slot) {
+    const int after = slot.tokens + slot.fresh, key = sealed_pages(slot.tokens, KEY_WINDOW), value = sealed_pages(slot.tokens, VALUE_WINDOW);
+    const long long row = slot.row - slot.tokens;
+    Source s;
+    s.slot = slot;
+    s.page[0] = value, s.count[0] = sealed_pages(after, VALUE_WINDOW) - value;
+    s.page[1] = key, s.count[1] = sealed_pages(after, KEY_WINDOW) - key;
+    s.row[0] = view.value + row * view.value_row + blockIdx.y * view.value_head, s.stride[0] = view.value_row;
+    s.row[1] = view.key + row * view.key_row + blockIdx.y * view.key_head, s.stride[1] = view.key_row;
+    return s;
+}
+
 struct Unit {
     bool keys;
     int page;
 };
-__device__ __forceinline__ int pages_of(const kt_slot &slot, int window) {
-    return sealed_pages(slot.tokens + slot.fresh, window) - sealed_pages(slot.tokens, window);
-}
 // Unit 1 on: keys and values by turns, while there are both: the ones are more work, the others more waiting.
-__device__ __forceinline__ Unit unit_of(const kt_slot &slot, int unit) {
-    const int at = unit - 1, keys = pages_of(slot, KEY_WINDOW), both = min(keys, pages_of(slot, VALUE_WINDOW));
+__device__ __forceinline__ Unit unit_of(const Source &source, int unit) {
+    const int at = unit - 1, both = min(source.count[0], source.count[1]);
     Unit u;
-    u.keys = at < 2 * both ? at % 2 == 0 : keys > both;
-    u.page = sealed_pages(slot.tokens, u.keys ? KEY_WINDOW : VALUE_WINDOW) + (at < 2 * both ? at / 2 : at - both);
+    u.keys = at < 2 * both ? at % 2 == 0 : source.count[1] > both;
+    u.page = source.page[u.keys] + (at < 2 * both ? at / 2 : at - both);
     return u;
 }
-__device__ __forceinline__ int units_of(const kt_slot &slot) { return 1 + pages_of(slot, KEY_WINDOW) + pages_of(slot, VALUE_WINDOW); }
 
 // Unit 0.
 __device__ __forceinline__ void take_exact(const kt_view &view, const kt_slot &slot) {
@@ -1327,24 +1349,26 @@ template <bool keys> __device__ __forceinline__ void finish_page(Work *work, con
 }
 
 // The units of this block. Reads only what was final before the launch ahead began, or before it let this one begin.
-__device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot &settled) {
+__device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot &slot) {
     Work *work = (Work *)shared_memory();
     const kt_view &view = p.view;
+    const Source settled = source_of(view, slot);
+    const int units = 1 + settled.count[0] + settled.count[1];
     if (threadIdx.x == 0) {
-        work->slot = settled; // registers are short
+        work->source = settled;
         start_part(work);
     }
     __syncthreads();
-    const kt_slot &slot = work->slot;
+    const Source &source = work->source;
     Unit u = {false, -1}; // under way
     u8 *block = nullptr;
     u32 held[2 * ROUNDS];
     for (int next = blockIdx.x ? blockIdx.x : gridDim.x;; next += gridDim.x) {
-        const bool more = next < units_of(slot);
-        const Unit then = unit_of(slot, next);
-        if (more) load_page(work, exact_of(view, slot, blockIdx.y), then.keys, SINK + then.page * PAGE);
+        const bool more = next < units;
+        const Unit then = unit_of(source, next);
+        if (more) load_page(work, view, then.keys, SINK + then.page * PAGE);
         if (u.page < 0) {
-            if (blockIdx.x == 0) take_exact(view, slot);
+            if (blockIdx.x == 0) take_exact(view, source.slot);
         } else if (u.keys) {
             finish_page<true>(work, view, block, held);
         } else {

@@ -37,12 +37,15 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->key_score = (int)spec->key.score;
         f->key_seed = spec->key.seed;
         f->key_group = spec->key.group;
+        f->key_range = spec->key.range;
         f->key_rows = round_up(f->key_bits / 2 * d + (f->key_boost_bits - f->key_bits) / 2 * f->key_boosted, 16);
         f->key_index = f->key_meta + f->page / f->key_group * d * 4;
         f->key_tiles = round_up(f->key_index + f->key_boosted, LINE);
         f->key_tile_bytes = f->key_rows / 16 * WORDS;
     }
     f->value_tiles = f->key_tiles + tiles * f->key_tile_bytes;
+    if (f->key_boosted && f->key_score == KG_SCORE_STATIC)
+        f->table_bytes = round_up(f->key_boosted, LINE);
 
     f->value_bits = spec->value.bits;
     f->value_window = spec->value.window;
@@ -51,9 +54,17 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->value_tile_bytes = TILE * d * 2;
     } else {
         f->value_group = spec->value.group != KG_GROUP_HEAD ? spec->value.group : d == 256 ? 128 : d;
+        f->value_range = spec->value.range;
         f->value_meta_bytes = d / f->value_group * TILE * 4;
         f->value_tile_bytes = f->value_meta_bytes + d / 16 * (f->value_bits / 2) * WORDS;
     }
+    f->key_rotation = spec->key.rotation;
+    f->value_rotation = spec->value.rotation;
+    const int matrices = 4 * d * d;
+    if (f->key_rotation == 2)
+        f->table_key_rotation = f->table_bytes, f->table_bytes += matrices;
+    if (f->value_rotation == 2)
+        f->table_value_rotation = f->table_bytes, f->table_bytes += matrices;
     f->block_bytes = f->value_tiles + tiles * f->value_tile_bytes;
 
     if (f->key_window > f->value_window)
@@ -181,8 +192,8 @@ int kg_append_blocks(int shared)
 
 int kg_reference_shared(const kt_format *f, int threads)
 {
-    // Logits of a run of tokens and the query in float64, and a place per channel.
-    return round_up(threads * 8 + f->head_dim * 9, 128);
+    // Logits of a run of tokens and the query in float64, rotated too, and a place per channel.
+    return round_up(threads * 8 + f->head_dim * (f->key_rotation || f->value_rotation ? 17 : 9), 128);
 }
 
 double kg_bytes_per_token(const kt_format *f) { return (double)f->block_bytes / f->page; }

@@ -187,6 +187,8 @@ template <bool keys> __device__ __forceinline__ void store_words(const Work *wor
     }
 }
 
+//@ if KEY_ROTATION + VALUE_ROTATION > 0 then include "lib/rotate_page.cuh" emit "\n" end
+//@ if KEY_RANGE + VALUE_RANGE > 0 then include "lib/range.cuh" emit "\n" end
 //@ include "lib/seal_keys.cuh"
 
 //@ include "lib/seal_values.cuh"
@@ -308,6 +310,9 @@ __device__ __forceinline__ void take_in(const kt_append_params &p, const kt_slot
         block = view.pages + ((long long)page * view.kv_heads + blockIdx.y) * BLOCK_BYTES;
         async_wait<0>();
         __syncthreads();
+//@ if KEY_ROTATION + VALUE_ROTATION > 0 then
+        rotate_unit(work, view, u.keys, u.page);
+//@ end
         if (u.keys) seal_key(work, view, u.page, block, held);
         else seal_value(work, u.page, block, held);
         __syncthreads();

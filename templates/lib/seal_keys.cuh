@@ -88,6 +88,14 @@ __device__ __forceinline__ void measure_keys(Work *work, const kt_view &view, in
         if (threadIdx.x == 0) work->dirty = 0;
         __syncthreads();
     }
+//@ if KEY_SCORE == 4 then
+    // The listed channels score 1, the others 0.
+    const u8 *list = view.calibration + blockIdx.y * TABLE_BYTES + TABLE_BOOSTED;
+    for (int channel = threadIdx.x; channel < D; channel += THREADS) work->score[channel] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < KEY_BOOSTED; i += THREADS) work->score[list[i]] = 1;
+    __syncthreads();
+//@ else
     if constexpr (KEY_BOOSTED > 0 && KEY_SCORE > 1) {
         for (int channel = threadIdx.x; channel < D; channel += THREADS) {
             float low, high;
@@ -102,6 +110,7 @@ __device__ __forceinline__ void measure_keys(Work *work, const kt_view &view, in
         }
         __syncthreads();
     }
+//@ end
 }
 
 // Flags the KEY_BOOSTED channels with the highest scores, ties to the lower channel, and lists them. One warp.
@@ -197,6 +206,33 @@ __device__ __forceinline__ void finish_pairs(Work *work, u8 *block) {
     for (int i = threadIdx.x; i < KEY_TILES - KEY_INDEX; i += THREADS) block[KEY_INDEX + i] = i < KEY_BOOSTED ? work->list[i] : 0;
 }
 
+//@ if KEY_RANGE == 1 then
+// Pairs of all groups by least squares, stored as well, and what the codes are made with.
+__device__ __forceinline__ void fit_keys(Work *work, u8 *block) {
+    u32 largest = 0;
+    int overflows = 0;
+    for (int i = threadIdx.x; i < KEY_PAIRS * RANGE_LANES; i += THREADS) {
+        const int part = i % RANGE_LANES, at = i / RANGE_LANES, group = at / D, channel = at % D;
+        const bool boosted = KEY_BOOSTED > 0 && work->boosted[channel];
+        const float most = boosted ? largest_code(KEY_BOOST_BITS) : largest_code(KEY_BITS);
+        const u16 *column = work->element + group * KEY_GROUP * ROW + channel;
+        bool over;
+        const u32 pair = fit_pair<KEY_GROUP>(most, part, over, [&](int t) { return element_to_float(column[t * ROW]); });
+        if constexpr (KEY_STEPS)
+            if (part) work->step[(group * 3 + part - 1) * D + channel] = step_of(boosted ? 0 : pair, part);
+        if (part == 0) {
+            if (boosted) work->boost_pair[at] = pair, work->boost_quantiser[at] = quantiser_of(pair, most);
+            if constexpr (!KEY_STEPS) work->pair[at] = pair, work->quantiser[at] = quantiser_of(pair, most), work->most[channel] = most;
+            overflows += over, largest = max(largest, pair & 0xffff);
+            u16 *scales = (u16 *)(block + KEY_META) + group * 2 * D;
+            scales[channel] = (u16)pair, scales[D + channel] = (u16)(pair >> 16);
+        }
+    }
+    note_scales(work, largest, overflows);
+    for (int i = threadIdx.x; i < KEY_TILES - KEY_INDEX; i += THREADS) block[KEY_INDEX + i] = i < KEY_BOOSTED ? work->list[i] : 0;
+}
+
+//@ end
 // The k-th and the next word of all channels: rows g + 8 y of the tile, eight neighbouring channels.
 __device__ __forceinline__ void step_words(u32 (&words)[2], const Work *work, int tile, int k, int lane) {
     const int g = lane >> 2, c = lane & 3, channel = channel_of(k, 2 * c);
@@ -325,6 +361,15 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int pa
         }
     } else {
         measure_keys(work, view, page);
+//@ if KEY_RANGE == 1 then
+        if constexpr (KEY_BOOSTED > 0) {
+            if (threadIdx.x < 32) select_channels(work);
+            for (int i = threadIdx.x; i < PATCHES; i += THREADS) work->patch[i] = 0;
+            __syncthreads();
+        }
+        fit_keys(work, block);
+        __syncthreads();
+//@ else
         if constexpr (KEY_BOOSTED > 0) { // one warp selects, the others need not wait
             if (threadIdx.x < 32) select_channels(work);
             else measure_plain(work, threadIdx.x - 32, THREADS - 32);
@@ -334,6 +379,7 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int pa
         }
         __syncthreads();
         finish_pairs(work, block);
+//@ end
         if constexpr (KEY_WORDS > KEY_PLANES * KD) boosted_words(work, tiles);
         if constexpr (KEY_STEPS) {
 #pragma unroll

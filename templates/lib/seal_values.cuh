@@ -43,8 +43,8 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block, int page) 
             u16 *step = work->step + (group * (PAGE / 2) + token / 2) * 8 + token % 2;
 #pragma unroll
             for (int s = 0; s < LANE_STEPS; s++) {
-                const int code = min(1 + part * LANE_STEPS + s, 3);
-                step[2 * (code - 1)] = step_of(pair, code);
+                const int code = 1 + part * LANE_STEPS + s;
+                if (code < 4) step[2 * (code - 1)] = step_of(pair, code);
             }
         } else if (part == 0) {
             const int at = token * VALUE_GROUPS + group;
@@ -54,6 +54,29 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block, int page) 
     note_scales(work, largest, overflows);
 }
 
+//@ if VALUE_RANGE == 1 then
+// The same by least squares, of a page that is finite.
+__device__ __forceinline__ void fit_values(Work *work, u8 *block) {
+    u32 largest = 0;
+    int overflows = 0;
+    for (int i = threadIdx.x; i < VALUE_PAIRS * RANGE_LANES; i += THREADS) {
+        const int part = i % RANGE_LANES, token = i / RANGE_LANES % PAGE, group = i / RANGE_LANES / PAGE, t = token & 31;
+        const u16 *elements = work->element + token * ROW + group * VALUE_GROUP;
+        bool over;
+        const u32 pair = fit_pair<VALUE_GROUP>(largest_code(VALUE_BITS), part, over, [&](int c) { return element_to_float(elements[c]); });
+        if constexpr (VALUE_STEPS)
+            if (part) work->step[(group * (PAGE / 2) + token / 2) * 8 + token % 2 + 2 * (part - 1)] = step_of(pair, part);
+        if (part == 0) {
+            const int at = token * VALUE_GROUPS + group;
+            if constexpr (!VALUE_STEPS) work->pair[at] = pair, work->quantiser[at] = quantiser_of(pair, largest_code(VALUE_BITS));
+            overflows += over, largest = max(largest, pair & 0xffff);
+            ((u32 *)(block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
+        }
+    }
+    note_scales(work, largest, overflows);
+}
+
+//@ end
 // The k-th and the next word of a tile: tokens 16 m + 2 c + 8 j + e, four channels of a run of eight.
 __device__ __forceinline__ void step_value_words(u32 (&words)[2], const Work *work, int tile, int k, int lane) {
     const int g = lane >> 2, c = lane & 3, channel = channel_of(k, g & 6), group = channel / VALUE_GROUP;
@@ -122,7 +145,12 @@ __device__ __forceinline__ void seal_value(Work *work, int page, u8 *block, u32 
             ((uint4 *)tiles)[i] = make_uint4(w[0], w[1], w[2], w[3]);
         }
     } else {
+//@ if VALUE_RANGE == 1 then
+        clean_exact(work, page);
+        fit_values(work, block);
+//@ else
         measure_values(work, block, page);
+//@ end
         __syncthreads();
         if constexpr (VALUE_STEPS) {
 #pragma unroll

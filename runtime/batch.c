@@ -139,6 +139,7 @@ kt_status kt_batch_open(kt_cache *cache, const kt_batch_args *args, kt_batch **b
             .pages = kt__layer_pages(cache, layer), .slabs = kt__layer_slabs(cache, layer), .slots = b->slots_device,
             .table = b->table_device, .control = b->control_device, .table_stride = b->table_stride,
             .slot_count = b->slots, .kv_heads = cache->kv_heads, .layer = layer,
+            .calibration = cache->engine->tables ? cache->engine->tables + (size_t)(layer * cache->kv_heads) * (size_t)f->table_bytes : NULL,
         };
     b->next = cache->batches;
     cache->batches = b;

@@ -9,6 +9,7 @@ struct kt_engine {
     kt__package package;
     kt__backend *backend;
     kt_device device;
+    unsigned char *tables; // the package's, on the device; null where it has none
     char reason[256];
 };
 

@@ -2,9 +2,9 @@
 
 #include <math.h>
 
-// Tokens of a tile; parts in which append goes through a channel; bytes of one word per lane; what blocks and their tiles are aligned
-// to: copies from elsewhere were a tenth slower (one H100).
-enum { TILE = 32, APPEND_PARTS = 8, WORDS = 128, LINE = 128 };
+// Tokens of a tile; bytes of one word per lane; what blocks and their tiles are aligned to: copies from elsewhere were a tenth slower
+// (one H100).
+enum { TILE = 32, WORDS = 128, LINE = 128 };
 
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -37,12 +37,15 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->key_score = (int)spec->key.score;
         f->key_seed = spec->key.seed;
         f->key_group = spec->key.group;
+        f->key_range = spec->key.range;
         f->key_rows = round_up(f->key_bits / 2 * d + (f->key_boost_bits - f->key_bits) / 2 * f->key_boosted, 16);
         f->key_index = f->key_meta + f->page / f->key_group * d * 4;
         f->key_tiles = round_up(f->key_index + f->key_boosted, LINE);
         f->key_tile_bytes = f->key_rows / 16 * WORDS;
     }
     f->value_tiles = f->key_tiles + tiles * f->key_tile_bytes;
+    if (f->key_boosted && f->key_score == KG_SCORE_STATIC)
+        f->table_bytes = round_up(f->key_boosted, LINE);
 
     f->value_bits = spec->value.bits;
     f->value_window = spec->value.window;
@@ -51,9 +54,17 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->value_tile_bytes = TILE * d * 2;
     } else {
         f->value_group = spec->value.group != KG_GROUP_HEAD ? spec->value.group : d == 256 ? 128 : d;
+        f->value_range = spec->value.range;
         f->value_meta_bytes = d / f->value_group * TILE * 4;
         f->value_tile_bytes = f->value_meta_bytes + d / 16 * (f->value_bits / 2) * WORDS;
     }
+    f->key_rotation = spec->key.rotation;
+    f->value_rotation = spec->value.rotation;
+    const int matrices = 4 * d * d;
+    if (f->key_rotation == 2)
+        f->table_key_rotation = f->table_bytes, f->table_bytes += matrices;
+    if (f->value_rotation == 2)
+        f->table_value_rotation = f->table_bytes, f->table_bytes += matrices;
     f->block_bytes = f->value_tiles + tiles * f->value_tile_bytes;
 
     if (f->key_window > f->value_window)
@@ -166,10 +177,11 @@ int kg_append_shared(const kt_format *f)
 {
     // struct Work of templates/append.cu
     const int d = f->head_dim, key_pairs = f->page / f->key_group * d, value_pairs = d / f->value_group * f->page;
-    const int pairs = key_pairs > value_pairs ? key_pairs : value_pairs, tiles = f->page / TILE;
-    const int page = f->page * (d + 8) * 2, extremes = (tiles > APPEND_PARTS ? tiles : APPEND_PARTS) * d * 4;
-    const int patches = f->key_bits == 2 && f->key_boosted ? f->page * d / 4 : 0, sums = APPEND_PARTS * d * 4;
-    return round_up(page + pairs * 20 + extremes + (patches > sums ? patches : sums) + d * (2 * 4 + 2) + 64, 128);
+    const int pairs = key_pairs > value_pairs ? key_pairs : value_pairs, page = f->page * (d + 8) * 2;
+    const int key_products = f->key_bits == 2 ? 0 : key_pairs, value_products = f->value_bits == 2 ? 0 : value_pairs;
+    const int products = (key_products > value_products ? key_products : value_products) * 8 + (key_products ? d * 4 : 0);
+    const int boosts = f->key_boosted ? key_pairs * 12 : 0, patches = f->key_bits == 2 && f->key_boosted ? f->page * d / 4 : 0;
+    return round_up(page + pairs * 12 + key_pairs * 4 + boosts + products + patches + d * 7 + 192, 128);
 }
 
 int kg_append_blocks(int shared)
@@ -180,8 +192,8 @@ int kg_append_blocks(int shared)
 
 int kg_reference_shared(const kt_format *f, int threads)
 {
-    // Logits of a run of tokens and the query in float64, and a place per channel.
-    return round_up(threads * 8 + f->head_dim * 9, 128);
+    // Logits of a run of tokens and the query in float64, rotated too, and a place per channel.
+    return round_up(threads * 8 + f->head_dim * (f->key_rotation || f->value_rotation ? 17 : 9), 128);
 }
 
 double kg_bytes_per_token(const kt_format *f) { return (double)f->block_bytes / f->page; }

@@ -108,6 +108,10 @@ __device__ __forceinline__ void mma_codes(float (&c)[4], u32 word, u32 b0, u32 b
 
 // ---- keys ----
 
+//@ if KEY_ROTATION + VALUE_ROTATION > 0 then
+//@ include "lib/rotate.cuh"
+
+//@ end
 // q' = q * scale for one group of a sealed key page, as the B operand, and the zeros' share of the logits.
 struct KeyOperand {
     u32 high[2 * (KD + BOOST_TILES)];          // PAIR: the low half in columns 4..7
@@ -659,12 +663,22 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
         const int exponent = max(ceil_exponent(largest), -90);
+//@ if KEY_ROTATION > 0 then
+        // A rotation keeps the length, so that no channel grows by more than 16 >= sqrt(D).
+        const float normal = power_of_two(Q_EXPONENT - 4 - exponent), denormal = power_of_two(exponent - Q_EXPONENT + 4);
+//@ else
         const float normal = power_of_two(Q_EXPONENT - exponent);
+//@ end
 #pragma unroll
         for (int k = 0; k < 2 * KD; k++)
             query.half[k] = pack_half(low_element(query.pair[k]) * normal, high_element(query.pair[k]) * normal);
         query.scale = p.scale * LOG2E;
+//@ if KEY_ROTATION > 0 then
+        rotate_query(query.half, p.view.calibration + kv_head * TABLE_BYTES + TABLE_KEY_ROTATION, lane);
+        const float back = query.scale * denormal;
+//@ else
         const float back = query.scale * power_of_two(exponent - Q_EXPONENT);
+//@ end
         query.back0 = __shfl_sync(~0u, back, ((2 * c) & HEAD_MASK) * 4);
         query.back1 = __shfl_sync(~0u, back, ((2 * c + 1) & HEAD_MASK) * 4);
         query.all = shared_query;
@@ -714,6 +728,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     }
 
     SealedOutput sealed;
+//@ if VALUE_ROTATION > 0 then
+    // What comes from sealed values is rotated, and so is what there is already.
+    const u8 *rotation = p.view.calibration + kv_head * TABLE_BYTES + TABLE_VALUE_ROTATION;
+    const bool chunks = item < items;
+    if (chunks) rotate_output(state.out, rotation, lane);
+//@ end
     start_sealed(state, sealed, lane);
     int at = 0, parity = 0;
     for (; item < items; item += stride) {
@@ -751,6 +771,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         if (++at == STAGES) at = 0, parity ^= 1;
     }
     finish_sealed(state, sealed, lane);
+//@ if VALUE_ROTATION > 0 then
+    if (chunks) rotate_output(state.out, rotation + D * D * 2, lane); // the transpose, or Hadamard again
+//@ end
 
     // One result per warp: sums over all lanes' tokens; columns 4..7 onto columns 0..3 where they are of the same heads.
 #pragma unroll

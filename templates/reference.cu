@@ -11,8 +11,12 @@ constexpr int VALUE_PLANES = VALUE_BITS / 2;
 constexpr int VALUE_WORDS = (VALUE_TILE_BYTES - VALUE_META_BYTES) / 128;
 static_assert(THREADS >= D, "a thread per channel");
 
+//@ local rotated = KEY_ROTATION + VALUE_ROTATION > 0
 struct Work {
     double logit[THREADS], query[D];
+//@ if rotated then
+    double turned[D]; // the rotated query, then the output from sealed values
+//@ end
     u8 place[D]; // 1 + place in the page's list of boosted channels, 0: not boosted
 };
 static_assert(sizeof(Work) <= SHARED_BYTES, "work fits");
@@ -76,6 +80,15 @@ __device__ double exact_element(const u16 *row, int channel) {
     return nonfinite_bits(e) & 0x8000u ? 0 : element_to_float(e);
 }
 
+//@ if rotated then
+// Element [j, i] of a rotation: a Hadamard matrix divided by sqrt(D), or a matrix in fp16.
+template <int kind> __device__ double rotation_at(const u8 *matrix, int j, int i) {
+    if constexpr (kind == 0) return i == j;
+    if constexpr (kind == 1) return (__popc(i & j) & 1 ? -1 : 1) / sqrt((double)D);
+    return half_to_float(((const u16 *)matrix)[j * D + i]);
+}
+
+//@ end
 extern "C" __global__ void __launch_bounds__(THREADS) $entry(const __grid_constant__ kt_attend_params p) {
     grid_wait();
     grid_launch_next();
@@ -95,6 +108,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) $entry(const __grid_consta
     if (d < D) work->query[d] = element_to_float(p.query[row * p.query_row + head * p.query_head + d]);
 
     double max = -infinity(), sum = 0, out = 0;
+//@ if rotated then
+    const u8 *rotations = p.view.calibration + kv_head * TABLE_BYTES;
+    double sealed_out = 0;
+    __syncthreads();
+    if (d < D) {
+        double turned = 0;
+        for (int i = 0; i < D; i++) turned += rotation_at<KEY_ROTATION>(rotations + TABLE_KEY_ROTATION, d, i) * work->query[i];
+        work->turned[d] = turned;
+    }
+//@ end
     // Runs of at most THREADS tokens that do not cross the end of the sinks or of a page.
     for (int first = 0, last; first < end; first = last) {
         const int in_page = (first - SINK) % PAGE, page = first < SINK ? -1 : (first - SINK) / PAGE;
@@ -115,14 +138,23 @@ extern "C" __global__ void __launch_bounds__(THREADS) $entry(const __grid_consta
                       : token < SINK       ? (const u16 *)slab + token * D
                                            : (const u16 *)(slab + SLAB_KEY) + (token - SINK) % KEY_RING * D;
             double logit = 0;
+//@ if rotated then
+            for (int i = 0; i < D; i++)
+                logit += key_sealed ? work->turned[i] * key_element(block_of(page), work->place, in_page + d, i)
+                                    : work->query[i] * exact_element(key, i);
+//@ else
             for (int i = 0; i < D; i++)
                 logit += work->query[i] * (key_sealed ? key_element(block_of(page), work->place, in_page + d, i) : exact_element(key, i));
+//@ end
             work->logit[d] = logit * p.scale;
         }
         __syncthreads();
         double new_max = max;
         for (int i = 0; i < last - first; i++) new_max = fmax(new_max, work->logit[i]);
         sum *= exp(max - new_max), out *= exp(max - new_max);
+//@ if rotated then
+        sealed_out *= exp(max - new_max);
+//@ end
         max = new_max;
         for (int i = 0; i < last - first; i++) {
             const double weight = exp(work->logit[i] - max);
@@ -136,9 +168,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) $entry(const __grid_consta
                 value = exact_element(token >= slot.tokens ? fresh_row(p.view.value, p.view.value_row, p.view.value_head, token)
                                       : token < SINK       ? (const u16 *)(slab + SLAB_SINK_VALUE) + token * D
                                                            : (const u16 *)(slab + SLAB_VALUE) + (token - SINK) % VALUE_RING * D, d);
+//@ if rotated then
+            if (value_sealed) {
+                sealed_out += weight * value;
+                continue;
+            }
+//@ end
             out += weight * value;
         }
     }
+//@ if rotated then
+    __syncthreads();
+    if (d < D) work->turned[d] = sealed_out;
+    __syncthreads();
+    for (int j = 0; j < D && d < D; j++) out += rotation_at<VALUE_ROTATION>(rotations + TABLE_VALUE_ROTATION, j, d) * work->turned[j];
+//@ end
     if (d < D) p.out[row * p.out_row + head * p.out_head + d] = float_to_element((float)(out / sum));
     if (d == 0 && p.lse) p.lse[(long long)row * (p.view.kv_heads * GROUP_HEADS) + head] = (float)(max + log(sum));
 }

@@ -323,7 +323,7 @@ START_TEST(json)
     kg_field_reference(&out, 1);
     root = cJSON_Parse(out.data);
     ck_assert_int_eq(cJSON_GetArraySize(root), kg_field_count);
-    ck_assert_str_eq(cJSON_GetObjectItem(cJSON_GetArrayItem(root, 11), "allowed")->valuestring, "2, 4, 8, 16");
+    ck_assert_str_eq(cJSON_GetObjectItem(cJSON_GetArrayItem(root, 12), "allowed")->valuestring, "2, 4, 8, 16");
     cJSON_Delete(root);
     kg_text_free(&out);
 }

@@ -77,19 +77,53 @@ typedef struct {
     bool overflow;
 } group_meta;
 
-static group_meta measure(const float *x, int count, int bits)
+static group_meta meta_of(float low, float high, int bits)
 {
-    float low = x[0], high = x[0];
-    for (int i = 1; i < count; i++) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-    }
     group_meta g = {0};
     g.zero = kt__float_to_half(low);
     g.scale = kt__float_to_half((high - low) / (float)((1 << bits) - 1));
     if (!kt__element_finite(KT_F16, (unsigned short)g.zero) || !kt__element_finite(KT_F16, (unsigned short)g.scale))
         g = (group_meta){.overflow = true};
     return g;
+}
+
+// By multiplication and from the first element to the last: what templates/lib/range.cuh sums.
+static float squared_error(const float *x, int count, int bits, group_meta g)
+{
+    const float scale = kt__half_to_float((unsigned short)g.scale), zero = kt__half_to_float((unsigned short)g.zero);
+    const float most = (float)((1 << bits) - 1), inverse = scale > 0 ? 1.0f / scale : 0;
+    float sum = 0;
+    for (int i = 0; i < count; i++) {
+        float code = (x[i] - zero) * inverse;
+        code = rintf(code < 0 ? 0 : code > most ? most : code);
+        const float off = x[i] - (code * scale + zero);
+        sum += off * off;
+    }
+    return sum;
+}
+
+enum { RANGES = 16, RANGE_STEPS = 64 };
+
+// The scale and zero of a group; range: as kt_format.key_range.
+static group_meta measure(const float *x, int count, int bits, int range)
+{
+    float low = x[0], high = x[0];
+    for (int i = 1; i < count; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+    }
+    group_meta best = meta_of(low, high, bits);
+    if (!range || best.overflow)
+        return best;
+    float least = squared_error(x, count, bits, best);
+    for (int k = 1; k < RANGES; k++) {
+        const float inset = (high - low) * ((float)k / RANGE_STEPS);
+        const group_meta g = meta_of(low + inset, high - inset, bits);
+        const float error = g.overflow ? INFINITY : squared_error(x, count, bits, g);
+        if (error < least)
+            least = error, best = g;
+    }
+    return best;
 }
 
 static void encode(const float *x, int count, int bits, group_meta g, unsigned char *codes)
@@ -205,6 +239,19 @@ static void decode_exact(const kt_format *f, kt_part part, const unsigned char *
             out[t * f->head_dim + c] = kt__to_float(f->dtype, (unsigned short)load16(tile + exact_offset(f, part, t, c)));
 }
 
+// The rows of a page as they are sealed: `rows`, or rotated, in `storage` and `rotated`.
+static const unsigned short *const *rotate_rows(const kt_format *f, kt_part part, const unsigned char *table,
+                                                const unsigned short *const *rows, unsigned short *storage, const unsigned short **rotated)
+{
+    if (!kt__cpu_rotated(f, part))
+        return rows;
+    for (int t = 0; t < f->page; t++) {
+        kt__cpu_rotate(f, part, table, rows[t], storage + t * f->head_dim);
+        rotated[t] = storage + t * f->head_dim;
+    }
+    return rotated;
+}
+
 static bool any_nonfinite(const kt_format *f, const unsigned short *const *rows)
 {
     for (int t = 0; t < f->page; t++)
@@ -235,8 +282,8 @@ static void pack_key(const kt_format *f, const unsigned char *codes, const key_r
             }
 }
 
-int kt__cpu_seal_key(const kt_format *f, const unsigned short *const *rows, int layer, int head, int page_index,
-                     unsigned char *block)
+int kt__cpu_seal_key(const kt_format *f, const unsigned char *table, const unsigned short *const *rows, int layer, int head,
+                     int page_index, unsigned char *block)
 {
     memset(block + KT_HEADER_BYTES, 0, (size_t)(f->value_tiles - KT_HEADER_BYTES));
     const bool nonfinite = any_nonfinite(f, rows);
@@ -247,9 +294,16 @@ int kt__cpu_seal_key(const kt_format *f, const unsigned short *const *rows, int 
         return 0;
     }
 
+    unsigned short storage[KT__MAX_PAGE * KT__MAX_DIM];
+    const unsigned short *rotated[KT__MAX_PAGE];
+    rows = rotate_rows(f, KT_KEY, table, rows, storage, rotated);
     float column[KT__MAX_PAGE], scores[KT__MAX_DIM] = {0};
     bool boosted[KT__MAX_DIM] = {false};
-    if (f->key_boosted) {
+    if (f->key_boosted && f->key_score == 4) {
+        memcpy(block + f->key_index, table + f->table_boosted, (size_t)f->key_boosted);
+        for (int i = 0; i < f->key_boosted; i++)
+            boosted[table[f->table_boosted + i]] = true;
+    } else if (f->key_boosted) {
         for (int c = 0; c < f->head_dim; c++) {
             for (int t = 0; t < f->page; t++)
                 column[t] = kt__element(f->dtype, rows[t][c]);
@@ -265,7 +319,7 @@ int kt__cpu_seal_key(const kt_format *f, const unsigned short *const *rows, int 
         for (int t = 0; t < f->page; t++)
             column[t] = kt__element(f->dtype, rows[t][c]);
         for (int first = 0; first < f->page; first += f->key_group) {
-            const group_meta g = measure(column + first, f->key_group, bits);
+            const group_meta g = measure(column + first, f->key_group, bits, f->key_range);
             unsigned char *scale = block + f->key_meta + first / f->key_group * f->head_dim * 4 + c * 2;
             store16(scale, g.scale);
             store16(scale + f->head_dim * 2, g.zero);
@@ -284,7 +338,7 @@ int kt__cpu_seal_key(const kt_format *f, const unsigned short *const *rows, int 
     return overflows;
 }
 
-void kt__cpu_decode_key_tile(const kt_format *f, const unsigned char *block, int tile, float *out)
+void kt__cpu_decode_key_tile(const kt_format *f, const unsigned char *table, const unsigned char *block, int tile, float *out)
 {
     const unsigned char *tiles = block + f->key_tiles + tile * f->key_tile_bytes;
     if (f->key_bits == 16) {
@@ -314,12 +368,14 @@ void kt__cpu_decode_key_tile(const kt_format *f, const unsigned char *block, int
             const float zero = kt__half_to_float((unsigned short)load16(scales + 2 * (d + c)));
             out[t * d + c] = (float)codes[t * d + c] * scale + zero;
         }
+        if (f->key_rotation)
+            kt__cpu_rotate_back(f, KT_KEY, table, out + t * d);
     }
 }
 
 // ---- values ----
 
-int kt__cpu_seal_value(const kt_format *f, const unsigned short *const *rows, unsigned char *block)
+int kt__cpu_seal_value(const kt_format *f, const unsigned char *table, const unsigned short *const *rows, unsigned char *block)
 {
     unsigned char *tiles = block + f->value_tiles;
     memset(tiles, 0, (size_t)(f->block_bytes - f->value_tiles));
@@ -331,6 +387,9 @@ int kt__cpu_seal_value(const kt_format *f, const unsigned short *const *rows, un
         return 0;
     }
 
+    unsigned short storage[KT__MAX_PAGE * KT__MAX_DIM];
+    const unsigned short *rotated[KT__MAX_PAGE];
+    rows = rotate_rows(f, KT_VALUE, table, rows, storage, rotated);
     const int d = f->head_dim, groups = d / f->value_group, words = d / 16 * (f->value_bits / 2);
     unsigned char codes[KT__TILE * KT__MAX_DIM];
     float x[KT__MAX_DIM];
@@ -341,7 +400,7 @@ int kt__cpu_seal_value(const kt_format *f, const unsigned short *const *rows, un
                 x[c] = kt__element(f->dtype, rows[tile * KT__TILE + t][c]);
             for (int i = 0; i < groups; i++) {
                 const int first = i * f->value_group;
-                const group_meta g = measure(x + first, f->value_group, f->value_bits);
+                const group_meta g = measure(x + first, f->value_group, f->value_bits, f->value_range);
                 unsigned char *pair = tiles + (i * KT__TILE + pair_position(t)) * 4;
                 store16(pair, g.scale);
                 store16(pair + 2, g.zero);
@@ -367,7 +426,7 @@ int kt__cpu_seal_value(const kt_format *f, const unsigned short *const *rows, un
     return overflows;
 }
 
-void kt__cpu_decode_value_tile(const kt_format *f, const unsigned char *block, int tile, float *out)
+void kt__cpu_decode_value_tile(const kt_format *f, const unsigned char *table, const unsigned char *block, int tile, float *out)
 {
     const unsigned char *at = block + f->value_tiles + tile * f->value_tile_bytes;
     if (f->value_bits == 16) {
@@ -386,22 +445,25 @@ void kt__cpu_decode_value_tile(const kt_format *f, const unsigned char *block, i
                     (unsigned char)((word >> 2 * i & 3) << 2 * (w / (d / 16)));
             }
         }
-    for (int t = 0; t < KT__TILE; t++)
+    for (int t = 0; t < KT__TILE; t++) {
         for (int c = 0; c < d; c++) {
             const unsigned char *pair = at + (c / f->value_group * KT__TILE + pair_position(t)) * 4;
             out[t * d + c] = (float)codes[t * d + c] * kt__half_to_float((unsigned short)load16(pair)) +
                              kt__half_to_float((unsigned short)load16(pair + 2));
         }
+        if (f->value_rotation)
+            kt__cpu_rotate_back(f, KT_VALUE, table, out + t * d);
+    }
 }
 
-void kt__cpu_decode_key(const kt_format *f, const unsigned char *block, float *out)
+void kt__cpu_decode_key(const kt_format *f, const unsigned char *table, const unsigned char *block, float *out)
 {
     for (int tile = 0; tile < f->page / KT__TILE; tile++)
-        kt__cpu_decode_key_tile(f, block, tile, out + tile * KT__TILE * f->head_dim);
+        kt__cpu_decode_key_tile(f, table, block, tile, out + tile * KT__TILE * f->head_dim);
 }
 
-void kt__cpu_decode_value(const kt_format *f, const unsigned char *block, float *out)
+void kt__cpu_decode_value(const kt_format *f, const unsigned char *table, const unsigned char *block, float *out)
 {
     for (int tile = 0; tile < f->page / KT__TILE; tile++)
-        kt__cpu_decode_value_tile(f, block, tile, out + tile * KT__TILE * f->head_dim);
+        kt__cpu_decode_value_tile(f, table, block, tile, out + tile * KT__TILE * f->head_dim);
 }

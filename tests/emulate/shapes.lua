@@ -31,4 +31,11 @@ return {
     shape("d64-g12-values", { 64, 12, "bf16" }, { bits = 4 }, { bits = 16, window = 32 }),
     shape("d96-g6-page128", { 96, 6, "fp16" }, { bits = 2, group = 64, boost = { bits = 4, fraction = 0.5 } }, { bits = 2, group = 32, window = 64 },
         { page = 128 }),
+    shape("d64-g4-static", { 64, 4, "bf16" },
+        { bits = 2, group = 32, range = "least_squares", boost = { bits = 4, fraction = 0.25, score = "static" } },
+        { bits = 4, group = 32, range = "least_squares", window = 32 }, { calibration = "calibration.safetensors" }),
+    shape("d64-g3-hadamard", { 64, 3, "bf16" }, { bits = 4, group = 64, rotation = "hadamard" },
+        { bits = 2, range = "least_squares", rotation = "hadamard", window = 32 }),
+    shape("d64-g5-matrix", { 64, 5, "fp16" }, { bits = 2, rotation = "matrix", boost = { bits = 4, fraction = 0.25 } },
+        { bits = 2, rotation = "matrix", window = 0 }, { calibration = "calibration.safetensors", sink = 0 }),
 }

@@ -161,6 +161,7 @@ __device__ __forceinline__ void select_channels(Work *work) {
     }
 }
 
+//@ if not any_key then
 // What needs no selection: pairs and steps of all groups with the spec's bits, and what they would be boosted.
 __device__ __forceinline__ void measure_plain(Work *work, int thread, int threads) {
     for (int i = thread; i < KEY_PAIRS + BOOST_PAIRS; i += threads) {
@@ -402,3 +403,4 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int pa
         }
     }
 }
+//@ end

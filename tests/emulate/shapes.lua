@@ -38,4 +38,10 @@ return {
         { bits = 2, range = "least_squares", rotation = "hadamard", window = 32 }),
     shape("d64-g5-matrix", { 64, 5, "fp16" }, { bits = 2, rotation = "matrix", boost = { bits = 4, fraction = 0.25 } },
         { bits = 2, rotation = "matrix", window = 0 }, { calibration = "calibration.safetensors", sink = 0 }),
+    shape("d64-g4-token-keys", { 64, 4, "fp16" }, { bits = 4, along = "channels", group = 32 }, { bits = 2, along = "tokens", group = 32, window = 32 }),
+    shape("d96-g6-bits3", { 96, 6, "bf16" }, { bits = 3, boost = { bits = 8, fraction = 0.4 } }, { bits = 3, group = 32, window = 0 }, { sink = 0 }),
+    shape("d64-g2-bits1", { 64, 2, "fp16" }, { bits = 1, boost = { bits = 4, fraction = 0.3, score = "range" } },
+        { bits = 1, along = "tokens", range = "least_squares", window = 32 }),
+    shape("d128-g7-bits13", { 128, 7, "bf16" }, { bits = 3, along = "channels", rotation = "hadamard" }, { bits = 3, along = "tokens", window = 64 },
+        { page = 128 }),
 }

@@ -63,6 +63,7 @@ START_TEST(every_byte_once)
             ck_assert_ptr_null(kg_layout(&specs[i], &f));
             check_cover(specs[i].name, regions, kg_page_regions(&f, regions), f.block_bytes);
             check_cover(specs[i].name, regions, kg_slab_regions(&f, regions), f.slab_bytes);
+            check_cover(specs[i].name, regions, kg_table_regions(&f, regions), f.table_bytes);
         }
         free(specs);
     }

@@ -253,12 +253,6 @@ __device__ __forceinline__ void step_words(u32 (&words)[2], const Work *work, in
     }
 }
 
-// Puts two bits of a code into each plane's word, at bit `at`.
-template <int planes> __device__ __forceinline__ void put_code(u32 (&words)[planes], u32 code, int at) {
-#pragma unroll
-    for (int p = 0; p < planes; p++) words[p] += (code >> (2 * p) & 3u) << at;
-}
-
 // The k-th words of the planes of all channels, by multiplication: tokens 16 m + 8 half + g, four neighbouring channels.
 __device__ __forceinline__ void product_words(u32 (&words)[KEY_PLANES], const Work *work, int tile, int k, int lane) {
     const int g = lane >> 2, c = lane & 3;

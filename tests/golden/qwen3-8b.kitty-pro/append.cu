@@ -577,6 +577,12 @@ __device__ __forceinline__ void put_codes(u32 &word, u32 pair, const Steps &step
     word = (word & ~low) | (lower & low);
 }
 
+// Puts two bits of a code into each plane's word, at bit `at`.
+template <int planes> __device__ __forceinline__ void put_code(u32 (&words)[planes], u32 code, int at) {
+#pragma unroll
+    for (int p = 0; p < planes; p++) words[p] += (code >> (2 * p) & 3u) << at;
+}
+
 // Where the pages come from that a step of one slot and head completes, of values [0] and keys [1]; alike for all units, and in shared
 // memory because registers are short.
 struct Source {
@@ -973,12 +979,6 @@ __device__ __forceinline__ void step_words(u32 (&words)[2], const Work *work, in
         put_codes(words[1], row[y].z, {one.z, two.z, three.z}, at);
         put_codes(words[1], row[y].w, {one.w, two.w, three.w}, at + 4);
     }
-}
-
-// Puts two bits of a code into each plane's word, at bit `at`.
-template <int planes> __device__ __forceinline__ void put_code(u32 (&words)[planes], u32 code, int at) {
-#pragma unroll
-    for (int p = 0; p < planes; p++) words[p] += (code >> (2 * p) & 3u) << at;
 }
 
 // The k-th words of the planes of all channels, by multiplication: tokens 16 m + 8 half + g, four neighbouring channels.

@@ -5,10 +5,8 @@
 #include <string.h>
 
 #include "command.h"
-#include "emit.h"
+#include "engine.h"
 #include "layout.h"
-#include "scenario.h"
-#include "temporary.h"
 
 enum { SPECS = 64, LEAST_REPLAYS = 50, MOST_REPLAYS = 10000 };
 static const char default_shapes[] = "1x4096,1x32768,8x8192,32x8192";
@@ -42,19 +40,6 @@ static int load_specs(char **names, int count, const char *dtype, plan *p, char 
         free(specs);
     }
     return KG_OK;
-}
-
-static int open_engine(kg_bench *b, const kg_spec *spec, kt_engine **engine)
-{
-    char folder[KG_PATH];
-    KG_TRY(kg_temporary_make(folder, b->error, KG_ERROR));
-    int code = kg_emit_package(spec, folder, b->error, KG_ERROR);
-    if (!code) {
-        const kt_status status = kt_open(&(kt_open_args){.size = sizeof(kt_open_args), .package = folder, .device = KT_DEVICE_CUDA}, engine);
-        code = status ? kg_bench_refused(b, "kt_open", status) : KG_OK;
-    }
-    kg_temporary_remove(folder); // an engine has read its package whole
-    return code;
 }
 
 // What a measurement came to: a failed check is reported, and the others go on.
@@ -165,7 +150,7 @@ static int run(kg_bench *b, plan *p)
         code = kg_bench_bandwidth(b);
     kg_progress_begin(&b->progress, "compiling", p->spec_count);
     for (int s = 0; s < p->spec_count && !code; s++) {
-        code = open_engine(b, &p->specs[s], &p->engines[s]);
+        code = kg_engine_open(&p->specs[s], KT_DEVICE_CUDA, &p->engines[s], b->error, KG_ERROR);
         kg_progress_to(&b->progress, s + 1);
     }
     kg_progress_end(&b->progress);

@@ -2,10 +2,10 @@
 #include <stdlib.h>
 
 #include "bench.h"
+#include "engine.h"
 #include "exact.h"
 #include "layout.h"
 #include "random.h"
-#include "scenario.h"
 
 enum { SHIFTS = 512 }; // rows by which sequences, and keys and values, are apart in the bench's elements
 static const double SHARE = 0.85; // of the free memory

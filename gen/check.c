@@ -41,6 +41,7 @@ static void add_text(kg_text *out, const kg_spec *spec, const costs *c)
 {
     const kt_format *f = &c->format;
     const double mib = 1 << 20;
+    static const char *const rotations[] = {"", ", rotated by Hadamard", ", rotated by a matrix"};
     kg_text_addf(out, "%s\n", spec->name);
     kg_text_addf(out, "  model      %d layers, %d query heads, %d KV heads, head_dim %d, %s\n", spec->model.layers, spec->model.q_heads,
                  spec->model.kv_heads, spec->model.head_dim, spec->model.dtype == KT_BF16 ? "bf16" : "fp16");
@@ -48,11 +49,11 @@ static void add_text(kg_text *out, const kg_spec *spec, const costs *c)
     if (f->key_boosted)
         kg_text_addf(out, ", %d of %d channels at %d", f->key_boosted, f->head_dim, f->key_boost_bits);
     if (f->key_bits < 16)
-        kg_text_addf(out, ", groups of %d tokens", f->key_group);
-    kg_text_addf(out, ", window %d\n  values     %d bits", f->key_window, f->value_bits);
+        kg_text_addf(out, ", groups of %d %s%s", f->key_group, f->key_along ? "channels" : "tokens", f->key_range ? ", ranges by least squares" : "");
+    kg_text_addf(out, "%s, window %d\n  values     %d bits", rotations[f->key_rotation], f->key_window, f->value_bits);
     if (f->value_bits < 16)
-        kg_text_addf(out, ", groups of %d channels", f->value_group);
-    kg_text_addf(out, ", window %d\n", f->value_window);
+        kg_text_addf(out, ", groups of %d %s%s", f->value_group, f->value_along ? "tokens" : "channels", f->value_range ? ", ranges by least squares" : "");
+    kg_text_addf(out, "%s, window %d\n", rotations[f->value_rotation], f->value_window);
     kg_text_addf(out, "  page       %d tokens: %d bytes per KV head (header %d, keys %d, values %d); sink %d\n", f->page, f->block_bytes,
                  KT_HEADER_BYTES, f->value_tiles - KT_HEADER_BYTES, f->block_bytes - f->value_tiles, f->sink);
     kg_text_addf(out, "  per token  %.4g bytes per KV head; fp16 %.0f, %.2f times that\n", c->token, c->token_fp16, c->ratio);

@@ -9,6 +9,8 @@ int kg_command_new(int argc, char **argv);
 int kg_command_emit(int argc, char **argv);
 int kg_command_build(int argc, char **argv);
 int kg_command_run(int argc, char **argv);
+int kg_command_inspect(int argc, char **argv);
+int kg_command_explore(int argc, char **argv);
 int kg_command_tune(int argc, char **argv);
 int kg_command_bench(int argc, char **argv);
 
@@ -37,5 +39,12 @@ int kg_usage_error(const char *command, const char *what, const char *word, cons
 
 // A whole decimal number in [low, high]: returns 0, or prints an error naming the option and returns exit code 2.
 int kg_option_integer(const char *command, const char *option, const char *text, long low, long high, long *number);
+
+// Which of `names` the word is: returns 0, or prints an error and returns exit code 2. A null word leaves *chosen as it is.
+int kg_option_word(const char *command, const char *option, const char *word, const char *const *names, int count, int *chosen);
+
+// Takes every "--name FILE" and "--name=FILE" out of the arguments: an option that may come more than once. One that has no value is left
+// for kg_options to refuse. Returns the new argc, or -1 after a printed error: more than `most` files.
+int kg_option_files(const char *command, const char *option, int argc, char **argv, const char **files, int most, int *count);
 
 #endif

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "calibration.h"
 #include "kitty.h"
 #include "sha256.h"
 #include "template.h"
@@ -74,9 +75,14 @@ static int expand(const char *folder, const kg_package *package, kg_kernel *kern
                  "typedef unsigned char u8;\ntypedef unsigned short u16;\ntypedef unsigned int u32;\n"
                  "typedef unsigned long long u64;\n\n",
                  kernel->name, package->spec.name, KT_VERSION, digest, package->spec.name);
-    const kg_template_value values[] = {{"entry", kernel->entry}};
+    const kg_template_value values[] = {
+        {"entry", kernel->entry, 0},
+#define X(field, constant, meaning) {#constant, 0, package->format.field},
+        KT_FORMAT_FIELDS(X)
+#undef X
+    };
     kg_text body = {0};
-    int code = kg_template_expand(folder, file, values, 1, &body, error, error_size);
+    int code = kg_template_expand(folder, file, values, sizeof values / sizeof *values, &body, error, error_size);
     if (!code) {
         add_constants(package, kernel, body.data, &kernel->source);
         kg_text_bytes(&kernel->source, body.data, body.size);
@@ -108,6 +114,8 @@ int kg_package_make(const kg_spec *spec, const kg_attend_plan *plan, kg_package 
         return kg_fail(KG_USER, error, error_size, "%s: %s", spec->name, refused);
     int code = kg_find_folder("templates", "KT_TEMPLATES", folder, error, error_size);
     if (code)
+        return code;
+    if ((code = kg_calibration_read(spec, &package->format, &package->tables, &package->table_size, error, error_size)))
         return code;
     if (plan)
         package->plan = *plan;
@@ -143,6 +151,8 @@ void kg_package_free(kg_package *package)
     for (int i = 0; i < package->count; i++)
         kg_text_free(&package->kernels[i].source);
     package->count = 0;
+    free(package->tables);
+    package->tables = 0;
 }
 
 static int make_folder(const char *folder, char *error, size_t error_size)
@@ -165,6 +175,10 @@ int kg_package_write(const kg_package *package, const char *folder, char *error,
     for (int i = 0; i < package->count && !code; i++) {
         snprintf(path, sizeof path, "%s/%s.cu", folder, package->kernels[i].name);
         code = kg_file_write(path, package->kernels[i].source.data, package->kernels[i].source.size, 1, error, error_size);
+    }
+    if (!code && package->tables) {
+        snprintf(path, sizeof path, "%s/tables.bin", folder);
+        code = kg_file_write(path, (const char *)package->tables, package->table_size, 1, error, error_size);
     }
     if (!code) {
         kg_manifest(package, &manifest);

@@ -27,6 +27,8 @@ typedef struct {
     kg_attend_plan plan; // its kernels come first, in this order
     kg_kernel kernels[KG_KERNELS];
     int count;
+    unsigned char *tables; // what calibration gives: tables.bin; null where there is none
+    size_t table_size;
 } kg_package;
 
 // Expands every kernel of the spec in memory, with the attend kernels of `plan`; null: those of the tuned table (tuned.h), at most

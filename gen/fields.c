@@ -18,6 +18,8 @@ const kg_field kg_fields[] = {
      .comment = "tokens of a page"},
     {.path = "sink", .kind = KG_FIELD_INTEGER, .offset = AT(sink), .low = 0, .high = 1024, .step = 32, .fallback = "32",
      .comment = "first tokens of a sequence, kept exact"},
+    {.path = "calibration", .kind = KG_FIELD_FILE, .offset = AT(calibration), .fallback = "",
+     .comment = "safetensors file that has what the spec calls static or matrix; in the spec's folder or the shipped specs"},
     {.path = "model.name", .kind = KG_FIELD_NAME, .offset = AT(model.name), .comment = "names the model"},
     {.path = "model.layers", .kind = KG_FIELD_INTEGER, .offset = AT(model.layers), .low = 1, .high = 1024, .step = 1,
      .comment = "layers with a KV cache"},
@@ -31,27 +33,44 @@ const kg_field kg_fields[] = {
      .comment = "element type of q, k, v and the output"},
     {.path = "model.scale", .kind = KG_FIELD_NUMBER, .offset = AT(model.scale), .low = 0, .high = 16, .fallback = "0",
      .comment = "softmax scale; 0: 1 / sqrt(head_dim)"},
-    {.path = "key.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.bits), .choices = {2, 4, 8, 16}, .fallback = "2",
+    {.path = "key.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.bits), .choices = {1, 2, 3, 4, 8, 16}, .fallback = "2",
      .comment = "bits of a key channel; 16: exact"},
-    {.path = "key.group", .kind = KG_FIELD_GROUP, .offset = AT(key.group), .choices = {32, 64, 128, 256}, .words = {"page"},
-     .fallback = "page", .comment = "tokens that share a key channel's scale and zero; divides page; not with 16 bits"},
+    {.path = "key.group", .kind = KG_FIELD_GROUP, .offset = AT(key.group), .choices = {32, 64, 128, 256}, .words = {"page", "head"},
+     .fallback = "page", .comment = "tokens of a channel that share a scale and zero; divides page; along channels: channels of a token, "
+                                    "divides head_dim, and \"head\" for all; not with 16 bits"},
+    {.path = "key.along", .kind = KG_FIELD_WORD, .offset = AT(key.along), .words = {"tokens", "channels"}, .fallback = "tokens",
+     .comment = "what a group runs along: tokens, so that every channel has its own scales, or channels, so that every token has; no boost "
+                "along channels"},
     {.path = "key.window", .kind = KG_FIELD_INTEGER, .offset = AT(key.window), .low = 0, .high = 4096, .step = 32, .fallback = "0",
      .comment = "newest tokens whose keys stay exact, on top of the unfinished page; at most value.window"},
-    {.path = "key.boost.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.boost_bits), .choices = {4, 8}, .fallback = "4",
+    {.path = "key.range", .kind = KG_FIELD_WORD, .offset = AT(key.range), .words = {"extremes", "least_squares"}, .fallback = "extremes",
+     .comment = "what a group's codes span: its minimum to its maximum, or of 16 ranges within it the one with the least squared error; "
+                "not with 16 bits"},
+    {.path = "key.rotation", .kind = KG_FIELD_WORD, .offset = AT(key.rotation), .words = {"none", "hadamard", "matrix"}, .fallback = "none",
+     .comment = "rotates keys before they are sealed, and queries; Hadamard: head_dim a power of two; matrix: `key.rotation` of the "
+                "calibration; not with 16 bits"},
+    {.path = "key.boost.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.boost_bits), .choices = {3, 4, 8}, .fallback = "4",
      .comment = "bits of a boosted channel; more than key.bits"},
     {.path = "key.boost.fraction", .kind = KG_FIELD_NUMBER, .offset = AT(key.boost_fraction), .low = 0, .high = 1,
-     .comment = "boosted share of a head's channels, rounded down to whole channels"},
+     .comment = "boosted share of a head's channels, rounded down to whole channels; 1: the same as key.bits of so many"},
     {.path = "key.boost.score", .kind = KG_FIELD_WORD, .offset = AT(key.score),
-     .words = {"magnitude", "variance", "range", "random"}, .fallback = "magnitude",
-     .comment = "how the boosted channels of a page are chosen"},
+     .words = {"magnitude", "variance", "range", "random", "static"}, .fallback = "magnitude",
+     .comment = "how the boosted channels of a page are chosen; static: `key.boosted` of the calibration"},
     {.path = "key.boost.seed", .kind = KG_FIELD_INTEGER, .offset = AT(key.seed), .low = 0, .high = 2147483647, .step = 1, .fallback = "0",
      .comment = "seed of the random score"},
-    {.path = "value.bits", .kind = KG_FIELD_INTEGER, .offset = AT(value.bits), .choices = {2, 4, 8, 16}, .fallback = "2",
+    {.path = "value.bits", .kind = KG_FIELD_INTEGER, .offset = AT(value.bits), .choices = {1, 2, 3, 4, 8, 16}, .fallback = "2",
      .comment = "bits of a value element; 16: exact"},
-    {.path = "value.group", .kind = KG_FIELD_GROUP, .offset = AT(value.group), .choices = {32, 64, 128}, .words = {"head"},
-     .fallback = "head", .comment = "channels that share a token's scale and zero; divides head_dim; not with 16 bits"},
+    {.path = "value.group", .kind = KG_FIELD_GROUP, .offset = AT(value.group), .choices = {32, 64, 128, 256}, .words = {"head", "page"},
+     .fallback = "head", .comment = "channels of a token that share a scale and zero; divides head_dim; along tokens: tokens of a channel, "
+                                    "divides page, and \"page\" for all; not with 16 bits"},
+    {.path = "value.along", .kind = KG_FIELD_WORD, .offset = AT(value.along), .words = {"channels", "tokens"}, .fallback = "channels",
+     .comment = "what a group runs along: channels, so that every token has its own scales, or tokens, so that every channel has"},
     {.path = "value.window", .kind = KG_FIELD_INTEGER, .offset = AT(value.window), .low = 0, .high = 4096, .step = 32,
      .fallback = "128", .comment = "newest tokens whose values stay exact, on top of the unfinished page"},
+    {.path = "value.range", .kind = KG_FIELD_WORD, .offset = AT(value.range), .words = {"extremes", "least_squares"},
+     .fallback = "extremes", .comment = "what a group's codes span, as key.range; not with 16 bits"},
+    {.path = "value.rotation", .kind = KG_FIELD_WORD, .offset = AT(value.rotation), .words = {"none", "hadamard", "matrix"},
+     .fallback = "none", .comment = "rotates values before they are sealed, and the output back; as key.rotation"},
 };
 const int kg_field_count = sizeof kg_fields / sizeof *kg_fields;
 
@@ -121,6 +140,9 @@ void kg_field_allowed(kg_text *out, const kg_field *field)
     case KG_FIELD_NAME:
         kg_text_addf(out, "1 to %d letters, digits, '.', '_', '-', the first a letter or digit", KG_NAME - 1);
         return;
+    case KG_FIELD_FILE:
+        kg_text_addf(out, "a path of 1 to %d letters, digits, '.', '_', '-', '/', down from the folder", KG_FILE - 1);
+        return;
     case KG_FIELD_NUMBER:
         kg_text_addf(out, "%d to %d", field->low, field->high);
         return;
@@ -153,10 +175,20 @@ void kg_value_show(kg_text *out, const kg_value *value)
         kg_text_add(out, value->kind == KG_VALUE_TEXT ? "a long text" : value->text);
 }
 
+static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/"; // the last of a path alone
+
+// Never above the folder: no part begins with a dot.
+static int valid_file(const char *text)
+{
+    const size_t length = strlen(text);
+    return length > 0 && length < KG_FILE && strspn(text, letters) == length && *text != '/' && *text != '.' && !strstr(text, "/.");
+}
+
 static int valid_name(const char *text)
 {
     const size_t length = strlen(text);
-    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    if (strchr(text, '/'))
+        return 0;
     return length > 0 && length < KG_NAME && strspn(text, letters) == length && *text != '.' && *text != '_' && *text != '-';
 }
 
@@ -171,6 +203,11 @@ static int store(kg_spec *spec, const kg_field *field, const kg_value *value)
             return 0;
         memcpy(target, value->text, strlen(value->text) + 1);
         return 1;
+    case KG_FIELD_FILE:
+        if (!text || !valid_file(value->text))
+            return 0;
+        memcpy(target, value->text, strlen(value->text) + 1);
+        return 1;
     case KG_FIELD_NUMBER:
         if (!number || !(value->number >= field->low && value->number <= field->high))
             return 0;
@@ -182,9 +219,9 @@ static int store(kg_spec *spec, const kg_field *field, const kg_value *value)
         *integer = word_index(field, value->text);
         return 1;
     case KG_FIELD_GROUP:
-        if (text ? word_index(field, value->text) != 0 : !number || !is_listed(field, value->number))
+        if (text ? word_index(field, value->text) < 0 : !number || !is_listed(field, value->number))
             return 0;
-        *integer = text ? KG_GROUP_HEAD : (int)value->number;
+        *integer = text ? -word_index(field, value->text) : (int)value->number;
         return 1;
     case KG_FIELD_INTEGER:
         if (!number)
@@ -238,33 +275,70 @@ void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *u
     if (q % kv || q / kv > 16)
         REPORT("model.q_heads", "%d with kv_heads %d is not allowed; allowed: 1 to 16 times kv_heads", q, kv);
 
-    if (spec->key.bits == 16 && given->key_group)
-        REPORT("key.group", "not allowed with key.bits 16, which is exact; leave it out");
-    else if (spec->key.group && spec->page % spec->key.group)
-        REPORT("key.group", "%d does not divide page %d; allowed: \"page\" or a divisor of it from 32 on", spec->key.group, spec->page);
-    if (spec->key.group == 0)
-        spec->key.group = spec->page;
+    struct {
+        const char *path, *along;
+        int bits, given, by_token, *group;
+    } parts[] = {
+        {"key.group", "key.along", spec->key.bits, given->key_group, spec->key.along, &spec->key.group},
+        {"value.group", "value.along", spec->value.bits, given->value_group, !spec->value.along, &spec->value.group},
+    };
+    for (int i = 0; i < 2; i++) {
+        const int by_token = parts[i].by_token, span = by_token ? d : spec->page, group = *parts[i].group;
+        const char *whole = by_token ? "head" : "page";
+        if (parts[i].bits == 16 && parts[i].given)
+            REPORT(parts[i].path, "not allowed with %s.bits 16, which is exact; leave it out", i ? "value" : "key");
+        else if (parts[i].bits == 16 && (i ? spec->value.along : spec->key.along))
+            REPORT(parts[i].along, "not allowed with %s.bits 16, which is exact; leave it out", i ? "value" : "key");
+        else if (parts[i].given && group <= 0 && (group == 0) != (i == by_token))
+            REPORT(parts[i].path, "\"%s\" with groups along %s; allowed: \"%s\" or a number", by_token ? "page" : "head",
+                   by_token ? "channels" : "tokens", whole);
+        else if (group > 0 && span % group)
+            REPORT(parts[i].path, "%d does not divide %s %d; allowed: \"%s\" or a divisor of it%s", group, by_token ? "head_dim" : "page", span,
+                   whole, by_token ? ": 32, 64, 128" : " from 32 on");
+        else if (by_token && group > 128)
+            REPORT(parts[i].path, "%d with groups along channels; allowed: \"head\", 32, 64, 128", group);
+        if (group <= 0)
+            *parts[i].group = by_token ? (i ? KG_GROUP_HEAD : d == 256 ? 128 : d) : spec->page;
+    }
 
     if (spec->key.window > spec->value.window)
         REPORT("key.window", "%d is larger than value.window %d, so that values would be sealed before their keys; allowed: at most "
                "value.window", spec->key.window, spec->value.window);
 
-    if (spec->value.bits == 16 && given->value_group)
-        REPORT("value.group", "not allowed with value.bits 16, which is exact; leave it out");
-    else if (spec->value.group && d % spec->value.group)
-        REPORT("value.group", "%d does not divide head_dim %d; allowed: \"head\" or a divisor of it: 32, 64, 128", spec->value.group, d);
+    if (spec->key.range && spec->key.bits == 16)
+        REPORT("key.range", "\"least_squares\" with key.bits 16, which is exact; leave it out");
+    if (spec->value.range && spec->value.bits == 16)
+        REPORT("value.range", "\"least_squares\" with value.bits 16, which is exact; leave it out");
 
-    // Fewer than 256 boosted channels also keep a key page within 1024 rows at every head_dim.
-    const int boosted = given->boost ? (int)floor(spec->key.boost_fraction * d + 1e-9) : 0;
+    static const char *const rotated[] = {"key.rotation", "value.rotation"};
+    const int rotations[] = {spec->key.rotation, spec->value.rotation}, bits[] = {spec->key.bits, spec->value.bits};
+    for (int i = 0; i < 2; i++)
+        if (rotations[i] && bits[i] == 16)
+            REPORT(rotated[i], "not allowed with %.*s.bits 16, which is exact; leave it out", (int)strcspn(rotated[i], "."), rotated[i]);
+        else if (rotations[i] == 1 && d & (d - 1))
+            REPORT(rotated[i], "\"hadamard\" with head_dim %d, which is no power of two; allowed: \"none\", or \"matrix\" with a calibration", d);
+        else if (rotations[i] == 2 && !*spec->calibration)
+            REPORT(rotated[i], "\"matrix\" without a calibration; name the file that has `%s` in the field `calibration`", rotated[i]);
+
+    int boosted = given->boost ? (int)floor(spec->key.boost_fraction * d + 1e-9) : 0;
     if (given->boost && spec->key.bits == 16)
         REPORT("key.boost", "not allowed with key.bits 16, which is exact; leave it out or write boost = false");
+    else if (given->boost && spec->key.along)
+        REPORT("key.boost", "not allowed with key.along \"channels\", where a channel has no scale of its own; leave it out or write boost = false");
     else if (given->boost && spec->key.boost_bits <= spec->key.bits)
         REPORT("key.boost.bits", "%d is not more than key.bits %d; allowed: %s", spec->key.boost_bits, spec->key.bits,
-               spec->key.bits == 2 ? "4, 8" : spec->key.bits == 4 ? "8" : "none: write boost = false");
-    else if (boosted > 255)
-        REPORT("key.boost.fraction", "%g boosts %d channels; allowed: at most 255", spec->key.boost_fraction, boosted);
+               spec->key.bits == 2 ? "3, 4, 8" : spec->key.bits == 3 ? "4, 8" : spec->key.bits == 4 ? "8" : "none: write boost = false");
     else if (!boosted && given->boost && spec->key.boost_fraction > 0)
         REPORT("key.boost.fraction", "%g boosts no channel of head_dim %d; allowed: 0, or %g to 1", spec->key.boost_fraction, d, 1.0 / d);
+    if (boosted == d && given->boost && spec->key.bits < spec->key.boost_bits) { // all channels, which needs no list
+        spec->key.bits = spec->key.boost_bits;
+        boosted = 0;
+    }
+    const int listed = boosted && spec->key.score == KG_SCORE_STATIC;
+    if (listed && !*spec->calibration)
+        REPORT("key.boost.score", "\"static\" without a calibration; name the file that has `key.boosted` in the field `calibration`");
+    if (*spec->calibration && !listed && rotations[0] != 2 && rotations[1] != 2)
+        REPORT("calibration", "nothing in this spec is calibrated; leave it out");
     if (!boosted) {
         spec->key.boost_bits = spec->key.bits;
         spec->key.boost_fraction = 0;
@@ -279,8 +353,8 @@ void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *u
 static void add_value(kg_text *out, const kg_spec *spec, const kg_field *field)
 {
     const void *source = (const char *)spec + field->offset;
-    const int integer = field->kind == KG_FIELD_NAME || field->kind == KG_FIELD_NUMBER ? 0 : *(const int *)source;
-    if (field->kind == KG_FIELD_NAME)
+    const int integer = field->kind == KG_FIELD_NAME || field->kind == KG_FIELD_FILE || field->kind == KG_FIELD_NUMBER ? 0 : *(const int *)source;
+    if (field->kind == KG_FIELD_NAME || field->kind == KG_FIELD_FILE)
         kg_text_json(out, source);
     else if (field->kind == KG_FIELD_NUMBER)
         kg_text_number(out, *(const double *)source);
@@ -302,7 +376,14 @@ void kg_spec_json(kg_text *out, const kg_spec *spec)
         // What has no meaning in this spec is left out.
         if (!strncmp(path, "key.boost.", 10) && spec->key.boost_bits == spec->key.bits)
             continue;
+        if (kg_fields[i].kind == KG_FIELD_FILE && !*spec->calibration)
+            continue;
         if ((!strcmp(path, "key.group") && spec->key.bits == 16) || (!strcmp(path, "value.group") && spec->value.bits == 16))
+            continue;
+        if ((!strcmp(path, "key.along") && !spec->key.along) || (!strcmp(path, "value.along") && !spec->value.along))
+            continue;
+        if ((!strcmp(path, "key.range") && !spec->key.range) || (!strcmp(path, "value.range") && !spec->value.range) ||
+            (!strcmp(path, "key.rotation") && !spec->key.rotation) || (!strcmp(path, "value.rotation") && !spec->value.rotation))
             continue;
         while (*open && strcmp(open, group) && (strncmp(group, open, strlen(open)) || group[strlen(open)] != '.')) {
             kg_text_add(out, "}");
@@ -318,6 +399,8 @@ void kg_spec_json(kg_text *out, const kg_spec *spec)
         const int outer = kg_field_group(path);
         kg_text_addf(out, "%s\"%s\": ", separator, path + (outer ? outer + 1 : 0));
         add_value(out, spec, &kg_fields[i]);
+        if (kg_fields[i].kind == KG_FIELD_FILE)
+            kg_text_addf(out, ", \"%s_sha256\": \"%s\"", path, spec->calibration_sha256);
         separator = ", ";
     }
     for (; *open; open[kg_field_group(open)] = 0)
@@ -327,7 +410,7 @@ void kg_spec_json(kg_text *out, const kg_spec *spec)
 
 void kg_field_reference(kg_text *out, int json)
 {
-    static const char *const kinds[] = {"integer", "number", "word", "group", "name"};
+    static const char *const kinds[] = {"integer", "number", "word", "group", "name", "file"};
     for (int i = 0; i < kg_field_count; i++) {
         const kg_field *f = &kg_fields[i];
         kg_text allowed = {0};

@@ -8,8 +8,9 @@ typedef enum {
     KG_FIELD_INTEGER, // int: one of `choices`, or low to high in steps
     KG_FIELD_NUMBER,  // double: low to high
     KG_FIELD_WORD,    // int: the index in `words`
-    KG_FIELD_GROUP,   // int: one of `choices`, or KG_GROUP_HEAD for words[0]
-    KG_FIELD_NAME     // text of KG_NAME bytes ("name": twice that)
+    KG_FIELD_GROUP,   // int: one of `choices`, or minus the index in `words`
+    KG_FIELD_NAME,    // text of KG_NAME bytes ("name": twice that)
+    KG_FIELD_FILE     // text of KG_FILE bytes
 } kg_field_kind;
 
 typedef struct {
@@ -18,7 +19,7 @@ typedef struct {
     size_t offset;        // in kg_spec
     int low, high, step;
     int choices[8];       // ends with 0; then low and high are not used
-    const char *words[5]; // ends with null
+    const char *words[6]; // ends with null
     const char *fallback; // the default as text; null: the field must be given; "": computed
     const char *comment;
 } kg_field;

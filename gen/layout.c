@@ -2,11 +2,14 @@
 
 #include <math.h>
 
-// Tokens of a tile; parts in which append goes through a channel; bytes of one word per lane; what blocks and their tiles are aligned
-// to: copies from elsewhere were a tenth slower (one H100).
-enum { TILE = 32, APPEND_PARTS = 8, WORDS = 128, LINE = 128 };
+// Tokens of a tile; bytes of one word per lane; what blocks and their tiles are aligned to: copies from elsewhere were a tenth slower
+// (one H100).
+enum { TILE = 32, WORDS = 128, LINE = 128 };
 
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+// Words per lane of a tile that so many channels take: 16 to a word of a 2-bit plane, 32 of a 1-bit plane.
+static int words(int channels, int bits) { return (bits / 2 * channels + 15) / 16 + (bits % 2 * channels + 31) / 32; }
 
 const char *kg_layout(const kg_spec *spec, kt_format *f)
 {
@@ -37,12 +40,17 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->key_score = (int)spec->key.score;
         f->key_seed = spec->key.seed;
         f->key_group = spec->key.group;
-        f->key_rows = round_up(f->key_bits / 2 * d + (f->key_boost_bits - f->key_bits) / 2 * f->key_boosted, 16);
-        f->key_index = f->key_meta + f->page / f->key_group * d * 4;
+        f->key_range = spec->key.range;
+        f->key_along = spec->key.along;
+        f->key_meta_bytes = f->key_along ? d / f->key_group * TILE * 4 : 0;
+        f->key_rows = 16 * (words(d, f->key_bits) + words(f->key_boosted, f->key_boost_bits - f->key_bits));
+        f->key_index = f->key_meta + (f->key_along ? 0 : f->page / f->key_group * d * 4);
         f->key_tiles = round_up(f->key_index + f->key_boosted, LINE);
-        f->key_tile_bytes = f->key_rows / 16 * WORDS;
+        f->key_tile_bytes = f->key_meta_bytes + f->key_rows / 16 * WORDS;
     }
     f->value_tiles = f->key_tiles + tiles * f->key_tile_bytes;
+    if (f->key_boosted && f->key_score == KG_SCORE_STATIC)
+        f->table_bytes = round_up(f->key_boosted, LINE);
 
     f->value_bits = spec->value.bits;
     f->value_window = spec->value.window;
@@ -50,11 +58,24 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->value_group = d;
         f->value_tile_bytes = TILE * d * 2;
     } else {
+        f->value_along = spec->value.along;
+        f->value_range = spec->value.range;
         f->value_group = spec->value.group != KG_GROUP_HEAD ? spec->value.group : d == 256 ? 128 : d;
-        f->value_meta_bytes = d / f->value_group * TILE * 4;
-        f->value_tile_bytes = f->value_meta_bytes + d / 16 * (f->value_bits / 2) * WORDS;
+        f->value_meta_bytes = f->value_along ? 0 : d / f->value_group * TILE * 4;
+        f->value_tile_bytes = f->value_meta_bytes + words(d, f->value_bits) * WORDS;
     }
     f->block_bytes = f->value_tiles + tiles * f->value_tile_bytes;
+    if (f->value_along) {
+        f->value_meta = f->block_bytes;
+        f->block_bytes += f->page / f->value_group * d * 4;
+    }
+    f->key_rotation = spec->key.rotation;
+    f->value_rotation = spec->value.rotation;
+    const int matrices = 4 * d * d;
+    if (f->key_rotation == 2)
+        f->table_key_rotation = f->table_bytes, f->table_bytes += matrices;
+    if (f->value_rotation == 2)
+        f->table_value_rotation = f->table_bytes, f->table_bytes += matrices;
 
     if (f->key_window > f->value_window)
         return "key.window: larger than value.window, so that values would be sealed before their keys; allowed: at most value.window";
@@ -83,16 +104,18 @@ bool kg_attend_fit(const kt_format *f, int warps, int stages, int tiles, int blo
     kg_attend_passes(f->group_heads, f->head_dim, &c->passes, &c->columns);
     if (tiles > tiles_of_page || tiles_of_page % tiles || warps * stages * 8 > barriers)
         return false;
-    // Per stage: header, key meta and index, then whole key and value tiles.
-    const int64_t stage = f->key_tiles + tiles * (f->key_tile_bytes + f->value_tile_bytes);
+    // Per stage: header, key meta and index, then whole key and value tiles, then what the values' groups have of meta.
+    const int value_groups = !f->value_along ? 0 : tiles * TILE > f->value_group ? tiles * TILE / f->value_group : 1;
+    const int64_t stage = f->key_tiles + tiles * (f->key_tile_bytes + f->value_tile_bytes) + value_groups * f->head_dim * 4;
     // After the last page the stages are reused for each warp's partial result: head_dim outputs (the rows
     // padded by four), maximum and sum.
     const int64_t partial = (int64_t)warps * c->columns * (f->head_dim + 6) * 4;
     // Up to 4 columns in natural order only; more, in eights, as an operand too; of two eights also each warp's bytes of q' for 32 rows
     // of keys at a time.
-    const int eights = (c->columns + 7) / 8, rows = f->key_rows - (f->key_bits / 2 - 1) * f->head_dim;
+    const int eights = (c->columns + 7) / 8, more = f->key_boost_bits - f->key_bits;
+    const int steps = f->head_dim / 32 + (words(f->key_boosted, more / 2 * 2) + 1) / 2 + words(f->key_boosted, more % 2);
     const int query = (c->columns <= 4 ? round_up(f->head_dim * c->columns * 2, 128) : eights * f->head_dim * 32) +
-                      (eights > 1 && f->key_bits != 16 ? warps * eights * (rows + 31) / 32 * 512 : 0);
+                      (eights > 1 && f->key_bits != 16 && !f->key_along ? warps * eights * steps * 512 : 0);
     const int64_t buffers = warps * stages * stage, most = buffers > partial ? buffers : partial;
     if (most > limit)
         return false;
@@ -170,11 +193,15 @@ const kg_attend_row *kg_attend_row_for(const kg_attend_plan *plan, int limit, in
 int kg_append_shared(const kt_format *f)
 {
     // struct Work of templates/append.cu
-    const int d = f->head_dim, key_pairs = f->page / f->key_group * d, value_pairs = d / f->value_group * f->page;
-    const int pairs = key_pairs > value_pairs ? key_pairs : value_pairs, tiles = f->page / TILE;
-    const int page = f->page * (d + 8) * 2, extremes = (tiles > APPEND_PARTS ? tiles : APPEND_PARTS) * d * 4;
-    const int patches = f->key_bits == 2 && f->key_boosted ? f->page * d / 4 : 0, sums = APPEND_PARTS * d * 4;
-    return round_up(page + pairs * 20 + extremes + (patches > sums ? patches : sums) + d * (2 * 4 + 2) + 64, 128);
+    const int d = f->head_dim, page = f->page * (d + 8) * 2;
+    const int key_pairs = (f->key_along ? d : f->page) / f->key_group * (f->key_along ? f->page : d);
+    const int value_pairs = (f->value_along ? f->page : d) / f->value_group * (f->value_along ? d : f->page);
+    const int pairs = key_pairs > value_pairs ? key_pairs : value_pairs;
+    const bool key_steps = f->key_bits == 2 && f->key_boost_bits % 2 == 0 && !f->key_along, value_steps = f->value_bits == 2 && !f->value_along;
+    const int key_products = key_steps ? 0 : key_pairs, value_products = value_steps ? 0 : value_pairs;
+    const int products = (key_products > value_products ? key_products : value_products) * 8 + (key_products ? d * 4 : 0);
+    const int boosts = f->key_boosted ? key_pairs * 12 : 0, patches = key_steps && f->key_boosted ? f->page * d / 4 : 0;
+    return round_up(page + pairs * 12 + key_pairs * 4 + boosts + products + patches + d * 7 + 192, 128);
 }
 
 int kg_append_blocks(int shared)
@@ -185,8 +212,8 @@ int kg_append_blocks(int shared)
 
 int kg_reference_shared(const kt_format *f, int threads)
 {
-    // Logits of a run of tokens and the query in float64, and a place per channel.
-    return round_up(threads * 8 + f->head_dim * 9, 128);
+    // Logits of a run of tokens and the query in float64, rotated too, and a place per channel.
+    return round_up(threads * 8 + f->head_dim * (f->key_rotation || f->value_rotation ? 17 : 9), 128);
 }
 
 double kg_bytes_per_token(const kt_format *f) { return (double)f->block_bytes / f->page; }

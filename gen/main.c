@@ -15,6 +15,8 @@ static const struct {
     {"emit", "write a kernel package: manifest.json and CUDA sources", kg_command_emit},
     {"build", "compile a kernel package ahead of time", kg_command_build},
     {"run", "run a kernel package on data or random tensors, against a reference", kg_command_run},
+    {"inspect", "show a page byte by byte, memory, and what a step's kernels cost", kg_command_inspect},
+    {"explore", "compare variants on a model's own keys and values: memory, errors, time", kg_command_explore},
     {"tune", "measure which kernels are the fastest on a GPU, and keep that", kg_command_tune},
     {"bench", "time the kernels on a GPU, beside its bandwidth", kg_command_bench},
 };

@@ -35,7 +35,13 @@ void kg_manifest(const kg_package *package, kg_text *out)
     kg_text_addf(out, "%s    \"%s\": %d", separator, #field, package->format.field), separator = ",\n";
     KT_FORMAT_FIELDS(X)
 #undef X
-    kg_text_add(out, "\n  },\n  \"kernels\": [\n");
+    kg_text_add(out, "\n  },\n");
+    if (package->tables) {
+        char digest[KT__SHA256_HEX];
+        kt__sha256_text(package->tables, package->table_size, digest);
+        kg_text_addf(out, "  \"tables\": {\"file\": \"tables.bin\", \"sha256\": \"%s\"},\n", digest);
+    }
+    kg_text_add(out, "  \"kernels\": [\n");
     for (int i = 0; i < package->count; i++) {
         kg_text_add(out, i ? ",\n" : "");
         add_kernel(&package->kernels[i], out);

@@ -116,3 +116,46 @@ int kg_option_integer(const char *command, const char *option, const char *text,
     *number = value;
     return 0;
 }
+
+int kg_option_word(const char *command, const char *option, const char *word, const char *const *names, int count, int *chosen)
+{
+    for (int i = 0; word && i < count; i++) {
+        if (!strcmp(word, names[i])) {
+            *chosen = i;
+            return KG_OK;
+        }
+    }
+    if (!word)
+        return KG_OK;
+    char name[64], what[64];
+    snprintf(name, sizeof name, "kittygen %s", command);
+    snprintf(what, sizeof what, "%s: unknown value", option);
+    return kg_usage_error(name, what, word, names, count);
+}
+
+int kg_option_files(const char *command, const char *option, int argc, char **argv, const char **files, int most, int *count)
+{
+    const size_t length = strlen(option);
+    int kept = 1;
+    for (int i = 1; i < argc; i++) {
+        const char *file = 0;
+        if (!strcmp(argv[i], "--")) {
+            while (i < argc)
+                argv[kept++] = argv[i++];
+            break;
+        }
+        if (!strncmp(argv[i], option, length) && argv[i][length] == '=')
+            file = argv[i] + length + 1;
+        else if (!strcmp(argv[i], option) && i + 1 < argc)
+            file = argv[++i];
+        if (!file)
+            argv[kept++] = argv[i];
+        else if (*count < most)
+            files[(*count)++] = file;
+        else {
+            fprintf(stderr, "kittygen %s: more than %d %s files\n", command, most, option);
+            return -1;
+        }
+    }
+    return kept;
+}

@@ -4,10 +4,9 @@
 #include <string.h>
 
 #include "command.h"
-#include "emit.h"
+#include "engine.h"
 #include "layout.h"
 #include "report.h"
-#include "temporary.h"
 
 enum { FILES = 16, LAYERS = 2, MOST_FILE_LAYERS = 4 };
 
@@ -19,65 +18,6 @@ typedef struct {
     long seed, steps, layers;
     int json, verbose, order;
 } options;
-
-// Takes every "--kv FILE" and "--kv=FILE" out of the arguments: the only option that may come more than once. One that
-// has no value is left for kg_options to refuse. Returns the new argc, or -1.
-static int take_files(int argc, char **argv, options *o)
-{
-    int kept = 1;
-    for (int i = 1; i < argc; i++) {
-        const char *file = 0;
-        if (!strcmp(argv[i], "--")) {
-            while (i < argc)
-                argv[kept++] = argv[i++];
-            break;
-        }
-        if (!strncmp(argv[i], "--kv=", 5))
-            file = argv[i] + 5;
-        else if (!strcmp(argv[i], "--kv") && i + 1 < argc)
-            file = argv[++i];
-        if (!file)
-            argv[kept++] = argv[i];
-        else if (o->file_count < FILES)
-            o->files[o->file_count++] = file;
-        else {
-            fprintf(stderr, "kittygen run: more than %d --kv files\n", FILES);
-            return -1;
-        }
-    }
-    return kept;
-}
-
-static int choose(const char *option, const char *word, const char *const *names, int count, int *chosen)
-{
-    for (int i = 0; word && i < count; i++) {
-        if (!strcmp(word, names[i])) {
-            *chosen = i;
-            return KG_OK;
-        }
-    }
-    if (!word)
-        return KG_OK;
-    char what[64];
-    snprintf(what, sizeof what, "%s: unknown value", option);
-    return kg_usage_error("kittygen run", what, word, names, count);
-}
-
-static int open_engine(const kg_spec *spec, kt_device device, kt_engine **engine, char *error, size_t error_size)
-{
-    char folder[KG_PATH];
-    int code = kg_temporary_make(folder, error, error_size);
-    if (code)
-        return code;
-    code = kg_emit_package(spec, folder, error, error_size);
-    if (!code) {
-        const kt_status status = kt_open(&(kt_open_args){.size = sizeof(kt_open_args), .package = folder, .device = device}, engine);
-        if (status)
-            code = kg_fail(kg_exit_code(status), error, error_size, "%s: %s", kt_status_name(status), kt_message());
-    }
-    kg_temporary_remove(folder); // an engine has read its package whole
-    return code;
-}
 
 static int run_spec(const options *o, const kg_spec *spec, kg_progress *progress, long done, kg_report *report, char *error,
                     size_t error_size)
@@ -92,7 +32,7 @@ static int run_spec(const options *o, const kg_spec *spec, kg_progress *progress
                    : kg_inputs_draw(spec, o->layers ? (int)o->layers : LAYERS, KG_TOKENS, o->keys, (uint64_t)o->seed, &inputs,
                                     error, error_size);
     if (!code)
-        code = open_engine(spec, o->device, &engine, error, error_size);
+        code = kg_engine_open(spec, o->device, &engine, error, error_size);
     *report = (kg_report){.spec = spec, .layers = inputs.count, .engine = {.size = sizeof report->engine}};
     if (!code) {
         report->bytes = kg_bytes_per_token(&format);
@@ -148,7 +88,7 @@ static int run_all(const options *o, const kg_spec *specs, int count, char *erro
     if (!code && json.failed)
         code = kg_fail(KG_MACHINE, error, error_size, "out of memory");
     if (!code && o->order && count < 2)
-        code = kg_fail(KG_USER, error, sizeof error, "--order: one spec has no order; name several variants, or a model alone");
+        code = kg_fail(KG_USER, error, error_size, "--order: one spec has no order; name several variants, or a model alone");
     if (!code && count > 1 && !kg_report_order(reports, count, !o->json) && o->order)
         passed = false;
     for (int i = 0; reports && i < count; i++)
@@ -194,16 +134,15 @@ int kg_command_run(int argc, char **argv)
         "different tokens of it and wrap around at its end.\n",
         table, 1, 1};
     int code, chosen = 0;
-    argc = take_files(argc, argv, &o);
-    if (argc < 0)
+    if ((argc = kg_option_files("run", "--kv", argc, argv, o.files, FILES, &o.file_count)) < 0)
         return KG_USER;
     if (kg_options(&usage, argc, argv, &code) < 0)
         return code;
-    if ((code = choose("--device", device, devices, 3, &chosen)))
+    if ((code = kg_option_word("run", "--device", device, devices, 3, &chosen)))
         return code;
     o.device = (kt_device)chosen;
     chosen = 0;
-    if ((code = choose("--keys", keys, kg_keys_names, KG_KEYS_COUNT, &chosen)))
+    if ((code = kg_option_word("run", "--keys", keys, kg_keys_names, KG_KEYS_COUNT, &chosen)))
         return code;
     o.keys = (kg_keys)chosen;
     if ((code = kg_option_integer("run", "--seed", seed, 0, 1L << 53, &o.seed)) ||

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "engine.h"
 #include "parallel.h"
 
 enum { POISON = 0xfffe, OFFSET = 613, PARTS = 3 }; // POISON: a NaN in both dtypes, and not the usual one
@@ -53,22 +54,6 @@ typedef struct {
     double seconds;
     int timed;
 } state;
-
-int kg_exit_code(kt_status status)
-{
-    switch (status) {
-    case KT_OK:
-        return KG_OK;
-    case KT_UNSUPPORTED:
-    case KT_DEVICE:
-    case KT_COMPILE:
-    case KT_IO:
-    case KT_MEMORY:
-        return KG_MACHINE;
-    default:
-        return KG_FAILED;
-    }
-}
 
 static int refused(const state *s, const char *call, kt_status status)
 {

@@ -51,7 +51,4 @@ void kg_scenario_free(kg_scenario_result *result);
 // Whether every check held.
 int kg_scenario_passed(const kg_scenario_result *result);
 
-// The exit code for a failed call of libkitty.
-int kg_exit_code(kt_status status);
-
 #endif

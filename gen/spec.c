@@ -1,5 +1,6 @@
 #include "spec.h"
 
+#include "calibration.h"
 #include "fields.h"
 #include "locate.h"
 #include "sandbox.h"
@@ -79,6 +80,7 @@ typedef struct {
     kg_sandbox *sandbox;
     const char *file;
     const kg_spec_options *options;
+    const char *folders[2]; // the spec's own and the shipped specs; null: none
     kg_spec *specs, *spec; // all, and the one being read
     int total, index;      // specs in the file, and which this one is
     kg_given given;
@@ -309,6 +311,12 @@ static void read_spec(reader *r, lua_State *L)
     read_table(r, L, "");
     if (r->error_count == before)
         kg_spec_finish(r->spec, &r->given, report_finish, r);
+    if (r->error_count == before && *r->spec->calibration) {
+        char error[KG_ERROR];
+        const kg_value value = {KG_VALUE_TEXT, 0, r->spec->calibration};
+        if (kg_calibration_find(r->spec, r->folders, error, sizeof error))
+            report(r, "calibration", &value, error);
+    }
     for (int i = 0; i < r->index && r->error_count == before; i++)
         if (!strcmp(r->specs[i].name, r->spec->name)) {
             r->reason.size = 0;
@@ -385,7 +393,7 @@ int kg_spec_load_text(const char *name, const char *text, size_t size, const cha
             return code;
     }
     const int found = !kg_find_folder("specs", "KT_SPECS", shipped, 0, 0);
-    reader r = {.file = name, .options = options};
+    reader r = {.file = name, .options = options, .folders = {folder, found ? shipped : 0}};
     r.sandbox = kg_sandbox_open(folder, found ? shipped : 0, functions);
     if (!r.sandbox)
         return kg_fail(KG_MACHINE, error, error_size, "%s: out of memory", name);

@@ -8,9 +8,9 @@
 #include <stdint.h>
 
 enum { KG_GROUP_HEAD = 0 };   // value.group = "head"
-enum { KG_NAME = 64 };
+enum { KG_NAME = 64, KG_FILE = 256, KG_DIGEST = 65 };
 
-typedef enum { KG_SCORE_MAGNITUDE, KG_SCORE_VARIANCE, KG_SCORE_RANGE, KG_SCORE_RANDOM } kg_score;
+typedef enum { KG_SCORE_MAGNITUDE, KG_SCORE_VARIANCE, KG_SCORE_RANGE, KG_SCORE_RANDOM, KG_SCORE_STATIC } kg_score;
 
 typedef struct {
     char name[2 * KG_NAME];   // "qwen3-8b.kitty-pro"
@@ -22,15 +22,22 @@ typedef struct {
     } model;
     char variant[KG_NAME];
     int page, sink;
+    char calibration[KG_FILE];           // as the spec names it; empty: none
+    char calibration_path[KG_FILE + 4096]; // where it was found
+    char calibration_sha256[KG_DIGEST];  // of the file
     struct {
         int bits, group, window;
+        int along;            // what a group runs along: 0 the tokens of a channel, 1 the channels of a token
+        int range;            // 0 the extremes of a group, 1 least squares
+        int rotation;         // 0 none, 1 Hadamard, 2 a matrix
         int boost_bits;       // bits where there is no boost
         double boost_fraction;
         kg_score score;
         int seed;
     } key;
     struct {
-        int bits, group, window; // group in channels; KG_GROUP_HEAD: the whole head, 256 as two of 128
+        int bits, group, window, range, rotation; // group in channels; KG_GROUP_HEAD: the whole head, 256 as two of 128
+        int along;            // 0 the channels of a token, 1 the tokens of a channel
     } value;
 } kg_spec;
 

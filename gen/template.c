@@ -126,7 +126,10 @@ int kg_template_expand(const char *folder, const char *file, const kg_template_v
     lua_pushlightuserdata(lua, &e);
     lua_rawsetp(lua, LUA_REGISTRYINDEX, &registry_key);
     for (int i = 0; i < count; i++) {
-        lua_pushstring(lua, values[i].value);
+        if (values[i].value)
+            lua_pushstring(lua, values[i].value);
+        else
+            lua_pushinteger(lua, values[i].number);
         lua_setglobal(lua, values[i].name);
     }
     int code = KG_OK;

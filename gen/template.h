@@ -6,10 +6,11 @@
 
 typedef struct {
     const char *name;
-    const char *value;
+    const char *value; // null: the number
+    int number;
 } kg_template_value;
 
-// Expands `folder`/`file` onto `out`. In Lua lines: the given values as strings, `include "FILE"` (expanded in place,
+// Expands `folder`/`file` onto `out`. In Lua lines: the given values, `include "FILE"` (expanded in place,
 // relative to `folder`) and `emit(TEXT)`. Templates are the project's own: trusted, but confined to pure Lua.
 // Returns KG_OK or KG_MACHINE with the file and line that failed.
 int kg_template_expand(const char *folder, const char *file, const kg_template_value *values, int count, kg_text *out,

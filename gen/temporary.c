@@ -9,8 +9,7 @@
 
 #include "internal.h"
 
-// The runtime's own choice of a cache folder; without any, one of the user's under /tmp.
-static int cache_folder(char path[KG_PATH])
+int kg_cache_folder(char path[KG_PATH])
 {
     kt__environment environment;
     kt__environment_read(&environment);
@@ -21,7 +20,7 @@ static int cache_folder(char path[KG_PATH])
 
 int kg_temporary_make(char path[KG_PATH], char *error, size_t error_size)
 {
-    const int length = cache_folder(path);
+    const int length = kg_cache_folder(path);
     if (length >= KG_PATH || snprintf(path + length, (size_t)(KG_PATH - length), "/run-XXXXXX") >= KG_PATH - length)
         return kg_fail(KG_MACHINE, error, error_size, "the cache folder's path is too long; set KT_CACHE_DIR");
     if (kg_make_folders(path) || !mkdtemp(path))

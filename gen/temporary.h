@@ -6,6 +6,10 @@
 
 #include "text.h"
 
+// The cache folder: the runtime's choice; without any, one of the user's under /tmp. Returns the path's length, KG_PATH or more where it
+// was cut short.
+int kg_cache_folder(char path[KG_PATH]);
+
 // Makes an empty folder. Returns KG_OK or KG_MACHINE.
 int kg_temporary_make(char path[KG_PATH], char *error, size_t error_size);
 // Removes it with the files in it; what cannot be removed is left.

@@ -139,6 +139,7 @@ kt_status kt_batch_open(kt_cache *cache, const kt_batch_args *args, kt_batch **b
             .pages = kt__layer_pages(cache, layer), .slabs = kt__layer_slabs(cache, layer), .slots = b->slots_device,
             .table = b->table_device, .control = b->control_device, .table_stride = b->table_stride,
             .slot_count = b->slots, .kv_heads = cache->kv_heads, .layer = layer,
+            .calibration = cache->engine->tables ? cache->engine->tables + (size_t)(layer * cache->kv_heads) * (size_t)f->table_bytes : NULL,
         };
     b->next = cache->batches;
     cache->batches = b;
@@ -172,6 +173,7 @@ kt_status kt_batch_set(kt_batch *b, int slot, kt_sequence sequence, int fresh, i
     if (slot < 0 || slot >= b->slots)
         return kt__fail(KT_INVALID, "kt_batch_set: slot is %d; the batch has slots 0 to %d", slot, b->slots - 1);
     if (!sequence) {
+        b->ahead = false;
         b->entries[slot] = (kt__entry){.row = -1};
         return KT_OK;
     }
@@ -191,6 +193,7 @@ kt_status kt_batch_set(kt_batch *b, int slot, kt_sequence sequence, int fresh, i
     const kt_status status = kt__sequence_room(s, b->table_stride);
     if (status)
         return kt__within(status, "kt_batch_set");
+    b->ahead = false;
     b->entries[slot] = (kt__entry){sequence, fresh, row < 0 ? -1 : row};
     return KT_OK;
 }
@@ -294,7 +297,7 @@ static void sort_longest_first(kt__length *lengths, int count)
         }
 }
 
-// Where the longest sequence is well above the shortest, blocks go by length: a long one that starts last would end alone.
+// Where lengths are uneven blocks go by length: a long one that starts last would end alone.
 static void order_slots(kt_batch *b)
 {
     int least = MOST_TOKENS, most = 0;
@@ -306,7 +309,7 @@ static void order_slots(kt_batch *b)
             most = p->tokens > most ? p->tokens : most;
         }
     }
-    b->ordered = most > least + least / 4 && b->run_count == 1; // the order is of all slots
+    b->ordered = kt__uneven(least, most) && b->run_count == 1; // the order is of all slots
     if (b->ordered)
         sort_longest_first(b->lengths, b->used_slots);
     // Of all slots: a captured step goes over unused ones too, and may have been captured in order of length.
@@ -440,5 +443,6 @@ kt_status kt_batch_upload(kt_batch *b, void *stream)
     b->uploaded_valid = false; // replays that the host was not told of may have moved them on
     if ((status = kt__batch_flush(b, stream)))
         return kt__within(status, "kt_batch_upload");
+    b->ahead = true;
     return KT_OK;
 }

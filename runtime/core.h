@@ -9,6 +9,7 @@ struct kt_engine {
     kt__package package;
     kt__backend *backend;
     kt_device device;
+    unsigned char *tables; // the package's, on the device; null where it has none
     char reason[256];
 };
 
@@ -80,10 +81,12 @@ struct kt_batch {
     int *table;          // image of table_device
     uint64_t *stamps;    // of the page list that each row of the table came from
     bool uploaded_valid; // false where the slots on the device are unknown
+    bool ahead;          // kt_batch_upload has been called, and no slot was set since
     kt__copy *copies;    // of an upload: at most one per slot, and the slots
 
     // The open step.
     bool open, captured;
+    bool reserved;           // launched as any step within the reservations: captured, or as if
     void *stream;
     kt_view *views;          // per layer
     bool *appended;          // per layer
@@ -146,6 +149,8 @@ kt_status kt__batch_plan(kt_batch *batch, const char *call);
 kt__sequence *kt__batch_sequence(const kt_batch *batch, int slot);
 // Whether the device already has what is planned.
 bool kt__batch_current(const kt_batch *batch);
+// Whether blocks go by length rather than by slot: the longest sequence is well above the shortest.
+static inline bool kt__uneven(int shortest, int longest) { return longest - shortest > shortest / 4; }
 // Brings the device what is planned.
 kt_status kt__batch_flush(kt_batch *batch, void *stream);
 // KT_INVALID where the planned rows are more than every captured step can do.

@@ -1,6 +1,8 @@
 // Division of a step's attention over the card: how many blocks share a sequence's tokens.
 #include "core.h"
 
+#include <limits.h>
+
 enum { MOST_SPLITS = 128, MOST_WAVES = 4 };
 
 // What a block spends besides its items, in the time of one item per warp: launch, query, merging. Splits add a second merge.
@@ -39,19 +41,34 @@ static double work_at(const kt_batch *b, int per_query)
     return items;
 }
 
+// Queries that one launch goes over, idle places counted; each has its arrivals.
+static long long most_queries(const kt_batch *b)
+{
+    long long most = 0;
+    for (int i = 0; i < b->run_count; i++) {
+        const long long queries = (long long)b->runs[i].count * b->runs[i].max_fresh;
+        most = queries > most ? queries : most;
+    }
+    return most;
+}
+
 void kt__divide(kt_batch *b, const kt__kernel *kernel, int blocks_per_sm, int *splits, int *split_items)
 {
     const kt_format *f = &b->cache->engine->package.format;
     const long long at_once = (long long)blocks_per_sm * b->cache->engine->backend->multiprocessors;
     const int per_query = b->cache->kv_heads * (kernel->passes > 0 ? kernel->passes : 1), warps = kernel->warps > 0 ? kernel->warps : 1;
-    int largest = 1, unsplit;
+    int largest = 1, shortest = INT_MAX, longest = 0, unsplit;
     for (int slot = 0; slot < b->used_slots; slot++) {
         // A captured step runs at any length up to the reservation; it is divided for the longest.
         const kt_slot *p = &b->planned[slot];
-        const int tokens = b->captured ? p->capacity : p->tokens + p->fresh;
-        b->items[slot] = p->fresh ? items_of(f, kernel, tokens) : 0;
+        const int tokens = b->reserved ? p->capacity : p->tokens;
+        b->items[slot] = p->fresh ? items_of(f, kernel, b->reserved ? tokens : tokens + p->fresh) : 0;
         largest = b->items[slot] > largest ? b->items[slot] : largest;
+        shortest = p->fresh && tokens < shortest ? tokens : shortest;
+        longest = p->fresh && tokens > longest ? tokens : longest;
     }
+
+    const bool uneven = kt__uneven(shortest, longest) && b->run_count == 1;
 
     // Fewest items per split for which the blocks fit in `waves` waves, and what that takes; the cheapest of a few wave counts.
     *splits = 1;
@@ -75,7 +92,7 @@ void kt__divide(kt_batch *b, const kt__kernel *kernel, int blocks_per_sm, int *s
         const double turns = (double)((blocks + at_once - 1) / at_once);
         const double filled = (work_at(b, per_query) / warps + (double)blocks * block) / (double)at_once;
         const double alone = rounds + block;
-        const double cost = !b->ordered ? turns * alone : filled > alone ? filled : alone;
+        const double cost = !uneven ? turns * alone : filled > alone ? filled : alone;
         if (!waves || cost < best) {
             best = cost;
             *splits = most;
@@ -84,7 +101,7 @@ void kt__divide(kt_batch *b, const kt__kernel *kernel, int blocks_per_sm, int *s
     }
     const long long row_floats = (long long)b->rows * b->cache->q_heads * (f->head_dim + 2);
     const long long room = (long long)b->partial_floats / (row_floats ? row_floats : 1);
-    if ((long long)b->used_slots * b->max_fresh * per_query > (long long)b->arrival_count || room < 1)
+    if (most_queries(b) * per_query > (long long)b->arrival_count || room < 1)
         *splits = 1;
     else if (*splits > room)
         *splits = (int)room;

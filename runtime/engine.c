@@ -28,6 +28,24 @@ static kt_status open_backend(kt_engine *engine, const kt_open_args *args)
     return kt__cpu_open(&engine->package, &engine->backend);
 }
 
+// What calibration gives every layer and head, to the device.
+static kt_status bring_tables(kt_engine *e)
+{
+    const kt__package *p = &e->package;
+    const size_t bytes = (size_t)p->layers * (size_t)p->kv_heads * (size_t)p->format.table_bytes;
+    const kt__backend_calls *calls = e->backend->calls;
+    void *memory = NULL;
+    if (!bytes)
+        return KT_OK;
+    kt_status status = calls->alloc(e->backend, bytes, &memory);
+    if (!status && (status = calls->upload(e->backend, &(kt__copy){memory, p->tables, bytes}, 1, NULL)))
+        calls->free(e->backend, memory);
+    if (status)
+        return kt__within(status, "kt_open: calibration tables");
+    e->tables = memory;
+    return KT_OK;
+}
+
 kt_status kt_open(const kt_open_args *args, kt_engine **engine)
 {
     kt_status status;
@@ -59,6 +77,10 @@ kt_status kt_open(const kt_open_args *args, kt_engine **engine)
         goto fail;
     if ((status = open_backend(e, args)))
         goto fail;
+    if ((status = bring_tables(e))) {
+        e->backend->calls->close(e->backend);
+        goto fail;
+    }
     *engine = e;
     return KT_OK;
 
@@ -72,6 +94,8 @@ void kt_close(kt_engine *engine)
 {
     if (!engine)
         return;
+    if (engine->tables)
+        engine->backend->calls->free(engine->backend, engine->tables);
     engine->backend->calls->close(engine->backend);
     kt__package_free(&engine->package);
     free(engine);

@@ -77,6 +77,9 @@ kt_status kt_read(const kt_cache *cache, kt_sequence sequence, int layer, int kv
     const size_t d = (size_t)f->head_dim;
     unsigned char *slab = malloc((size_t)f->slab_bytes), *block = malloc((size_t)f->block_bytes);
     float *decoded = malloc((size_t)f->page * d * sizeof *decoded);
+    const kt__package *package = &cache->engine->package;
+    const unsigned char *table =
+        package->tables ? package->tables + (size_t)(layer * package->kv_heads + kv_head) * (size_t)f->table_bytes : NULL;
     int held = -1; // page in `decoded`
     if (!slab || !block || !decoded) {
         status = kt__fail(KT_MEMORY, "no memory for a page of %d tokens", f->page);
@@ -93,7 +96,7 @@ kt_status kt_read(const kt_cache *cache, kt_sequence sequence, int layer, int kv
         if (page != held) {
             if ((status = download_block(&at, page, block)))
                 goto done;
-            (part == KT_KEY ? kt__cpu_decode_key : kt__cpu_decode_value)(f, block, decoded);
+            (part == KT_KEY ? kt__cpu_decode_key : kt__cpu_decode_value)(f, table, block, decoded);
             held = page;
         }
         memcpy(out, decoded + (size_t)((t - f->sink) % f->page) * d, d * sizeof *out);

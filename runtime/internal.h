@@ -58,6 +58,7 @@ typedef struct {
     kt_format format;
     int layers, q_heads, kv_heads;
     double scale;
+    unsigned char *tables; // [layers, kv_heads, format.table_bytes]; owned; null where that is 0
     kt__kernel *kernels;
     int kernel_count;
     kt__choice *choices;
@@ -117,13 +118,14 @@ void kt__cpu_attend(const kt_format *format, const kt_attend_params *params);
 void kt__cpu_check(const kt_step_params *params);
 void kt__cpu_advance(const kt_step_params *params);
 // Seals the key or the value part of a block from rows[page], each the head_dim elements of one token of one head.
-// page_index: the page's position in its sequence. Returns the number of groups whose scale or zero was beyond 65504.
-int kt__cpu_seal_key(const kt_format *format, const unsigned short *const *rows, int layer, int head, int page_index,
-                     unsigned char *block);
-int kt__cpu_seal_value(const kt_format *format, const unsigned short *const *rows, unsigned char *block);
-// Decodes [page, head_dim] of a block to fp32.
-void kt__cpu_decode_key(const kt_format *format, const unsigned char *block, float *out);
-void kt__cpu_decode_value(const kt_format *format, const unsigned char *block, float *out);
+// table: what calibration gives the layer and head, as in kt_view; page_index: the page's position in its sequence. Returns the number of
+// groups whose scale or zero was beyond 65504.
+int kt__cpu_seal_key(const kt_format *format, const unsigned char *table, const unsigned short *const *rows, int layer, int head,
+                     int page_index, unsigned char *block);
+int kt__cpu_seal_value(const kt_format *format, const unsigned char *table, const unsigned short *const *rows, unsigned char *block);
+// Decodes [page, head_dim] of a block to fp32, rotated back.
+void kt__cpu_decode_key(const kt_format *format, const unsigned char *table, const unsigned char *block, float *out);
+void kt__cpu_decode_value(const kt_format *format, const unsigned char *table, const unsigned char *block, float *out);
 float kt__to_float(int dtype, unsigned short element);
 unsigned short kt__from_float(int dtype, float value);
 float kt__half_to_float(unsigned short half);

@@ -178,7 +178,8 @@ KT_API kt_status kt_batch_set(kt_batch *batch, int slot, kt_sequence sequence, i
 // batch; one with more rows than a step captured before is refused.
 KT_API kt_status kt_step_begin(kt_batch *batch, void *stream);
 // Uploads slots, reservations and lengths as the host has them, for a step to be captured or replayed: call it after kt_batch_set, any
-// kt_sequence call but _tokens and _undo, and a step that was not captured, before a graph of the batch is replayed again.
+// kt_sequence call but _tokens and _undo, and a step that was not captured, before a graph of the batch is replayed again. Until the next
+// kt_batch_set a step that stays within the reservations is divided for them, captured or not, and its bits are those of a replay.
 // KT_INVALID: a slot has fresh > 1, or a row that a captured step does not have. KT_FULL: no page for the copy of one that a fork shares.
 // Between an aborted or failed step and the next upload replays do nothing.
 KT_API kt_status kt_batch_upload(kt_batch *batch, void *stream);

@@ -154,8 +154,8 @@ static const cJSON *get_object(reader *r, const cJSON *object, const char *field
 
 // ---- files -----------------------------------------------------------------------------------------------------------
 
-// The whole file, zero-terminated; null with a message of `status` that names the path.
-static char *read_text(const char *path, long limit, kt_status status)
+// The whole file, and a zero byte behind; null with a message of `status` that names the path.
+static char *read_file(const char *path, long limit, kt_status status, size_t *size)
 {
     char *text = 0;
     struct stat about;
@@ -174,10 +174,10 @@ static char *read_text(const char *path, long limit, kt_status status)
         kt__fail(status, "%s: no memory for %lld bytes", path, (long long)about.st_size);
         goto done;
     }
-    const size_t got = fread(text, 1, (size_t)about.st_size, file);
-    text[got] = 0;
-    if (got != (size_t)about.st_size || strlen(text) != got) {
-        kt__fail(status, got != (size_t)about.st_size ? "%s: could not be read whole" : "%s: holds a zero byte; expected text", path);
+    *size = fread(text, 1, (size_t)about.st_size, file);
+    text[*size] = 0;
+    if (*size != (size_t)about.st_size) {
+        kt__fail(status, "%s: could not be read whole", path);
         free(text);
         text = 0;
     }
@@ -187,34 +187,49 @@ done:
     return text;
 }
 
-static void read_source(reader *r, const char *folder, const cJSON *object, kt__kernel *k)
+// The same of a text.
+static char *read_text(const char *path, long limit, kt_status status)
 {
-    char file[128], path[4096], digest[KT__SHA256_HEX];
+    size_t size;
+    char *text = read_file(path, limit, status, &size);
+    if (text && strlen(text) != size) {
+        kt__fail(status, "%s: holds a zero byte; expected text", path);
+        free(text);
+        text = 0;
+    }
+    return text;
+}
+
+// Reads the file that `object` names with its digest; null where it refused. Its text, or with `size` its bytes.
+static char *read_named(reader *r, const char *folder, const cJSON *object, char digest[KT__SHA256_HEX], size_t *size)
+{
+    char file[128], path[4096], found[KT__SHA256_HEX];
     get_text(r, object, "file", in_name, "a file name in the package (letters, digits, '_', '-', '.')", file, sizeof file);
-    get_text(r, object, "sha256", in_digest, "64 lower-case hex digits", k->digest, sizeof k->digest);
+    get_text(r, object, "sha256", in_digest, "64 lower-case hex digits", digest, KT__SHA256_HEX);
     if (r->status)
-        return;
+        return 0;
     if (file[0] == '.') {
         refuse(r, "file", "\"%s\" must not begin with '.'", file);
-        return;
+        return 0;
     }
-    if (strlen(k->digest) != KT__SHA256_HEX - 1) {
-        refuse(r, "sha256", "%zu digits; expected 64 lower-case hex digits", strlen(k->digest));
-        return;
+    if (strlen(digest) != KT__SHA256_HEX - 1) {
+        refuse(r, "sha256", "%zu digits; expected 64 lower-case hex digits", strlen(digest));
+        return 0;
     }
     if ((size_t)snprintf(path, sizeof path, "%s/%s", folder, file) >= sizeof path) {
         refuse(r, "file", "\"%s\" makes a path longer than %zu characters", file, sizeof path - 1);
-        return;
+        return 0;
     }
-    k->source = read_text(path, SOURCE_LIMIT, KT_PACKAGE);
-    if (!k->source) {
+    char *data = size ? read_file(path, BYTES_LIMIT, KT_PACKAGE, size) : read_text(path, SOURCE_LIMIT, KT_PACKAGE);
+    if (!data) {
         r->status = kt__within(KT_PACKAGE, "%s: %sfile", r->path, r->at);
-        return;
+        return 0;
     }
-    kt__sha256_text(k->source, strlen(k->source), digest);
-    if (strcmp(digest, k->digest))
-        refuse(r, "sha256", "%s has digest %s, the manifest says %s; a changed source needs `kittygen emit` again", file, digest,
-               k->digest);
+    kt__sha256_text(data, size ? *size : strlen(data), found);
+    if (strcmp(found, digest))
+        refuse(r, "sha256", "%s has digest %s, the manifest says %s; a changed %s needs `kittygen emit` again", file, found, digest,
+               size ? "file" : "source");
+    return data;
 }
 
 // ---- parts of the manifest -------------------------------------------------------------------------------------------
@@ -223,10 +238,11 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
 {
     static const struct { const char *field; int low, high, multiple; } rules[] = {
         {"dtype", 0, 1, 1}, {"head_dim", 32, 256, 32}, {"group_heads", 1, 1024, 1}, {"page", TILE, 4096, TILE}, {"sink", 0, 1 << 20, 1},
-        {"key_bits", 2, 16, 2}, {"key_boost_bits", 2, 16, 2}, {"key_boosted", 0, 256, 1}, {"key_score", 0, 3, 1},
+        {"key_bits", 1, 16, 1}, {"key_boost_bits", 1, 16, 1}, {"key_boosted", 0, 256, 1}, {"key_score", 0, 4, 1},
         {"key_seed", INT_MIN, INT_MAX, 1}, {"key_group", 1, 4096, 1}, {"key_window", 0, 1 << 20, 1}, {"key_rows", 16, 4096, 16},
-        {"value_bits", 2, 16, 2}, {"value_group", 1, 256, 1}, {"value_window", 0, 1 << 20, 1}, {"key_ring", 1, 1 << 21, 1},
-        {"value_ring", 1, 1 << 21, 1},
+        {"value_bits", 1, 16, 1}, {"value_group", 1, 256, 1}, {"value_window", 0, 1 << 20, 1}, {"key_ring", 1, 1 << 21, 1},
+        {"value_ring", 1, 1 << 21, 1}, {"key_range", 0, 1, 1}, {"value_range", 0, 1, 1},
+        {"key_rotation", 0, 2, 1}, {"value_rotation", 0, 2, 1}, {"key_along", 0, 1, 1}, {"value_along", 0, 1, 1},
     };
     static const struct { const char *name; size_t offset; } fields[] = {
 #define X(field, constant, meaning) {#field, offsetof(kt_format, field)},
@@ -246,6 +262,14 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
     if (r->status)
         return;
 
+    // What a table must hold.
+    const int64_t matrices = 4 * (int64_t)f->head_dim * f->head_dim;
+    int64_t table = f->key_score == 4 ? (int64_t)f->table_boosted + f->key_boosted : 0;
+    if (f->key_rotation == 2 && f->table_key_rotation + matrices > table)
+        table = f->table_key_rotation + matrices;
+    if (f->value_rotation == 2 && f->table_value_rotation + matrices > table)
+        table = f->table_value_rotation + matrices;
+
     // Regions must follow each other inside their block or slab, and groups must divide what they cut.
     const int64_t tiles = f->page / TILE, token = 2 * (int64_t)f->head_dim;
     const struct { const char *field; int64_t value, low, high; } bounds[] = {
@@ -255,7 +279,9 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
         {"key_index", f->key_index, f->key_meta, f->key_tiles},
         {"key_tiles", f->key_tiles, f->key_index + f->key_boosted * (f->key_bits < 16), f->value_tiles},
         {"value_tiles", f->value_tiles, f->key_tiles + tiles * f->key_tile_bytes, f->block_bytes},
+        {"key_meta_bytes", f->key_meta_bytes, 0, f->key_tile_bytes},
         {"value_meta_bytes", f->value_meta_bytes, 0, f->value_tile_bytes},
+        {"value_meta", f->value_meta, f->value_along ? f->value_tiles + tiles * f->value_tile_bytes : 0, f->block_bytes},
         {"block_bytes", f->block_bytes, f->value_tiles + tiles * f->value_tile_bytes, BYTES_LIMIT},
         {"slab_sink_value", f->slab_sink_value, f->sink * token, BYTES_LIMIT},
         {"slab_key", f->slab_key, f->slab_sink_value + f->sink * token, BYTES_LIMIT},
@@ -263,15 +289,24 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
         {"slab_bytes", f->slab_bytes, f->slab_value + f->value_ring * token, BYTES_LIMIT},
         {"key_ring", f->key_ring, (int64_t)f->page + f->key_window, 1 << 21},
         {"value_ring", f->value_ring, (int64_t)f->page + f->value_window, 1 << 21},
+        {"table_bytes", f->table_bytes, table, BYTES_LIMIT},
     };
     for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
         if (bounds[i].value < bounds[i].low || bounds[i].value > bounds[i].high)
             refuse(r, bounds[i].field, "%lld does not fit the other fields; expected %lld..%lld", (long long)bounds[i].value,
                    (long long)bounds[i].low, (long long)bounds[i].high);
-    if (f->page % f->key_group)
-        refuse(r, "key_group", "%d does not divide page %d", f->key_group, f->page);
-    if (f->head_dim % f->value_group)
-        refuse(r, "value_group", "%d does not divide head_dim %d", f->value_group, f->head_dim);
+    if ((f->key_rotation == 1 || f->value_rotation == 1) && f->head_dim & (f->head_dim - 1))
+        refuse(r, f->key_rotation == 1 ? "key_rotation" : "value_rotation", "1, Hadamard, with head_dim %d, which is no power of two", f->head_dim);
+    const int spans[] = {f->key_along ? f->head_dim : f->page, f->value_along ? f->page : f->head_dim};
+    const int groups[] = {f->key_group, f->value_group};
+    for (int part = 0; part < 2; part++)
+        if (spans[part] % groups[part])
+            refuse(r, part ? "value_group" : "key_group", "%d does not divide %s %d", groups[part],
+                   (part ? f->value_along : !f->key_along) ? "page" : "head_dim", spans[part]);
+    if (f->value_along && f->value_bits < 16 && f->value_meta + f->page / f->value_group * f->head_dim * 4 > f->block_bytes)
+        refuse(r, "value_meta", "%d leaves no room for the scales in a block of %d", f->value_meta, f->block_bytes);
+    if (f->key_along && f->key_boosted)
+        refuse(r, "key_boosted", "%d with groups along channels, where a channel has no scale of its own; expected 0", f->key_boosted);
     if (f->block_bytes % 16 || f->slab_bytes % 16)
         refuse(r, f->block_bytes % 16 ? "block_bytes" : "slab_bytes", "%d is not a multiple of 16",
                f->block_bytes % 16 ? f->block_bytes : f->slab_bytes);
@@ -287,6 +322,34 @@ static void read_model(reader *r, const cJSON *object, kt__package *p)
         wrong_kind(r, "scale", scale, "a number, 0 or more");
     else if (scale)
         p->scale = scale->valuedouble;
+}
+
+// Kernels index by what they find in a table.
+static void check_table(reader *r, const kt_format *f, const unsigned char *table, int layer, int head)
+{
+    for (int i = 0; f->key_score == 4 && i < f->key_boosted; i++) {
+        const unsigned char *list = table + f->table_boosted;
+        if (list[i] >= f->head_dim || (i && list[i] <= list[i - 1]))
+            refuse(r, "file", "boosted channel %d of layer %d, KV head %d is %d; expected an ascending list of channels below %d", i, layer, head,
+                   list[i], f->head_dim);
+    }
+}
+
+static void read_tables(reader *r, const char *folder, const cJSON *root, kt__package *p)
+{
+    char digest[KT__SHA256_HEX];
+    size_t size;
+    const size_t bytes = (size_t)p->format.table_bytes, expected = (size_t)p->layers * (size_t)p->kv_heads * bytes;
+    const cJSON *object = bytes && !r->status ? get_object(r, root, "tables") : 0;
+    if (!object || r->status)
+        return;
+    strcpy(r->at, "tables.");
+    p->tables = (unsigned char *)read_named(r, folder, object, digest, &size);
+    if (!r->status && size != expected)
+        refuse(r, "file", "%zu bytes; expected %zu: %d layers x %d KV heads x %zu", size, expected, p->layers, p->kv_heads, bytes);
+    for (int i = 0; !r->status && i < p->layers * p->kv_heads; i++)
+        check_table(r, &p->format, p->tables + (size_t)i * bytes, i / p->kv_heads, i % p->kv_heads);
+    r->at[0] = 0;
 }
 
 static void read_grid(reader *r, const cJSON *object, kt__kernel *k)
@@ -345,7 +408,7 @@ static void read_kernel(reader *r, const char *folder, const cJSON *object, cons
     if (attend && !r->status && k->threads != 32 * k->warps)
         refuse(r, "threads", "%d is not 32 * warps (%d)", k->threads, k->warps);
     read_grid(r, object, k);
-    read_source(r, folder, object, k);
+    k->source = read_named(r, folder, object, k->digest, 0);
 }
 
 static int find_kernel(const kt__package *p, int count, const char *name)
@@ -446,7 +509,9 @@ static void read_manifest(reader *r, const char *folder, const cJSON *root, kt__
     if (!r->status && p->q_heads != p->kv_heads * p->format.group_heads)
         refuse(r, "q_heads", "%d is not kv_heads %d * format.group_heads %d", p->q_heads, p->kv_heads, p->format.group_heads);
     r->at[0] = 0;
-    read_lists(r, folder, root, p);
+    read_tables(r, folder, root, p);
+    if (!r->status)
+        read_lists(r, folder, root, p);
 }
 
 // ---- entry -----------------------------------------------------------------------------------------------------------
@@ -500,5 +565,6 @@ void kt__package_free(kt__package *package)
     free(package->kernels);
     free(package->choices);
     free(package->folder);
+    free(package->tables);
     *package = (kt__package){0};
 }

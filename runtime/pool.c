@@ -145,6 +145,11 @@ kt_status kt_cache_open(kt_engine *engine, const kt_cache_args *args, kt_cache *
     c->layers = args->layers ? args->layers : engine->package.layers;
     c->kv_heads = args->kv_heads ? args->kv_heads : engine->package.kv_heads;
     c->q_heads = c->kv_heads * engine->package.format.group_heads;
+    if (engine->tables && (c->layers > engine->package.layers || c->kv_heads != engine->package.kv_heads)) {
+        status = kt__fail(KT_INVALID, "kt_cache_open: layers is %d, kv_heads %d; %s is calibrated for %d layers of %d KV heads", c->layers,
+                          c->kv_heads, engine->package.spec, engine->package.layers, engine->package.kv_heads);
+        goto fail;
+    }
     c->max_sequences = args->max_sequences;
     c->spare_slabs = args->spare_slabs;
     if ((status = divide(c, args->budget_bytes)) || (status = allocate(c)))

@@ -44,8 +44,7 @@ static kt_status launch_step(kt_batch *b, kt__op op)
 
 // ---- begin -----------------------------------------------------------------------------------------------------------
 
-// A captured step may be replayed at any length that was reserved, so its launches depend on the batch only.
-static kt_status begin_captured(kt_batch *b)
+static kt_status check_captured(const kt_batch *b)
 {
     for (int slot = 0; slot < b->slots; slot++) {
         const kt_slot *p = &b->planned[slot];
@@ -61,13 +60,27 @@ static kt_status begin_captured(kt_batch *b)
     if (!kt__batch_current(b))
         return kt__fail(KT_ORDER, "kt_step_begin: the slots have changed since they were uploaded; call kt_batch_upload before the "
                         "capture begins");
+    return KT_OK;
+}
+
+// Whether an eager step follows a kt_batch_upload and could be captured: it gives the bits that a replay would.
+static bool is_reserved(const kt_batch *b)
+{
+    bool fits = b->ahead;
+    for (int slot = 0; slot < b->slots && fits; slot++)
+        fits = b->planned[slot].fresh <= 1 && b->planned[slot].tokens + b->planned[slot].fresh <= b->planned[slot].capacity;
+    return fits;
+}
+
+// A captured step may be replayed at any length that was reserved, so its launches depend on the batch and the reservations only.
+static void size_for_reservations(kt_batch *b)
+{
     b->active = b->used_slots = b->slots;
     b->max_fresh = 1;
     b->runs[0] = (kt__run){0, b->slots, 1, 1};
     b->run_count = 1;
     b->max_pages = b->table_stride;
     b->rows = b->rows > b->slots ? b->rows : b->slots;
-    return KT_OK;
 }
 
 kt_status kt_step_begin(kt_batch *b, void *stream)
@@ -82,8 +95,11 @@ kt_status kt_step_begin(kt_batch *b, void *stream)
         return kt__within(status, "kt_step_begin");
     if ((status = kt__batch_plan(b, "kt_step_begin")))
         return status;
-    if ((status = b->captured ? begin_captured(b) : kt__reserve_check(b)))
+    if ((status = b->captured ? check_captured(b) : kt__reserve_check(b)))
         return status;
+    b->reserved = b->captured || is_reserved(b);
+    if (b->reserved)
+        size_for_reservations(b);
     b->stream = stream;
     if (!b->captured) {
         if ((status = kt__reserve(b, stream)) || (status = kt__batch_flush(b, stream)))

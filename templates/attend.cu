@@ -1,3 +1,7 @@
+//@ local key_by_token = KEY_BITS < 16 and KEY_ALONG == 1
+//@ local key_halves = KEY_BITS < 16 and KEY_ALONG == 0 and KEY_BITS % 2 + KEY_BOOST_BITS % 2 > 0 -- 1-bit planes
+//@ local value_by_channel = VALUE_BITS < 16 and VALUE_ALONG == 1
+//@ local value_halves = VALUE_BITS < 16 and VALUE_BITS % 2 == 1
 //@ include "lib/kernel.cuh"
 // Attention of a step's queries over sinks, pages and residual: out = softmax(scale q k^T) v.
 //
@@ -27,27 +31,66 @@ constexpr int PAGE_CHUNKS = PAGE_TILES / TILES;
 constexpr int KEY_PLANES = KEY_BITS / 2;   // 2-bit planes of every channel
 constexpr int KEY_EXTRA = (KEY_BOOST_BITS - KEY_BITS) / 2; // further planes of a boosted channel
 constexpr int BOOST_LIST = KEY_BOOSTED > 0 ? KEY_BOOSTED : 1;
+//@ if key_by_token then
+constexpr int KEY_WORDS = (KEY_TILE_BYTES - KEY_META_BYTES) / 128;
+//@ else
 constexpr int KEY_WORDS = KEY_TILE_BYTES / 128;
+//@ end
+//@ if key_halves then
+constexpr int BASE_WORDS = KEY_PLANES * KD + KEY_BITS % 2 * KD / 2;            // planes of all channels, the last of 1 bit in KD / 2 words
+constexpr int EXTRA_WORDS = (KEY_EXTRA * KEY_BOOSTED + 15) / 16;               // further 2-bit planes of the boosted ones, then a 1-bit one
+constexpr int EXTRA_TILES = PAIR ? EXTRA_WORDS : (EXTRA_WORDS + 1) / 2 * 2;    // of q', where bytes of two words side by side
+constexpr int BOOST_TILES = EXTRA_TILES + (KEY_BOOST_BITS - KEY_BITS) % 2 * ((KEY_BOOSTED + 31) / 32 * 2);
+//@ elseif not key_by_token then
 constexpr int BOOST_TILES = KEY_BITS == 16 ? 0 : KEY_ROWS / 16 - KEY_PLANES * KD;
+//@ end
 constexpr int VALUE_PLANES = VALUE_BITS / 2;
+//@ if value_by_channel or value_halves then
+constexpr int VALUE_LAYERS = (VALUE_BITS + 1) / 2; // 2-bit planes, and a 1-bit one
+//@ end
+//@ if not value_by_channel then
 constexpr int VALUE_GROUPS = D / VALUE_GROUP;
+//@ end
+//@ if value_halves then
+constexpr int VALUE_WORDS = KD * VALUE_PLANES + KD / 2;
+//@ else
 constexpr int VALUE_WORDS = VALUE_BITS == 16 ? 0 : KD * VALUE_PLANES;
+//@ end
+//@ if value_by_channel then
+constexpr int META_BYTES = (TILES * 32 > VALUE_GROUP ? TILES * 32 / VALUE_GROUP : 1) * D * 4; // scales and zeros of a chunk's values
+constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES) + META_BYTES;
+//@ else
 constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES);
+//@ end
 constexpr bool VALUES_AHEAD = D * HALVES <= 128; // exact values are loaded with their keys, where there are registers for both
 constexpr int BARRIER_BYTES = 128;
 constexpr int OUT_STRIDE = D + 4;          // floats of a warp's result, off the bank stride
 constexpr float LOG2E = 1.4426950408889634f;
 // Tiles whose logits are held at once: where there are two products, as many as registers allow.
-constexpr int SPAN = HALVES == 1 || TILES == 1 ? TILES : KEY_BITS == 4 || KEY_BITS == 8 ? 1 : 2;
-constexpr int GROUPS = PAIR ? SPAN : 2 * SPAN; // of 16 tokens whose logits a lane holds
+constexpr int HELD = HALVES == 1 || TILES == 1 ? TILES : KEY_BITS > 2 && KEY_BITS < 16 ? 1 : 2;
+constexpr int GROUPS = PAIR ? HELD : 2 * HELD; // of 16 tokens whose logits a lane holds
 // q' is at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products with codes, which
 // are subnormal halves, are off by 2^-24. Probabilities likewise.
+//@ if key_halves then
+constexpr int Q_EXPONENT = 8;
+//@ else
 constexpr int Q_EXPONENT = 9;
+//@ end
+//@ if not key_by_token then
 constexpr int DIGIT = 254; // the low byte of q' is in units of 1 / DIGIT of the high byte, so that halves of these are at most 127
 constexpr int KEY_PAIRS = (KD + BOOST_TILES + 1) / 2; // of words that meet q' as bytes; planes of all channels meet the same q'
 constexpr int DIGIT_BYTES = HALVES > 1 && KEY_BITS != 16 ? KEY_PAIRS * HALVES * 512 : 0; // of a warp, where registers cannot hold them
+//@ else
+constexpr int DIGIT_BYTES = 0;
+//@ end
 constexpr int QUERY_BYTES = PAIR ? (D * COLUMNS * 2 + 127) / 128 * 128 : D * HALVES * 32 + WARPS * DIGIT_BYTES;
+//@ if value_by_channel then
+constexpr int P_EXPONENT = 15;
+//@ elseif value_halves then
+constexpr int P_EXPONENT = 17 - 2 * VALUE_LAYERS;
+//@ else
 constexpr int P_EXPONENT = VALUE_BITS == 16 ? 0 : 17 - VALUE_BITS;
+//@ end
 static_assert(PAGE_TILES % TILES == 0, "chunks divide a page");
 static_assert(WARPS * STAGES * 8 <= BARRIER_BYTES, "barriers fit");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * STAGES * STAGE_BYTES <= SHARED_BYTES, "stages fit");
@@ -126,6 +169,13 @@ __device__ __forceinline__ void mma_codes(float (&c)[HALVES][count][4], int to, 
 
 // ---- keys ----
 
+//@ if KEY_ROTATION + VALUE_ROTATION > 0 then
+//@ include "lib/rotate.cuh"
+
+//@ end
+//@ if key_by_token then
+//@ include "lib/keys_by_token.cuh"
+//@ else
 // q' = q * scale for one group of a sealed key page, as the B operand, and the zeros' share of the logits.
 struct KeyOperand {
     u32 high[HALVES][PAIR ? 2 * (KD + BOOST_TILES) : 1]; // PAIR: the low half in columns 4..7
@@ -146,21 +196,30 @@ struct KeyOperand {
         high[0][at] = half2_multiply_add(q, scale, (product ^ 0x80008000u) & low_mask);
     }
 
-    // The boosted channels' rows `row` and the next: q of the lane's columns, scales, and the weights of their planes times `unit`.
+    // The boosted channels' rows 2 c + 8 j and the next of their k-th tile: q of the lane's columns, scales, and the weights of their
+    // planes times `unit`.
     __device__ __forceinline__ static void gather(u32 (&q)[HALVES], u32 &scale, u32 &weight, const Query &query, const u8 *block,
-                                                  const u16 *scales, int row, float unit, int lane) {
+                                                  const u16 *scales, int k, int j, float unit, int lane) {
         const int g = lane >> 2, head = g & HEAD_MASK;
         u32 both[2], two[2];
         float times[2];
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-            const int plane = (row + e) / BOOST_LIST;
-            const bool real = row + e < KEY_EXTRA * KEY_BOOSTED && head < COLUMNS;
-            const int channel = real ? block[KEY_INDEX + row + e - plane * BOOST_LIST] : 0;
+//@ if key_halves then
+            const bool half = k >= EXTRA_TILES;
+            const int row = (half ? k - EXTRA_TILES : k) * 16 + 2 * (lane & 3) + 8 * j + e, plane = half ? KEY_EXTRA : row / BOOST_LIST;
+            const bool real = row < (half ? KEY_BOOSTED : KEY_EXTRA * KEY_BOOSTED) && head < COLUMNS;
+            const int channel = real ? block[KEY_INDEX + (half ? row : row - plane * BOOST_LIST)] : 0;
+            times[e] = real ? (float)(1 << (KEY_BITS + 2 * plane)) * unit : 0;
+//@ else
+            const int row = k * 16 + 2 * (lane & 3) + 8 * j + e, plane = row / BOOST_LIST;
+            const bool real = row < KEY_EXTRA * KEY_BOOSTED && head < COLUMNS;
+            const int channel = real ? block[KEY_INDEX + row - plane * BOOST_LIST] : 0;
+            times[e] = real ? (float)(1 << (KEY_BITS + 2 * (KEY_EXTRA > 1 ? plane : 0))) * unit : 0;
+//@ end
             if constexpr (HALVES == 2) both[e] = real ? *(const u32 *)(query.all + (channel * 8 + g) * 2) : 0;
             else both[e] = real ? query.all[channel * (PAIR ? COLUMNS : 8) + head] : 0;
             two[e] = scales[channel];
-            times[e] = (float)(1 << (KEY_BITS + 2 * (KEY_EXTRA > 1 ? plane : 0))) * unit;
         }
 #pragma unroll
         for (int h = 0; h < HALVES; h++) q[h] = __byte_perm(both[0], both[1], h ? 0x7632 : 0x5410);
@@ -186,7 +245,7 @@ struct KeyOperand {
 #pragma unroll
         for (int k = 0; k < 2 * BOOST_TILES; k++) {
             u32 q[HALVES], scale, weight;
-            gather(q, scale, weight, query, block, scales, k * 8 + 2 * c, k & 1 ? unit * 0.0625f : unit, lane);
+            gather(q, scale, weight, query, block, scales, k / 2, k & 1, k & 1 ? unit * 0.0625f : unit, lane);
             put(2 * KD + k, q[0], half2_multiply(scale, weight), low_mask);
         }
         factor0[0] = factor1[0] = power_of_two(exponent + 24);
@@ -216,7 +275,7 @@ struct KeyOperand {
 #pragma unroll
         for (int k = 0; k < 2 * BOOST_TILES; k++) {
             u32 x[HALVES], weight;
-            gather(x, scale[2 * KD + k], weight, query, block, scales, k * 8 + 2 * c, 1.0f, lane);
+            gather(x, scale[2 * KD + k], weight, query, block, scales, k / 2, k & 1, 1.0f, lane);
             scale[2 * KD + k] = half2_multiply(half2_multiply(scale[2 * KD + k], units), weight);
 #pragma unroll
             for (int h = 0; h < HALVES; h++) q[h][2 * KD + k] = x[h];
@@ -229,9 +288,9 @@ struct KeyOperand {
             float peak = fmaxf(half_to_float((u16)peaks), half_to_float((u16)(peaks >> 16)));
             peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, 1));
             peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, 2));
-            // q' times 2^(7 - x) is at most 126. Where every q' is less than 2^-11 of the largest q times the largest scale, its last bits do
+            // q' times 2^(7 - x) is at most 126. Where every q' is less than 2^-9 of the largest q times the largest scale, its last bits do
             // not matter, and x stays where scale * 2^(7 - x) is below 65504.
-            const int x = max(ceil_exponent(peak * (128.0f / 126.0f)), -2);
+            const int x = max(ceil_exponent(peak * (128.0f / 126.0f)), -1);
             const float grow = power_of_two(7 - x), back = power_of_two(exponent + x - 7) * (1.0f / DIGIT);
             const u32 grows = pack_half(grow, grow);
 #pragma unroll
@@ -287,10 +346,14 @@ struct KeyOperand {
     }
 };
 
+//@ if key_halves then
+//@ include "lib/score_planes.cuh"
+
+//@ else
 // Raw products of `groups` groups of 16 tokens of a key tile, from group m0 on: s[h][at + m] rows are tokens g (elements 0, 1) and
 // g + 8 (2, 3) of the group.
 template <int groups, int most>
-__device__ __forceinline__ void score_halves(float (&s)[HALVES][most][4], int at, const KeyOperand &operand, const u8 *tile, int m0, int lane) {
+__device__ __forceinline__ void score_codes(float (&s)[HALVES][most][4], int at, const KeyOperand &operand, const u8 *tile, int m0, int lane) {
     Words<KEY_WORDS> words(tile, lane);
     float sum[HALVES][groups][4], plane[HALVES][groups][4];
 #pragma unroll
@@ -318,10 +381,14 @@ __device__ __forceinline__ void score_halves(float (&s)[HALVES][most][4], int at
         for (int i = 0; i < 4; i++) s[0][at + m][i] = sum[0][m][i];
 }
 
+//@ end
 // The same with q' as bytes, in units of the low one, exact. Codes are bytes too: two words' of a group side by side.
 template <int groups, int most>
 __device__ __forceinline__ void score_digits(float (&s)[HALVES][most][4], int at, const KeyOperand &operand, const u8 *tile, int m0, int lane) {
-    constexpr int PLANE = KD / 2, PLANES = KEY_PLANES * PLANE; // pairs of words
+    // Steps, of two words or of one that holds a 1-bit plane of two, by the higher plane first: each is 4 times the next.
+    constexpr int PLANE = KD / 2, HALF = KEY_BITS % 2 * PLANE, BASE = HALF + KEY_PLANES * PLANE;
+    constexpr int EXTRA = (KEY_EXTRA * KEY_BOOSTED + 15) / 16, FURTHER = BASE + (EXTRA + 1) / 2; // boosted channels' words, steps
+    constexpr int STEPS = FURTHER + (KEY_BOOST_BITS - KEY_BITS) % 2 * ((KEY_BOOSTED + 31) / 32);
     Words<KEY_WORDS> words(tile, lane);
     int sum[groups][HALVES][2][4];
 #pragma unroll
@@ -331,12 +398,16 @@ __device__ __forceinline__ void score_digits(float (&s)[HALVES][most][4], int at
 #pragma unroll
             for (int i = 0; i < 4; i++) sum[m][h][0][i] = sum[m][h][1][i] = 0;
 #pragma unroll
-    for (int i = 0; i < (KEY_WORDS + 1) / 2; i++) {
-        const bool boosted = i >= PLANES;
-        const int from = boosted ? i : (KEY_PLANES - 1 - i / PLANE) * PLANE + i % PLANE; // higher planes first: each is 4 times the next
-        const int row = boosted ? PLANE + i - PLANES : i % PLANE;
-        const bool first = boosted ? KEY_PLANES > 1 && i == PLANES : i % PLANE == 0;
-        const u32 x = words.get(2 * from, first), y = 2 * from + 1 < KEY_WORDS ? words.get(2 * from + 1, false) : 0;
+    for (int i = 0; i < STEPS; i++) {
+        const bool base = i < BASE, half = i < HALF || i >= FURTHER;
+        const int row = base ? i % PLANE : PLANE + i - BASE; // of q'
+        const int from = i < HALF        ? KEY_PLANES * KD + i
+                         : base          ? KD * (KEY_PLANES - 1 - (i - HALF) / PLANE) + i % PLANE * 2
+                         : i < FURTHER   ? KEY_PLANES * KD + HALF + 2 * (i - BASE)
+                                         : KEY_PLANES * KD + HALF + EXTRA + i - FURTHER;
+        const bool two = !half && (base || 2 * (i - BASE) + 1 < EXTRA);
+        u32 x = words.get(from, base ? i % PLANE == 0 : i == BASE || i == FURTHER), y = two ? words.get(from + 1, false) : 0;
+        if (half) y = x >> 1 & 0x55555555u, x &= 0x55555555u;
 #pragma unroll
         for (int m = 0; m < groups; m++) {
             const u32 codes = __byte_perm(x, y, m0 + m ? 0x7531 : 0x6420), next = codes >> 4;
@@ -345,7 +416,7 @@ __device__ __forceinline__ void score_digits(float (&s)[HALVES][most][4], int at
                 const uint4 b = operand.digits_of(row, h, lane);
 #pragma unroll
                 for (int d = 0; d < 2; d++) {
-                    if (!boosted && i >= PLANE && i % PLANE == 0)
+                    if (base && i >= PLANE && i % PLANE == 0)
 #pragma unroll
                         for (int e = 0; e < 4; e++) sum[m][h][d][e] *= 4;
                     mma_bytes(sum[m][h][d], codes & 0x03030303u, codes & 0x0c0c0c0cu, next & 0x03030303u, next & 0x0c0c0c0cu,
@@ -361,7 +432,7 @@ __device__ __forceinline__ void score_digits(float (&s)[HALVES][most][4], int at
 #pragma unroll
             for (int i = 0; i < 4; i++) { // codes of several planes may reach past 32 bits
                 const int high = sum[m][h][0][i], low = sum[m][h][1][i];
-                s[h][at + m][i] = KEY_PLANES > 1 ? (float)high * DIGIT + (float)low : (float)(high * DIGIT + low);
+                s[h][at + m][i] = KEY_BITS > 2 ? (float)high * DIGIT + (float)low : (float)(high * DIGIT + low);
             }
 }
 
@@ -398,7 +469,7 @@ __device__ __forceinline__ void score_tile(float (&s)[HALVES][most][4], int at, 
             }
         }
     } else if constexpr (PAIR) {
-        score_halves<groups>(s, at, operand, tile, m0, lane);
+        score_codes<groups>(s, at, operand, tile, m0, lane);
     } else {
         score_digits<groups>(s, at, operand, tile, m0, lane);
     }
@@ -436,6 +507,7 @@ __device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int 
     }
 }
 
+//@ end
 // ---- softmax ----
 
 // Raises the running maximum to cover `groups` groups of logits, scales what was summed before (the output by `also` too), and
@@ -473,6 +545,7 @@ __device__ __forceinline__ void softmax_update(State &state, float (&s)[groups][
 
 // ---- sealed values ----
 
+//@ if not value_by_channel then
 // While sealed chunks are worked on, State::out is in units of 2^(exponent + 24 - P_EXPONENT), exponent that of the largest scale so far, rows g + 8 in a quarter of that: what
 // the products give. Zeros are summed apart.
 struct SealedOutput {
@@ -494,6 +567,7 @@ __device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed,
     }
 }
 
+//@ end
 // The B operand of a tile's probabilities, weights [tokens 16 m + 8 j ..] at b[2 m + j]. PAIR: what a lane's column has no token of is 0.
 __device__ __forceinline__ void spread_weights(u32 (&b)[4], const u32 (&packed)[PAIR ? 2 : 4], int lane) {
     if constexpr (PAIR) {
@@ -509,16 +583,29 @@ __device__ __forceinline__ void spread_weights(u32 (&b)[4], const u32 (&packed)[
     }
 }
 
-// Adds the values of a span. Its products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum,
+//@ if value_by_channel or value_halves then
+// The word of a plane and 16 channels; of a 1-bit plane two 16 share one.
+__device__ __forceinline__ u32 value_word(Words<VALUE_WORDS> &words, int plane, int k, bool first) {
+    if (plane < VALUE_PLANES) return words.get(plane * KD + k, first);
+    return words.get(VALUE_PLANES * KD + k / 2, first) >> (k % 2) & 0x55555555u;
+}
+
+//@ end
+//@ if value_by_channel then
+//@ include "lib/values_by_channel.cuh"
+
+//@ else
+// Adds the values of HELD tiles of a chunk, from `first` on. Their products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum,
 // always towards zero, and over a long context that would show where codes and zeros nearly cancel.
 __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], SealedOutput (&sealed)[HALVES], int exponent,
-                                                  const float (&p)[HALVES][GROUPS][4], const u8 *tiles, int lane) {
+                                                  const float (&p)[HALVES][GROUPS][4], const u8 *tiles, int first, int lane) {
     constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane has
     const int g = lane >> 2;
+    tiles += first * VALUE_TILE_BYTES;
     if constexpr (VALUE_BITS == 16) {
-        u32 b[HALVES][SPAN][4];
+        u32 b[HALVES][HELD][4];
 #pragma unroll
-        for (int t = 0; t < SPAN; t++)
+        for (int t = 0; t < HELD; t++)
 #pragma unroll
             for (int h = 0; h < HALVES; h++) {
                 u32 packed[2 * own];
@@ -537,7 +624,7 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
 #pragma unroll
                 for (int e = 0; e < 4; e++) sum[h][e] = 0;
 #pragma unroll
-            for (int m = 0; m < 2 * SPAN; m++) {
+            for (int m = 0; m < 2 * HELD; m++) {
                 const uint4 w = ((const uint4 *)(tiles + m / 2 * VALUE_TILE_BYTES))[(i * 2 + m % 2) * 32 + lane];
 #pragma unroll
                 for (int h = 0; h < HALVES; h++) mma_element(sum[h], w.x, w.y, w.z, w.w, b[h][m / 2][m % 2 * 2], b[h][m / 2][m % 2 * 2 + 1]);
@@ -551,9 +638,9 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
         const float unit = power_of_two(P_EXPONENT - exponent);
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) {
-            u32 b[HALVES][4 * SPAN];
+            u32 b[HALVES][4 * HELD];
 #pragma unroll
-            for (int t = 0; t < SPAN; t++) {
+            for (int t = 0; t < HELD; t++) {
                 // Pairs of tokens g, g + 8, g + 16, g + 24, or of this lane's two.
                 const u32 *pairs = (const u32 *)(tiles + t * VALUE_TILE_BYTES + v * 128) + g * 4 + (second_lane(lane) ? 2 : 0);
                 u32 pair[2 * own];
@@ -581,7 +668,11 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
                 }
             }
 #pragma unroll
+//@ if value_halves then
+            for (int plane = 0; plane < VALUE_LAYERS; plane++) {
+//@ else
             for (int plane = 0; plane < VALUE_PLANES; plane++) {
+//@ end
                 constexpr int step = 4; // words of a vector
 #pragma unroll
                 for (int i0 = 0; i0 < VALUE_GROUP / 16; i0 += step) {
@@ -593,12 +684,16 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
 #pragma unroll
                             for (int e = 0; e < 4; e++) sum[h][i][e] = 0;
 #pragma unroll
-                    for (int t = 0; t < SPAN; t++) {
+                    for (int t = 0; t < HELD; t++) {
                         Words<VALUE_WORDS> words(tiles + t * VALUE_TILE_BYTES + VALUE_META_BYTES, lane);
 #pragma unroll
                         for (int i = 0; i < step; i++)
                             if (i0 + i < VALUE_GROUP / 16) {
+//@ if value_halves then
+                                const u32 x = value_word(words, plane, v * (VALUE_GROUP / 16) + i0 + i, i == 0);
+//@ else
                                 const u32 x = words.get(plane * KD + v * (VALUE_GROUP / 16) + i0 + i, i == 0);
+//@ end
                                 mma_codes(sum, i, x, b, 4 * t);
                                 mma_codes(sum, i, x >> 8, b, 4 * t + 2);
                             }
@@ -611,11 +706,15 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
 #pragma unroll
                                 for (int e = 0; e < 4; e++) state[h].out[v * (VALUE_GROUP / 16) + i0 + i][e] += sum[h][i][e];
                 }
+//@ if value_halves then
+                if (plane + 1 < VALUE_LAYERS)
+//@ else
                 if (plane + 1 < VALUE_PLANES)
+//@ end
 #pragma unroll
                     for (int h = 0; h < HALVES; h++)
 #pragma unroll
-                        for (int r = 0; r < 4 * SPAN; r++) b[h][r] = half2_multiply(b[h][r], 0x44004400u); // times 4
+                        for (int r = 0; r < 4 * HELD; r++) b[h][r] = half2_multiply(b[h][r], 0x44004400u); // times 4
             }
         }
     }
@@ -643,6 +742,7 @@ __device__ __forceinline__ void finish_sealed(State &state, const SealedOutput &
     }
 }
 
+//@ end
 // ---- exact tokens ----
 
 //@ include "lib/exact.cuh"
@@ -715,12 +815,18 @@ __device__ __forceinline__ void add_exact_values(State (&state)[HALVES], const f
 __device__ __forceinline__ void start_copy(u8 *stage, const u8 *block, int tile, u64 *barrier, int lane) {
     const u8 *keys = block + KEY_TILES + tile * KEY_TILE_BYTES, *values = block + VALUE_TILES + tile * VALUE_TILE_BYTES;
     u8 *stage_values = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
+//@ if value_by_channel then
+    const u8 *meta = block + VALUE_META + tile * 32 / VALUE_GROUP * D * 4;
+//@ end
 #if KITTY_BULK
     if (lane == 0) {
         barrier_expect(barrier, STAGE_BYTES);
         if constexpr (TILES == PAGE_TILES) {
             bulk_copy(stage, block, STAGE_BYTES, barrier);
         } else {
+//@ if value_by_channel then
+            bulk_copy(stage_values + TILES * VALUE_TILE_BYTES, meta, META_BYTES, barrier);
+//@ end
             bulk_copy(stage, block, KEY_TILES, barrier);
             bulk_copy(stage + KEY_TILES, keys, TILES * KEY_TILE_BYTES, barrier);
             bulk_copy(stage_values, values, TILES * VALUE_TILE_BYTES, barrier);
@@ -730,6 +836,9 @@ __device__ __forceinline__ void start_copy(u8 *stage, const u8 *block, int tile,
     for (int i = lane * 16; i < KEY_TILES; i += 512) async_copy16(stage + i, block + i);
     for (int i = lane * 16; i < TILES * KEY_TILE_BYTES; i += 512) async_copy16(stage + KEY_TILES + i, keys + i);
     for (int i = lane * 16; i < TILES * VALUE_TILE_BYTES; i += 512) async_copy16(stage_values + i, values + i);
+//@ if value_by_channel then
+    for (int i = lane * 16; i < META_BYTES; i += 512) async_copy16(stage_values + TILES * VALUE_TILE_BYTES + i, meta + i);
+//@ end
 #endif
 }
 
@@ -866,24 +975,37 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
         const int exponent = max(ceil_exponent(largest), -90);
+//@ if KEY_ROTATION > 0 then
+        // A rotation keeps the length, so that no channel grows by more than 16 >= sqrt(D).
+        const float normal = power_of_two(Q_EXPONENT - 4 - exponent);
+        query.back[h] = query.scale * power_of_two(exponent - Q_EXPONENT + 4);
+//@ else
         const float normal = power_of_two(Q_EXPONENT - exponent);
         query.back[h] = query.scale * power_of_two(exponent - Q_EXPONENT);
-        auto half_of = [&](int k) { return pack_half(low_element(query.pair[h][k]) * normal, high_element(query.pair[h][k]) * normal); };
+//@ end
+        u32 half[2 * KD];
+#pragma unroll
+        for (int k = 0; k < 2 * KD; k++)
+            half[k] = pack_half(low_element(query.pair[h][k]) * normal, high_element(query.pair[h][k]) * normal);
+//@ if KEY_ROTATION > 0 then
+        rotate_query(half, p.view.calibration + kv_head * TABLE_BYTES + TABLE_KEY_ROTATION, lane);
+//@ end
         if constexpr (PAIR)
 #pragma unroll
-            for (int k = 0; k < 2 * KD; k++) query.half[k] = half_of(k);
+            for (int k = 0; k < 2 * KD; k++) query.half[k] = half[k];
         if constexpr (KEY_BITS != 16 && (!PAIR || KEY_BOOSTED > 0)) {
             if (!PAIR || g < COLUMNS)
 #pragma unroll
                 for (int k = 0; k < D / 32; k++)
                     if (k % WARPS == warp) {
-                        const uint4 four = make_uint4(half_of(4 * k), half_of(4 * k + 1), half_of(4 * k + 2), half_of(4 * k + 3));
-                        const u32 two[4] = {four.x, four.y, four.z, four.w};
-                        if constexpr (!PAIR) ((uint4 *)query.halves)[(k * HALVES + h) * 32 + lane] = four;
+                        if constexpr (!PAIR)
+                            ((uint4 *)query.halves)[(k * HALVES + h) * 32 + lane] =
+                                make_uint4(half[4 * k], half[4 * k + 1], half[4 * k + 2], half[4 * k + 3]);
 #pragma unroll
                         for (int i = 0; i < 4; i++) {
+                            const u32 two = half[4 * k + i];
                             u16 *to = shared_query + (PAIR ? (k * 32 + c * 8 + 2 * i) * COLUMNS + g : ((k * 32 + c * 8 + 2 * i) * 8 + g) * HALVES + h);
-                            to[0] = (u16)two[i], to[PAIR ? COLUMNS : 8 * HALVES] = (u16)(two[i] >> 16);
+                            to[0] = (u16)two, to[PAIR ? COLUMNS : 8 * HALVES] = (u16)(two >> 16);
                         }
                     }
         }
@@ -892,7 +1014,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
 
     State state[HALVES];
     KeyOperand operand;
+//@ if key_by_token then
+    operand.build(query, lane);
+//@ else
     operand.stored = (uint4 *)(shared_memory() + D * HALVES * 32 + warp * DIGIT_BYTES);
+//@ end
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {
 #pragma unroll
@@ -913,7 +1039,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         if (half) {
             const int group = (item - sink_units) % (PAGE / 16);
             const u8 *block = block_of(full_pages + (item - sink_units) / (PAGE / 16));
+//@ if not key_by_token then
             if constexpr (KEY_BITS != 16) operand.build(query, block, group * 16 / KEY_GROUP, lane);
+//@ end
             score_group(s, query, operand, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
         } else {
             if constexpr (HALVES > 1 && KEY_BITS != 16) // again: no registers could keep them
@@ -932,6 +1060,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     }
 
     SealedOutput sealed[HALVES];
+//@ if VALUE_ROTATION > 0 then
+    // What comes from sealed values is rotated, and so is what there is already.
+    const u8 *rotation = p.view.calibration + kv_head * TABLE_BYTES + TABLE_VALUE_ROTATION;
+    const bool chunks = item < items;
+    if (chunks)
+#pragma unroll
+        for (int h = 0; h < HALVES; h++) rotate_output(state[h].out, rotation, lane);
+//@ end
     int exponent = -24; // of the smallest scale there is
 #pragma unroll
     for (int h = 0; h < HALVES; h++) start_sealed(state[h], sealed[h], exponent, lane);
@@ -945,30 +1081,38 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         __syncwarp();
 #endif
         const int tile = (item - units) % PAGE_CHUNKS * TILES;
+//@ if not value_by_channel then
         const int value_exponent = (signed char)stage[KT_HEADER_VALUE_EXPONENT];
+//@ end
         const u8 *keys = stage + KEY_TILES, *values = keys + TILES * KEY_TILE_BYTES;
 #pragma unroll 1
-        for (int first = 0; first < TILES; first += SPAN) {
+        for (int first = 0; first < TILES; first += HELD) {
             float s[HALVES][GROUPS][4], r0, r1;
 #pragma unroll
-            for (int t = 0; t < SPAN; t++) {
+            for (int t = 0; t < HELD; t++) {
+//@ if not key_by_token then
                 if constexpr (KEY_BITS != 16)
                     if (first + t == 0 || (first + t) * 32 % KEY_GROUP == 0)
                         operand.build(query, stage, (tile + first + t) * 32 / KEY_GROUP, lane);
+//@ end
                 score_sealed(s, t, query, operand, keys + (first + t) * KEY_TILE_BYTES, lane);
             }
             float also = 1;
+//@ if not value_by_channel then
             if (VALUE_BITS != 16 && value_exponent > exponent) {
                 also = power_of_two(exponent - value_exponent);
                 exponent = value_exponent;
             }
+//@ end
 #pragma unroll
             for (int h = 0; h < HALVES; h++) {
                 softmax_update<GROUPS>(state[h], s[h], also, r0, r1);
+//@ if not value_by_channel then
 #pragma unroll
                 for (int v = 0; v < VALUE_GROUPS; v++) sealed[h].zero0[v] *= r0, sealed[h].zero1[v] *= r1;
+//@ end
             }
-            add_sealed_values(state, sealed, exponent, s, values + first * VALUE_TILE_BYTES, lane);
+            add_sealed_values(state, sealed, exponent, s, values, first, lane);
         }
         __syncwarp(); // every lane is done with the stage
         const int next = item + STAGES * stride, chunk = next - units;
@@ -983,6 +1127,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {
         finish_sealed(state[h], sealed[h], exponent, lane);
+//@ if VALUE_ROTATION > 0 then
+        if (chunks) rotate_output(state[h].out, rotation + D * D * 2, lane); // the transpose, or Hadamard again
+//@ end
 #pragma unroll
         for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
             state[h].sum0 += __shfl_xor_sync(~0u, state[h].sum0, x);

@@ -36,6 +36,10 @@ static kt_status launch(kt__backend *backend, int kernel, const kt__extent *exte
         return kt__fail(KT_DEVICE, "launch refused");
     if (op == KT__APPEND || op == KT__ATTEND)
         recorder.places += (long long)extent->ones[KT__SLOTS] * extent->ones[KT__FRESH];
+    if (op == KT__ATTEND) {
+        const kt_attend_params *p = params;
+        recorder.attend = (recorder_attend){kernel, p->splits, p->split_items, p->max_fresh, *extent};
+    }
     if (!recorder.capturing)
         return real->launch(backend, kernel, extent, params, bytes, stream);
     record *r = &records[recorder.count++];

@@ -6,12 +6,19 @@
 #include "core.h"
 #include "reference.h"
 
+// What decides the bits of an attend, and how large its grid is.
+typedef struct {
+    int kernel, splits, split_items, max_fresh;
+    kt__extent extent;
+} recorder_attend;
+
 typedef struct {
     bool capturing;
     int count;          // recorded launches and mirrors
     int until_failure;  // calls before one that fails: 0 is the next; below, none does
     int copies;         // of uploads, ever
     long long places;   // slots times fresh of launched appends and attends, ever
+    recorder_attend attend; // the last one, launched or recorded
 } recorder_state;
 extern recorder_state recorder;
 

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core.h"
 #include "emit.h"
 #include "temporary.h"
 
@@ -344,6 +345,13 @@ void ref_step(ref_world *w, kt_batch *batch, ref_sequence *const *sequences, con
     ref_buffers_free(&b);
 }
 
+// What calibration gives a layer and head.
+static const unsigned char *ref_table(const ref_world *w, int layer, int head)
+{
+    const kt__package *p = &w->engine->package;
+    return p->tables ? p->tables + (size_t)(layer * p->kv_heads + head) * (size_t)p->format.table_bytes : NULL;
+}
+
 // Exact tokens [first, last) of a part, as they came.
 static void verify_exact(const ref_world *w, const ref_sequence *s, kt_part part, int layer, int head, int first, int last)
 {
@@ -379,9 +387,9 @@ void ref_verify(const ref_world *w, const ref_sequence *s)
                     for (int t = 0; t < f->page; t++)
                         rows[t] = ref_row(w, (kt_part)part, layer, head, s, f->sink + page * f->page + t);
                     if (part == KT_KEY)
-                        kt__cpu_seal_key(f, rows, layer, head, page, expected);
+                        kt__cpu_seal_key(f, ref_table(w, layer, head), rows, layer, head, page, expected);
                     else
-                        kt__cpu_seal_value(f, rows, expected);
+                        kt__cpu_seal_value(f, ref_table(w, layer, head), rows, expected);
                 }
                 OK(kt_read_block(w->cache, s->handle, layer, head, page, got));
                 ck_assert_msg(!memcmp(got, expected, (size_t)f->block_bytes), "layer %d head %d page %d of %d tokens differs", layer,

@@ -16,14 +16,18 @@ static const char source[] = "extern \"C\" __global__ void kitty_test() {}\n";
     "   \"shared\": 0, \"grid\": [\"1\", \"1\", \"1\"]}],\n"                                                                                  \
     " \"select\": [{\"op\": \"advance\", \"sequences\": 0, \"pages\": 0, \"kernel\": \"advance\", \"blocks_per_sm\": 1},\n  "
 static const char good[] =
-    "{\"kittygen\": 1, \"spec\": \"tiny.kitty\",\n"
+    "{\"kittygen\": 2, \"spec\": \"tiny.kitty\",\n"
     " \"model\": {\"layers\": 2, \"q_heads\": 8, \"kv_heads\": 2, \"scale\": 0.125},\n"
     " \"format\": {\"dtype\": 0, \"head_dim\": 64, \"group_heads\": 4, \"page\": 128, \"sink\": 32, \"key_bits\": 2,\n"
     "  \"key_boost_bits\": 4, \"key_boosted\": 8, \"key_score\": 3, \"key_seed\": -7, \"key_group\": 128, \"key_window\": 0,\n"
     "  \"key_rows\": 80, \"value_bits\": 2, \"value_group\": 64, \"value_window\": 128, \"block_bytes\": 5424, \"key_meta\": 16,\n"
     "  \"key_index\": 272, \"key_tiles\": 288, \"key_tile_bytes\": 640, \"value_tiles\": 2848, \"value_meta_bytes\": 128,\n"
     "  \"value_tile_bytes\": 640, \"slab_bytes\": 57344, \"slab_sink_value\": 4096, \"slab_key\": 8192, \"slab_value\": 24576,\n"
-    "  \"key_ring\": 128, \"value_ring\": 256},\n"
+    "  \"key_ring\": 128, \"value_ring\": 256,\n"
+    "  \"key_range\": 0, \"value_range\": 0,\n"
+    "  \"key_rotation\": 0, \"value_rotation\": 0, \"table_key_rotation\": 0, \"table_value_rotation\": 0,\n"
+    "  \"key_along\": 0, \"key_meta_bytes\": 0, \"value_along\": 0, \"value_meta\": 0,\n"
+    "  \"table_boosted\": 0, \"table_bytes\": 0},\n"
     " \"kernels\": [\n"
     "  {\"name\": \"append\", \"op\": \"append\", \"file\": \"a.cu\", \"entry\": \"kitty_append\", \"sha256\": \"@\", \"threads\": 256,\n"
     "   \"shared\": 20000, \"grid\": [\"units\", \"kv_heads\", \"slots\"]},\n"
@@ -123,9 +127,13 @@ END_TEST
 static const struct { const char *from, *to, *expected; } bad[] = {
     {"{\"kittygen\"", "{\"kittygen\":, \"x\"", ":1:13: not valid JSON"},
     {"\"layers\": 2", "\"layers\": ?", ":2:22: not valid JSON"},
-    {"\"kittygen\": 1, ", "", "kittygen: missing; expected an integer in 1..2147483647"},
-    {"\"kittygen\": 1", "\"kittygen\": 2", "kittygen: format version 2; this libkitty (" KT_VERSION ") reads version 1: emit the package with its own kittygen"},
-    {"\"kittygen\": 1", "\"kittygen\": \"1\"", "kittygen: \"1\" is not an integer in 1..2147483647"},
+    {"\"kittygen\": 2, ", "", "kittygen: missing; expected an integer in 1..2147483647"},
+    {"\"kittygen\": 2", "\"kittygen\": 1", "kittygen: format version 1; this libkitty (" KT_VERSION ") reads version 2: emit the package with its own kittygen"},
+    {"\"kittygen\": 2", "\"kittygen\": \"1\"", "kittygen: \"1\" is not an integer in 1..2147483647"},
+    {"\"table_bytes\": 0", "\"table_bytes\": 16", "tables: missing; expected an object"},
+    {"\"key_score\": 3", "\"key_score\": 4", "format.table_bytes: 0 does not fit the other fields; expected 8..1073741824"},
+    {"\"table_bytes\": 0},", "\"table_bytes\": 16}, \"tables\": {\"file\": \"a.cu\", \"sha256\": \"@\"},",
+     "tables.file: 43 bytes; expected 64: 2 layers x 2 KV heads x 16"},
     {"\"tiny.kitty\"", "\"tiny/kitty\"", "spec: \"tiny/kitty\" is not a name (letters, digits, '_', '-', '.')"},
     {"\"model\"", "\"modle\"", "model: missing; expected an object"},
     {"\"layers\": 2", "\"layers\": 0", "model.layers: 0 is not an integer in 1..4096"},
@@ -137,7 +145,7 @@ static const struct { const char *from, *to, *expected; } bad[] = {
     {"\"head_dim\": 64", "\"head_dim\": 65", "format.head_dim: 65 is not a multiple of 32"},
     {"\"sink\": 32, ", "", "format.sink: missing; expected an integer in 0..1048576"},
     {"\"key_boosted\": 8", "\"key_boosted\": 65", "format.key_boosted: 65 does not fit the other fields; expected 0..64"},
-    {"\"key_boost_bits\": 4", "\"key_boost_bits\": 18", "format.key_boost_bits: 18 is not an integer in 2..16"},
+    {"\"key_boost_bits\": 4", "\"key_boost_bits\": 18", "format.key_boost_bits: 18 is not an integer in 1..16"},
     {"\"key_group\": 128", "\"key_group\": 96", "format.key_group: 96 does not divide page 128"},
     {"\"value_group\": 64", "\"value_group\": 48", "format.value_group: 48 does not divide head_dim 64"},
     {"\"block_bytes\": 5424", "\"block_bytes\": 5392", "format.block_bytes: 5392 does not fit the other fields; expected 5408..1073741824"},

@@ -120,10 +120,10 @@ START_TEST(layout)
         const kt_format f = ref_format(variant, head_dims[_i % 5], 4, dtype, 128);
         ref_tokens(dtype, f.page, f.head_dim, 100 + (unsigned)_i, storage);
         point_rows(&f);
-        ck_assert_int_eq(kt__cpu_seal_key(&f, rows, 1, 2, 3, block), 0);
+        ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 1, 2, 3, block), 0);
         for (int i = f.value_tiles; i < f.block_bytes; i++)
             ck_assert_msg(!block[i], "sealing keys wrote byte %d of the value part", i);
-        ck_assert_int_eq(kt__cpu_seal_value(&f, rows, block), 0);
+        ck_assert_int_eq(kt__cpu_seal_value(&f, NULL, rows, block), 0);
         ck_assert_int_eq(block[KT_HEADER_KEY_FLAGS] | block[KT_HEADER_VALUE_FLAGS], 0);
 
         int list = -1;
@@ -133,7 +133,7 @@ START_TEST(layout)
         }
         ck_assert_int_lt(list, f.head_dim);
         double error = 0, step = 0;
-        kt__cpu_decode_key(&f, block, decoded);
+        kt__cpu_decode_key(&f, NULL, block, decoded);
         for (int t = 0; t < f.page; t++)
             for (int c = 0; c < f.head_dim; c++) {
                 ck_assert_msg(decoded[t * f.head_dim + c] == key_at(&f, t, c), "%s, key token %d channel %d: %g and %g", variant, t,
@@ -147,7 +147,7 @@ START_TEST(layout)
         if (f.key_bits < 16)
             ck_assert(ldexp(1, (signed char)block[KT_HEADER_KEY_EXPONENT]) >= step &&
                       ldexp(0.5, (signed char)block[KT_HEADER_KEY_EXPONENT]) < step);
-        kt__cpu_decode_value(&f, block, decoded);
+        kt__cpu_decode_value(&f, NULL, block, decoded);
         for (int t = 0; t < f.page; t++)
             for (int c = 0; c < f.head_dim; c++)
                 ck_assert_msg(decoded[t * f.head_dim + c] == value_at(&f, t, c), "%s, value token %d channel %d", variant, t, c);
@@ -165,7 +165,7 @@ static void by_hand(int dtype, const float *x, int count, unsigned scale, unsign
     for (int t = 0; t < 32; t++)
         storage[t * 64 + 21] = kt__from_float(dtype, x[t % count]);
     point_rows(&f);
-    ck_assert_int_eq(kt__cpu_seal_key(&f, rows, 0, 0, 0, block), 0);
+    ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block), 0);
     ck_assert_uint_eq(read16(f.key_meta + 21 * 2), scale);
     ck_assert_uint_eq(read16(f.key_meta + (f.head_dim + 21) * 2), zero);
     for (int t = 0; t < 32; t++) {
@@ -233,14 +233,14 @@ START_TEST(nonfinite)
         for (int i = 0; i < 4; i++)
             storage[(17 * i + 3) * 64 + 20 * i] = 0;
         point_rows(&f);
-        kt__cpu_seal_key(&f, rows, 0, 0, 0, block);
-        kt__cpu_seal_value(&f, rows, block);
+        kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block);
+        kt__cpu_seal_value(&f, NULL, rows, block);
         memcpy(clean, block, sizeof block);
         for (int i = 0; i < 4; i++)
             storage[(17 * i + 3) * 64 + 20 * i] = bad[i];
         point_rows(&f);
-        ck_assert_int_eq(kt__cpu_seal_key(&f, rows, 0, 0, 0, block), 0);
-        ck_assert_int_eq(kt__cpu_seal_value(&f, rows, block), 0);
+        ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block), 0);
+        ck_assert_int_eq(kt__cpu_seal_value(&f, NULL, rows, block), 0);
         ck_assert_int_eq(block[KT_HEADER_KEY_FLAGS], 1);
         ck_assert_int_eq(block[KT_HEADER_VALUE_FLAGS], 1);
         clean[KT_HEADER_KEY_FLAGS] = clean[KT_HEADER_VALUE_FLAGS] = 1;
@@ -258,12 +258,12 @@ START_TEST(overflow)
     storage[40 * 64 + 33] = kt__from_float(KT_BF16, 3e38f);    // scale beyond
     storage[41 * 64 + 33] = kt__from_float(KT_BF16, -3e38f);   // and the difference beyond fp32
     point_rows(&f);
-    ck_assert_int_eq(kt__cpu_seal_key(&f, rows, 0, 0, 0, block), 2);
-    ck_assert_int_eq(kt__cpu_seal_value(&f, rows, block), f.page); // channel 9 spoils every token
+    ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block), 2);
+    ck_assert_int_eq(kt__cpu_seal_value(&f, NULL, rows, block), f.page); // channel 9 spoils every token
     ck_assert_int_eq(block[KT_HEADER_KEY_FLAGS], 1);
     ck_assert_int_eq(block[KT_HEADER_VALUE_FLAGS], 1);
     ck_assert_int_eq((signed char)block[KT_HEADER_VALUE_EXPONENT], -24);
-    kt__cpu_decode_key(&f, block, decoded);
+    kt__cpu_decode_key(&f, NULL, block, decoded);
     for (int t = 0; t < f.page; t++) {
         bool boosted;
         ck_assert(decoded[t * 64 + 9] == 0 && decoded[t * 64 + 33] == 0);
@@ -271,7 +271,7 @@ START_TEST(overflow)
         ck_assert(boosted); // it has the largest mean all the same
     }
     ck_assert_float_ne(decoded[64 + 10], 0);
-    kt__cpu_decode_value(&f, block, decoded);
+    kt__cpu_decode_value(&f, NULL, block, decoded);
     for (int i = 0; i < f.page * 64; i++)
         ck_assert_float_eq(decoded[i], 0);
 }
@@ -286,7 +286,7 @@ START_TEST(infinite_scores)
         for (int c = 1; c < 64; c += 3)
             storage[t * 64 + c] = kt__from_float(KT_BF16, (t & 32) == 0 ? 3e38f : c % 2 ? -3e38f : 3e38f);
     point_rows(&f);
-    kt__cpu_seal_key(&f, rows, 0, 0, 0, block);
+    kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block);
     for (int i = 0; i < f.key_boosted; i++)
         ck_assert_int_eq(block[f.key_index + i], 1 + 3 * i); // all infinite: the lower ones
 }
@@ -308,11 +308,109 @@ START_TEST(selection)
         for (int t = 0; t < f.page; t++)
             storage[t * 64 + 10] = kt__from_float(KT_F16, 100); // large but constant
     point_rows(&f);
-    kt__cpu_seal_key(&f, rows, 0, 0, 0, block);
+    kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block);
     for (int i = 0; i < f.key_boosted - 3; i++)
         ck_assert_int_eq(block[f.key_index + i], i);
     for (int i = 0; i < 3; i++)
         ck_assert_int_eq(block[f.key_index + f.key_boosted - 3 + i], loud[2 - i]);
+}
+END_TEST
+
+// Every way of grouping and number of bits: what is decoded is within half a step of what came, by the extremes of its group.
+START_TEST(combinations)
+{
+    static const int bits[] = {1, 2, 3, 4, 8}, boosts[] = {0, 3, 4, 8};
+    const int own = bits[_i % 5], head_dim = _i / 5 % 2 ? 96 : 64;
+    for (int along = 0; along < 2; along++)
+        for (int b = 0; b < (along ? 1 : 4); b++) {
+            kg_spec spec;
+            kt_format f;
+            if (b && boosts[b] <= own)
+                continue;
+            ck_assert(ref_spec("kitty-pro", head_dim, 1, KT_F16, 64, &spec));
+            spec.key.bits = spec.value.bits = own;
+            spec.key.boost_bits = b ? boosts[b] : own;
+            spec.key.boost_fraction = b ? 0.3 : 0;
+            spec.key.along = along, spec.value.along = !along;
+            spec.key.group = spec.value.group = 32;
+            ck_assert_ptr_null(kg_layout(&spec, &f));
+            ref_tokens(KT_F16, f.page, f.head_dim, 21, storage);
+            point_rows(&f);
+            ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block), 0);
+            ck_assert_int_eq(kt__cpu_seal_value(&f, NULL, rows, block), 0);
+            for (int part = 0; part < 2; part++) {
+                (part ? kt__cpu_decode_value : kt__cpu_decode_key)(&f, NULL, block, decoded);
+                const bool by_token = part ? !f.value_along : f.key_along;
+                for (int t = 0; t < f.page; t++)
+                    for (int c = 0; c < f.head_dim; c++) {
+                        double low = INFINITY, high = -INFINITY, width = own;
+                        for (int i = 0; i < 32; i++) {
+                            const double x = by_token ? kt__to_float(KT_F16, rows[t][c / 32 * 32 + i])
+                                                      : kt__to_float(KT_F16, rows[t / 32 * 32 + i][c]);
+                            low = fmin(low, x), high = fmax(high, x);
+                        }
+                        for (int i = 0; i < f.key_boosted && !part; i++)
+                            width = block[f.key_index + i] == c ? f.key_boost_bits : width;
+                        const double x = kt__to_float(KT_F16, rows[t][c]), step = (high - low) / (exp2(width) - 1);
+                        ck_assert_msg(fabs(decoded[t * f.head_dim + c] - x) <= 0.501 * step + 0.002 * fmax(fabs(low), fabs(high)),
+                                      "%d bits, boost %d, %s by %s: token %d channel %d is %g, was %g in steps of %g", own, f.key_boost_bits,
+                                      part ? "value" : "key", by_token ? "token" : "channel", t, c, (double)decoded[t * f.head_dim + c], x, step);
+                    }
+            }
+        }
+}
+END_TEST
+
+// No group is further from its elements than by its extremes, and all together are nearer.
+START_TEST(least_squares)
+{
+    kt_format wide = ref_format("groups", 64, 1, KT_BF16, 128), f = wide;
+    static unsigned char blocks[2][sizeof block];
+    static float out[2][MAX_PAGE * 64];
+    f.key_range = f.value_range = 1;
+    double sums[2][2] = {{0}};
+    for (int i = 0; i < 2; i++) {
+        ref_tokens(KT_BF16, f.page, f.head_dim, 11, storage);
+        point_rows(&f);
+        kt__cpu_seal_key(i ? &f : &wide, NULL, rows, 0, 0, 0, blocks[i]);
+        kt__cpu_seal_value(i ? &f : &wide, NULL, rows, blocks[i]);
+    }
+    ck_assert_mem_eq(blocks[0] + f.key_index, blocks[1] + f.key_index, (size_t)f.key_boosted);
+    for (int part = 0; part < 2; part++) {
+        for (int i = 0; i < 2; i++)
+            (part ? kt__cpu_decode_value : kt__cpu_decode_key)(&f, NULL, blocks[i], out[i]);
+        for (int g = 0; g < 128 * 64 / 32; g++) { // keys: 4 groups of 64 channels; values: 128 tokens of 2 groups
+            double errors[2] = {0, 0};
+            for (int i = 0; i < 2; i++)
+                for (int k = 0; k < 32; k++) {
+                    const int at = part ? g * 32 + k : (g / 64 * 32 + k) * 64 + g % 64;
+                    const double off = (double)kt__to_float(KT_BF16, storage[at]) - (double)out[i][at];
+                    errors[i] += off * off;
+                    sums[part][i] += off * off;
+                }
+            ck_assert_msg(errors[1] <= errors[0] * (1 + 1e-5), "part %d, group %d: %g, by its extremes %g", part, g, errors[1], errors[0]);
+        }
+    }
+    ck_assert(sums[0][1] < 0.9 * sums[0][0] && sums[1][1] < 0.99 * sums[1][0]);
+}
+END_TEST
+
+START_TEST(static_list)
+{
+    kt_format f = ref_format("kitty-pro", 64, 1, KT_F16, 128);
+    unsigned char table[48] = {0};
+    f.key_score = 4, f.table_bytes = 48, f.table_boosted = 32;
+    for (int i = 0; i < f.key_boosted; i++)
+        table[32 + i] = (unsigned char)(3 * i + 1);
+    ref_tokens(KT_F16, f.page, f.head_dim, 8, storage);
+    point_rows(&f);
+    kt__cpu_seal_key(&f, table, rows, 0, 0, 0, block);
+    ck_assert_mem_eq(block + f.key_index, table + 32, (size_t)f.key_boosted);
+    for (int c = 0; c < 64; c++) {
+        bool boosted;
+        key_code(&f, 0, c, &boosted);
+        ck_assert_int_eq(boosted, c % 3 == 1 && c < 3 * f.key_boosted);
+    }
 }
 END_TEST
 
@@ -323,14 +421,14 @@ START_TEST(random_score)
     ref_tokens(KT_F16, f.page, f.head_dim, 8, storage);
     for (int i = 0; i < 4; i++) {
         point_rows(&f);
-        kt__cpu_seal_key(&f, rows, i == 1, i == 2, i == 3, block);
+        kt__cpu_seal_key(&f, NULL, rows, i == 1, i == 2, i == 3, block);
         memcpy(lists[i], block + f.key_index, 32);
         for (int other = 0; other < i; other++)
             ck_assert(memcmp(lists[i], lists[other], 32));
     }
     ref_tokens(KT_F16, f.page, f.head_dim, 9, storage); // the data does not matter
     point_rows(&f);
-    kt__cpu_seal_key(&f, rows, 0, 0, 0, block);
+    kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block);
     ck_assert_mem_eq(lists[0], block + f.key_index, 32);
 }
 END_TEST
@@ -429,6 +527,9 @@ int main(void)
     tcase_add_test(tcase, overflow);
     tcase_add_test(tcase, infinite_scores);
     tcase_add_loop_test(tcase, selection, 0, 3);
+    tcase_add_loop_test(tcase, combinations, 0, 10);
+    tcase_add_test(tcase, least_squares);
+    tcase_add_test(tcase, static_list);
     tcase_add_test(tcase, random_score);
     tcase_add_loop_test(tcase, splits, 0, REF_VARIANTS);
     suite_add_tcase(suite, tcase);

@@ -230,6 +230,52 @@ START_TEST(prompt_among_decoding)
 }
 END_TEST
 
+// After an upload eager steps are launched as captured ones are, whatever the lengths; without one, or past the reservations, by what is there.
+START_TEST(divided_alike)
+{
+    enum { SLOTS = 4 };
+    ref_open(&world, "kitty", 64, 2, KT_F16, 128, 60, SLOTS, 0);
+    world.engine->backend->multiprocessors = 132;
+    recorder_install(&world);
+    kt_batch *batch = ref_batch(&world, SLOTS, 4000, 1200);
+    ref_sequence sequences[SLOTS], *all[SLOTS];
+    int ones[SLOTS];
+    for (int i = 0; i < SLOTS; i++) {
+        ref_join(&world, &sequences[i], 0);
+        all[i] = i == 1 ? NULL : &sequences[i];
+        ones[i] = i != 1;
+    }
+    ref_step(&world, batch, all, (int[]){150, 0, 700, 158}, SLOTS, false);
+    ref_step(&world, batch, all, ones, SLOTS, true);
+    const int splits = recorder.attend.splits;
+    for (int i = 0; i < SLOTS; i++)
+        OK(kt_sequence_reserve(world.cache, sequences[i].handle, 1500));
+    ref_buffers buffers;
+    ref_fill(&world, batch, all, ones, SLOTS, &buffers);
+    recorder_capture(&world, batch, &buffers);
+    const recorder_attend captured = recorder.attend;
+    ck_assert_int_ne(captured.splits, splits);
+    for (int i = 0; i < 5; i++) { // the fourth sequence seals a page
+        recorder_refill(&world, &buffers, all, SLOTS);
+        OK(kt_step_begin(batch, NULL));
+        for (int layer = 0; layer < world.spec.model.layers; layer++) {
+            OK(ref_append(&world, batch, layer, &buffers));
+            OK(ref_attend_layer(&world, batch, layer, &buffers));
+        }
+        OK(kt_step_commit(batch));
+        ck_assert(!memcmp(&recorder.attend, &captured, sizeof captured));
+        for (int k = 0; k < SLOTS; k++)
+            sequences[k].tokens += ones[k];
+    }
+    ref_verify(&world, &sequences[3]);
+    ref_step(&world, batch, all, ones, SLOTS, true); // sets the slots again
+    ck_assert(memcmp(&recorder.attend, &captured, sizeof captured));
+    ref_buffers_free(&buffers);
+    kt_batch_close(batch);
+    ref_close(&world);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("replays");
@@ -241,6 +287,7 @@ int main(void)
     tcase_add_test(tcase, untold);
     tcase_add_test(tcase, all_turn);
     tcase_add_test(tcase, prompt_among_decoding);
+    tcase_add_test(tcase, divided_alike);
     suite_add_tcase(suite, tcase);
     return run_suite(suite);
 }

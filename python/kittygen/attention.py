@@ -110,7 +110,10 @@ def kitty_attention(
     layer = key.layer
     refuse_wrong_use(module, query, attention_mask, layer, dropout, sliding_window, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(layer.state, query, key.states, value.states, attention_mask, layer.index, scale), None
+    if torch.compiler.is_compiling():
+        return attend(layer.state, query, key.states, value.states, attention_mask, layer.index, scale), None
+    # The operation's dispatch costs more than all else that the host does here.
+    return layer.steps.layer(layer.index, query, key.states, value.states, attention_mask, scale), None
 
 
 def plain_attention(module, query, key, value, mask, scaling, dropout, sliding_window, kwargs):

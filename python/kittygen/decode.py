@@ -85,6 +85,11 @@ class Decoder:
         for index, ring in self.rings.items():
             self.cache.layers[index] = ring
         self.stock, self.cache.stock = self.cache.stock, []
+        try:
+            self.reserve()
+        except BaseException:
+            self.finish()
+            raise
 
     def choose(self, logits):
         """The next token of every row; all of it on the device."""
@@ -131,7 +136,10 @@ class Decoder:
         return self.graph is not None and self.graph_batch == self.steps.store.batch_count
 
     def reserve(self):
-        """What the steps to the last one need: a captured step reserves and uploads nothing itself."""
+        """What the steps to the last one need: a captured step reserves and uploads nothing itself.
+
+        Eager steps behind it are divided for the same reservation, so that a replay gives their bits.
+        """
         store = self.steps.store
         left = self.history.shape[1] - self.made
         store.open_batch(max(store.stored) + left, len(store.stored))

@@ -26,7 +26,7 @@ from . import caches, evaluate_chart, evaluate_needle, evaluate_score, models
 from .report import (CommandError, choose_device, merge_rows, number, number_list, print_table, quiet_transformers, run_command, say,
                      stamp)
 
-VARIANTS = "kitty-pro,kitty,kivi-2-sink,kivi-2,fp16"
+VARIANTS = "fp16,int4,kitty-pro,kitty,kivi-2-sink,kivi-2"
 EXACT = "dynamic"  # the cache of the first row
 TEXT = Path(__file__).parents[2] / "tests" / "data" / "text.txt"
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

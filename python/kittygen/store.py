@@ -219,7 +219,16 @@ class Store:
         """Provides for `tokens` tokens in every row (one number, or one per row), so that steps can be captured."""
         for row, sequence in enumerate(self.sequences):
             count = tokens if isinstance(tokens, int) else tokens[row]
-            self.library.call("kt_sequence_reserve", self.handles["cache"], sequence, count)
+            self.call_full("kt_sequence_reserve", self.handles["cache"], sequence, count)
+
+    def call_full(self, name, *arguments):
+        """A call that the pool may be too small for; then says which argument makes it larger."""
+        try:
+            self.library.call(name, *arguments)
+        except KittyError as error:
+            if error.status != "KT_FULL":
+                raise
+            raise KittyError(f"{error}. KittyCache.for_model takes max_tokens=, max_batch=, budget= and spare=", error.status) from None
 
     # ---- batch and steps --------------------------------------------------------------------------------------------
 
@@ -268,12 +277,7 @@ class Store:
         longest = max(count + more for count, more in zip(self.stored, fresh))
         self.open_batch(longest, len(fresh) * width)
         self.set_slots(fresh, rows)
-        try:
-            self.library.call("kt_step_begin", self.handles["batch"], self.stream())
-        except KittyError as error:
-            if error.status != "KT_FULL":
-                raise
-            raise KittyError(f"{error}. KittyCache.for_model takes max_tokens=, max_batch=, budget= and spare=", error.status) from None
+        self.call_full("kt_step_begin", self.handles["batch"], self.stream())
         self.open, self.fresh = True, list(fresh)
 
     def append(self, layer, key, value, attended=False):

@@ -19,6 +19,7 @@ import shlex
 import sys
 import time
 import traceback
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -29,9 +30,10 @@ from .errors import KittyError
 from .report import (CommandError, choose_device, merge_rows, number, number_list, print_table, quiet_transformers, run_command, say,
                      stamp)
 
-KEY = ("op", "model", "variant", "mode", "sequences", "context", "dtype", "card")
+KEY = ("op", "model", "variant", "mode", "inductor", "sequences", "context", "dtype", "card")
 PROFILED = 8                                     # steps of a profile
 AHEAD = throughput_step.WARM + 1                 # steps before the timed ones; the decode loop makes one at its start
+SLACK = 1 << 30                                  # workspaces of the libraries, activations, a graph
 OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED")
 
 
@@ -48,6 +50,8 @@ def parse_arguments(argv):
     add("--modes", default="eager,graph", metavar="M,M", help="how KittyCache is timed (default: %(default)s)")
     add("--steps", type=int, default=128, metavar="N",
         help="timed steps; 128 hold one page turn of every sequence (default: %(default)s; a quarter of it for other caches)")
+    add("--inductor", metavar="O,O,..", help="options of torch.compile to switch on, as max_autotune_gemm or combo_kernels: their rows "
+        "stand beside those without")
     add("--device", help="cpu, cuda, cuda:1, .. (default: cuda where there is one)")
     add("--dtype", choices=("fp16", "bf16"), default="bf16", help="(default: %(default)s)")
     add("--limit-s", type=float, metavar="S", help="begin nothing that is not expected to end within S seconds of the start")
@@ -67,10 +71,20 @@ def parse_arguments(argv):
         caches.check_name(name)
         if caches.QUANTISED.fullmatch(name):
             raise CommandError(f"--caches: '{name}' is not allowed; kittygen.evaluate compares Transformers' quantised caches")
+    options.inductor = options.inductor.split(",") if options.inductor else []
+    for name in options.inductor:
+        if name not in inductor_options():
+            raise CommandError(f"--inductor: '{name}' is not allowed; allowed: what torch._inductor.list_options() has")
     for mode in options.modes:
         if mode not in ("eager", "graph"):
             raise CommandError(f"--modes: '{mode}' is not allowed; allowed: eager, graph")
     return options
+
+
+@lru_cache
+def inductor_options():
+    from torch._inductor import list_options  # seconds, and needed for this alone
+    return list_options()
 
 
 def measure_rates(device):
@@ -154,8 +168,9 @@ class Bench:
 
     def head(self, cache, mode, batch):
         shape = self.shape
-        return {"op": "generate", "variant": cache, "mode": mode, "model": self.name, "sequences": batch, "context": self.options.context,
-                "q_heads": shape.q_heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "layers": shape.layers,
+        inductor = {"inductor": ",".join(self.options.inductor)} if self.options.inductor and mode in ("graph", "compiled") else {}
+        return {"op": "generate", "variant": cache, "mode": mode, **inductor, "model": self.name, "sequences": batch,
+                "context": self.options.context, "q_heads": shape.q_heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "layers": shape.layers,
                 "dtype": shape.dtype}
 
     def measure(self, cache_name, runner, batch):
@@ -166,7 +181,7 @@ class Bench:
             torch.cuda.reset_peak_memory_stats(device)
         with caches.opened(cache_name, self.model, batch, options.context + later + AHEAD) as cache:
             step.fill(cache_name, self.model, cache, batch, options.context - AHEAD)
-            loop = runner(self.model, cache, batch, AHEAD + later)
+            loop = runner(self.model, cache, batch, AHEAD + later, options.inductor)
             warm = step.timed(loop.run, AHEAD if runner is not step.Loop else AHEAD - 1, device)
             seconds = step.timed(loop.run, steps, device) / steps
             kv = batch * step.read_bytes(cache_name, cache, options.context + steps // 2)
@@ -193,14 +208,14 @@ class Bench:
         return {"peak_bytes": torch.cuda.max_memory_allocated(self.device) + pool, "device_bytes": total - free}
 
     def largest(self, name):
-        """The batch that would fill the free memory with keys and values and a step's logits alone: an upper bound."""
+        """The batch that would fill the free memory with keys, values and a step's logits, but for what little else a step needs."""
         tokens = self.options.context + AHEAD + (self.options.steps if caches.is_kitty(name) else self.options.steps // 4)
         free = torch.cuda.mem_get_info(self.device)[0]
         each = 4 * self.shape.layers * self.shape.kv_heads * self.shape.head_dim * tokens  # keys and values of 2 bytes
         if caches.is_kitty(name):
             store = caches.open_cache(name, self.model, None, tokens).steps.store
             each = store.budget_for(2, 0, tokens) - store.budget_for(1, 0, tokens)
-        return free // (each + 4 * self.model.config.vocab_size)
+        return (free - SLACK) // (each + 4 * self.model.config.vocab_size)
 
 
 def print_results(bench):
@@ -210,7 +225,7 @@ def print_results(bench):
           f"{number(bench.rates['operations'] / 1e12, 3)} TFLOP/s")
     lines = []
     for row in bench.rows:
-        name = f"{row['variant']} {row['mode']}"
+        name = f"{row['variant']} {row['mode']} {row.get('inductor', '')}".rstrip()
         if not row["fits"]:
             lines.append([name, row["sequences"], "out of memory"] + [None] * 6)
             continue

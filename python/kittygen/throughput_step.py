@@ -45,7 +45,8 @@ class Eager:
 
     mode = "eager"
 
-    def __init__(self, model, cache, batch, steps):
+    def __init__(self, model, cache, batch, steps, inductor=()):
+        """inductor: options of torch.compile to switch on, where there is something compiled."""
         self.model, self.cache = model, cache
         self.token = torch.ones(batch, 1, dtype=torch.long, device=model.device)
 
@@ -63,19 +64,24 @@ class Compiled(Eager):
 
     mode = "compiled"
 
-    def __init__(self, model, cache, batch, steps):
+    def __init__(self, model, cache, batch, steps, inductor=()):
         super().__init__(model, cache, batch, steps)
-        cuda = model.device.type == "cuda"
-        self.model = torch.compile(model, mode="reduce-overhead" if cuda else None, fullgraph=True, dynamic=False)
+        graphs = {"triton.cudagraphs": model.device.type == "cuda"}  # as mode="reduce-overhead"
+        self.model = torch.compile(model, options={**graphs, **switched_on(inductor)}, fullgraph=True, dynamic=False)
+
+
+def switched_on(names):
+    return {name: True for name in names}
 
 
 class Loop:
     """kittygen.decode: one CUDA graph per step, the rest of the model compiled; on the CPU the same loop, eagerly."""
 
-    def __init__(self, model, cache, batch, steps):
+    def __init__(self, model, cache, batch, steps, inductor=()):
         cuda = model.device.type == "cuda"
         self.mode = "graph" if cuda else "loop"
-        self.decoder = Decoder(model, cache, compile=cuda, eos_token_id=(), pad_token_id=0)
+        compile = {"options": switched_on(inductor)} if cuda and inductor else cuda
+        self.decoder = Decoder(model, cache, compile=compile, eos_token_id=(), pad_token_id=0)
         token = torch.ones(batch, 1, dtype=torch.long, device=model.device)
         self.decoder.prefill(token, max_new_tokens=steps)
 

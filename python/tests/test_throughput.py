@@ -17,7 +17,7 @@ from kittygen.report import CommandError
 
 def bench(model, **options):
     given = {"context": 64, "steps": 4, "batches": [1], "largest": False, "caches": ["dynamic"], "modes": ["eager"], "limit_s": None,
-             "profile": False, "results": None, **options}
+             "profile": False, "results": None, "inductor": [], **options}
     return throughput.Bench(SimpleNamespace(**given), "tiny", model, torch.device(DEVICE), {"bytes": 1e12, "operations": 1e12}, "command")
 
 
@@ -112,7 +112,7 @@ class Running(unittest.TestCase):
                 with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()):
                     self.assertEqual(throughput.main(arguments + more), 0)
                 outputs.append(output.getvalue())
-            self.assertIn("attend", outputs[0].split("us per step")[1])
+            self.assertIn("attend" if DEVICE == "cuda" else "matmul", outputs[0].split("us per step")[1])
             rows = json.loads(outputs[1])
             loop = "graph" if DEVICE == "cuda" else "loop"
             self.assertEqual([(row["variant"], row["mode"], row["sequences"]) for row in rows], [
@@ -127,6 +127,7 @@ class Running(unittest.TestCase):
             (["--batch", "1,x"], "--batch: '1,x' is not allowed"),
             (["--context", "3"], "--context: 3 is not allowed"),
             (["--caches", "hqq-2"], "hqq-2"),
+            (["--inductor", "max_autotune_gem"], "--inductor: 'max_autotune_gem' is not allowed"),
             (["--modes", "fast"], "--modes: 'fast' is not allowed; allowed: eager, graph"),
         ):
             with self.assertRaisesRegex(CommandError, message):

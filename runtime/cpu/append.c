@@ -16,7 +16,7 @@ static int seal_pages(const kt__head *h, kt_part part)
         for (int i = 0; i < f->page; i++)
             rows[i] = kt__cpu_exact(h, part, f->sink + page * f->page + i);
         unsigned char *block = kt__cpu_block(h, page);
-        overflows += part == KT_KEY ? kt__cpu_seal_key(f, rows, h->view->layer, h->head, page, block) : kt__cpu_seal_value(f, rows, block);
+        overflows += part == KT_KEY ? kt__cpu_seal_key(f, h->calibration, rows, h->view->layer, h->head, page, block) : kt__cpu_seal_value(f, h->calibration, rows, block);
     }
     return overflows;
 }

@@ -27,6 +27,7 @@ typedef struct {
     const kt_slot *slot;
     const int *table;                // of the slot
     int head;
+    const unsigned char *calibration; // of the head, or null
     unsigned char *slab, *slab_next; // of the head
 } kt__head;
 // Goes over the heads of every slot that brings tokens, if the step is ready.
@@ -37,8 +38,15 @@ long long kt__cpu_place(const kt_format *format, kt_part part, int token);
 // An exact token's elements: of the step's own in the input, else in the slab.
 const unsigned short *kt__cpu_exact(const kt__head *head, kt_part part, int token);
 
-// A part of a block in steps of 32 tokens; out: [32, head_dim].
-void kt__cpu_decode_key_tile(const kt_format *format, const unsigned char *block, int tile, float *out);
-void kt__cpu_decode_value_tile(const kt_format *format, const unsigned char *block, int tile, float *out);
+// ---- rotate.c ----
+bool kt__cpu_rotated(const kt_format *format, kt_part part);
+// A token as it is sealed; table: what calibration gives its layer and head.
+void kt__cpu_rotate(const kt_format *format, kt_part part, const unsigned char *table, const unsigned short *row, unsigned short *out);
+// What was decoded, as it was before.
+void kt__cpu_rotate_back(const kt_format *format, kt_part part, const unsigned char *table, float *row);
+
+// A part of a block in steps of 32 tokens, rotated back; out: [32, head_dim].
+void kt__cpu_decode_key_tile(const kt_format *format, const unsigned char *table, const unsigned char *block, int tile, float *out);
+void kt__cpu_decode_value_tile(const kt_format *format, const unsigned char *table, const unsigned char *block, int tile, float *out);
 
 #endif

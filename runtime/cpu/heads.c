@@ -10,7 +10,7 @@ void kt__cpu_each_head(const kt_format *f, const kt_view *view, void (*work)(con
         for (int head = 0; slot->fresh && head < view->kv_heads; head++) {
             const long long slab = (long long)slot->slab * view->kv_heads + head, next = (long long)slot->slab_next * view->kv_heads + head;
             const kt__head h = {f, view, slot, view->table + (long long)i * view->table_stride, head,
-                                view->slabs + slab * f->slab_bytes, view->slabs + next * f->slab_bytes};
+                                view->calibration ? view->calibration + (long long)head * f->table_bytes : NULL, view->slabs + slab * f->slab_bytes, view->slabs + next * f->slab_bytes};
             work(&h, params);
         }
     }

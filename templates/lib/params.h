@@ -31,6 +31,7 @@ typedef struct {
     const unsigned short *value;
     long long key_row, key_head, value_row, value_head;
     int table_stride, slot_count, kv_heads, layer;
+    const unsigned char *calibration; // [kv_heads, TABLE_BYTES] of this layer; null where TABLE_BYTES is 0
 } kt_view;
 
 typedef struct {

@@ -71,14 +71,18 @@ __device__ __noinline__ u16 search_step(int at, u32 pair, int code) {
     return element_at(reached);
 }
 
-// The smallest element whose code is `code` or more; infinity where there is none.
+// The smallest element whose code is `code` or more; infinity where there is none. An element that lies on the step has the quotient
+// code - 1/2 exactly, which rounds to the even one of two codes: often so in fp16, whose elements near 0 are finer than scales and zeros.
 __device__ __forceinline__ u16 step_of(u32 pair, int code) {
     if ((pair & 0xffff) == 0) return EXPONENT_BITS & 0xffff; // infinity
     const float middle = (float)code - 0.5f, step = __fmul_rn(scale_of(pair), middle), close = step * 0x1p-22f;
     const float goal = __fmaf_rn(scale_of(pair), middle, zero_of(pair));
+    const bool even = code % 2 == 0;
     int at = order_of(float_to_element(goal));
     at += element_to_float(element_at(at)) < goal;
-    if (beyond_step(at, pair, step) > close && beyond_step(at - 1, pair, step) < -close) return element_at(at);
+    at += !even && beyond_step(at, pair, step) == 0;
+    const float here = beyond_step(at, pair, step), below = beyond_step(at - 1, pair, step);
+    if ((here > close || (even && here == 0)) && (below < -close || (!even && below == 0))) return element_at(at);
     return search_step(at, pair, code);
 }
 
@@ -92,4 +96,10 @@ __device__ __forceinline__ void put_codes(u32 &word, u32 pair, const Steps &step
     const u32 high = 0x00020002u << at, low = 0x00010001u << at;
     word = (word & ~high) | (upper & high);
     word = (word & ~low) | (lower & low);
+}
+
+// Puts two bits of a code into each plane's word, at bit `at`.
+template <int planes> __device__ __forceinline__ void put_code(u32 (&words)[planes], u32 code, int at) {
+#pragma unroll
+    for (int p = 0; p < planes; p++) words[p] += (code >> (2 * p) & 3u) << at;
 }

@@ -4,101 +4,98 @@ __device__ __forceinline__ float4 element_quad(uint2 w) {
     return make_float4(element_to_float((u16)w.x), element_to_float((u16)(w.x >> 16)), element_to_float((u16)w.y), element_to_float((u16)(w.y >> 16)));
 }
 
-// work->part: sums of leaf(token, first channel, four elements) over the tokens of each part. With `extremes`, theirs as well.
-template <bool sums, bool extremes, class Leaf> __device__ __forceinline__ void go_through(Work *work, const Leaf &leaf) {
-    for (int i = threadIdx.x; i < PARTS * (D / 4); i += THREADS) {
-        const int channel = i % (D / 4) * 4, part = i / (D / 4);
+// Sums over the lanes of a channel's parts, by the rest of the tree: those whose numbers differ by 4, by 2, by 1.
+__device__ __forceinline__ float join_sum(float s) {
+#pragma unroll
+    for (int k = 0; k < 3; k++) s = __fadd_rn(s, __shfl_xor_sync(~0u, s, k == 0 ? 8 : k == 1 ? 4 : 16));
+    return s;
+}
+__device__ __forceinline__ float4 page_mean(float4 s) {
+    constexpr float share = 1.0f / PAGE;
+    return make_float4(__fmul_rn(join_sum(s.x), share), __fmul_rn(join_sum(s.y), share), __fmul_rn(join_sum(s.z), share),
+                       __fmul_rn(join_sum(s.w), share));
+}
+
+// Extremes of every group, and of boosted keys the scores; notes what is not finite. A warp takes sixteen channels, a lane four of them
+// in the tokens of one part: even parts in one half of the warp, odd ones in the other, so that no two rows share a bank.
+__device__ __forceinline__ void measure_channels(Work *work) {
+    static_assert(PARTS == 8 && KEY_GROUP % PARTS == 0, "a warp's lanes, and each part in every group");
+    constexpr bool sums = KEY_BOOSTED > 0 && KEY_SCORE <= 1;
+    const int lane = threadIdx.x % 32, part = (lane >> 2 & 3) * 2 + (lane >> 4);
+    for (int base = threadIdx.x / 32 * 16; base < D; base += THREADS / 32 * 16) {
+        const int channel = base + lane % 4 * 4;
         const u16 *column = work->element + part * ROW + channel;
-        uint2 low = *(const uint2 *)column, high = low;
-        const float4 sum = tree_sum<PARTS>(0, [&](int t) {
-            const uint2 w = *(const uint2 *)(column + t * ROW);
-            if constexpr (extremes) {
-                low.x = smaller_pair(low.x, w.x), high.x = larger_pair(high.x, w.x);
-                low.y = smaller_pair(low.y, w.y), high.y = larger_pair(high.y, w.y);
-            }
-            return leaf(channel, element_quad(w));
-        });
-        if constexpr (sums) *(float4 *)(work->part + part * D + channel) = sum;
-        if constexpr (extremes) {
-            *(uint2 *)(work->low + (part * D + channel) / 2) = low;
-            *(uint2 *)(work->high + (part * D + channel) / 2) = high;
+        uint2 low[KEY_GROUPS], high[KEY_GROUPS];
+#pragma unroll
+        for (int group = 0; group < KEY_GROUPS; group++) {
+            low[group] = make_uint2(EXPONENT_BITS, EXPONENT_BITS); // infinities
+            high[group] = make_uint2(EXPONENT_BITS | 0x80008000u, EXPONENT_BITS | 0x80008000u);
         }
-    }
-}
-
-// Extremes of each channel over each tile of 32 tokens, for groups smaller than a page.
-__device__ __forceinline__ void find_extremes(Work *work) {
-    for (int i = threadIdx.x; i < PAGE_TILES * (D / 2); i += THREADS) {
-        const u32 *column = (const u32 *)(work->element + i / (D / 2) * 32 * ROW) + i % (D / 2);
-        u32 low = column[0], high = low;
+        auto take = [&](int t) {
+            const uint2 w = *(const uint2 *)(column + t * ROW);
+            uint2 &least = low[t / KEY_GROUP], &most = high[t / KEY_GROUP];
+            least.x = smaller_pair(least.x, w.x), most.x = larger_pair(most.x, w.x);
+            least.y = smaller_pair(least.y, w.y), most.y = larger_pair(most.y, w.y);
+            return w;
+        };
+        float4 score = make_float4(0, 0, 0, 0);
+        if constexpr (sums) {
+            score = page_mean(tree_sum<PARTS>(0, [&](int t) {
+                const float4 x = element_quad(take(t));
+                return KEY_SCORE == 0 ? make_float4(fabsf(x.x), fabsf(x.y), fabsf(x.z), fabsf(x.w)) : x;
+            }));
+        } else {
 #pragma unroll
-        for (int t = 1; t < 32; t++) low = smaller_pair(low, column[t * (ROW / 2)]), high = larger_pair(high, column[t * (ROW / 2)]);
-        work->low[i] = low, work->high[i] = high;
-    }
-}
-
-// Joins the extremes of each group in its first row of them; notes what is not finite.
-constexpr int GROUP_ROWS = KEY_GROUPS == 1 ? PARTS : KEY_GROUP / 32;
-__device__ __forceinline__ void join_extremes(Work *work) {
-    for (int i = threadIdx.x; i < KEY_GROUPS * (D / 2); i += THREADS) {
-        const int at = i / (D / 2) * GROUP_ROWS * (D / 2) + i % (D / 2);
-        u32 low = work->low[at], high = work->high[at];
+            for (int t = 0; t < PAGE; t += PARTS) take(t);
+        }
 #pragma unroll
-        for (int r = 1; r < GROUP_ROWS; r++)
-            low = smaller_pair(low, work->low[at + r * (D / 2)]), high = larger_pair(high, work->high[at + r * (D / 2)]);
-        work->low[at] = low, work->high[at] = high;
-        if (nonfinite_bits(low) | nonfinite_bits(high)) atomicOr(&work->dirty, 1);
+        for (int group = 0; group < KEY_GROUPS; group++) {
+            uint2 &least = low[group], &most = high[group];
+#pragma unroll
+            for (int x = 4; x < 32; x *= 2) {
+                least.x = smaller_pair(least.x, __shfl_xor_sync(~0u, least.x, x)), most.x = larger_pair(most.x, __shfl_xor_sync(~0u, most.x, x));
+                least.y = smaller_pair(least.y, __shfl_xor_sync(~0u, least.y, x)), most.y = larger_pair(most.y, __shfl_xor_sync(~0u, most.y, x));
+            }
+            if (part) continue;
+            const u32 bad = nonfinite_bits(least.x) | nonfinite_bits(least.y) | nonfinite_bits(most.x) | nonfinite_bits(most.y);
+            if (bad) atomicOr(&work->dirty, 1);
+            *(uint2 *)(work->low + (group * D + channel) / 2) = least, *(uint2 *)(work->high + (group * D + channel) / 2) = most;
+        }
+        if constexpr (sums && KEY_SCORE == 1)
+            score = page_mean(tree_sum<PARTS>(0, [&](int t) {
+                float4 x = element_quad(*(const uint2 *)(column + t * ROW));
+                x.x = __fsub_rn(x.x, score.x), x.y = __fsub_rn(x.y, score.y), x.z = __fsub_rn(x.z, score.z), x.w = __fsub_rn(x.w, score.w);
+                return make_float4(__fmul_rn(x.x, x.x), __fmul_rn(x.y, x.y), __fmul_rn(x.z, x.z), __fmul_rn(x.w, x.w));
+            }));
+        if constexpr (sums)
+            if (part == 0) *(float4 *)(work->score + channel) = score;
     }
 }
 
 __device__ __forceinline__ void group_extremes(const Work *work, int group, int channel, float &low, float &high) {
-    const int at = group * GROUP_ROWS * D + channel; // as 16-bit elements
+    const int at = group * D + channel; // as 16-bit elements
     low = element_to_float(((const u16 *)work->low)[at]), high = element_to_float(((const u16 *)work->high)[at]);
 }
 
-// work->score = the sums of the parts, divided by PAGE.
-__device__ __forceinline__ void join_sums(Work *work) {
-    for (int i = (threadIdx.x + THREADS / 2) % THREADS; i < D; i += THREADS) { // the first half is busy elsewhere
-        float s[PARTS];
-#pragma unroll
-        for (int part = 0; part < PARTS; part++) s[part] = work->part[part * D + i];
-#pragma unroll
-        for (int w = PARTS / 2; w; w >>= 1)
-#pragma unroll
-            for (int part = 0; part < w; part++) s[part] = __fadd_rn(s[part], s[part + w]);
-        const float mean = __fmul_rn(s[0], 1.0f / PAGE);
-        work->score[i] = KEY_SCORE == 0 && mean != mean ? infinity() : mean;
-    }
-}
-
-// Extremes of every group, and of boosted keys the scores, of a page that is finite afterwards.
-__device__ __forceinline__ void measure_keys(Work *work, const kt_view &view, int head, int page, int before) {
-    constexpr bool sums = KEY_BOOSTED > 0 && KEY_SCORE <= 1;
+// The page is finite afterwards.
+__device__ __forceinline__ void measure_keys(Work *work, const kt_view &view, int page) {
     for (;;) {
-        if constexpr (sums || KEY_GROUPS == 1)
-            go_through<sums, KEY_GROUPS == 1>(work, [&](int, float4 x) {
-                return KEY_SCORE == 0 ? make_float4(fabsf(x.x), fabsf(x.y), fabsf(x.z), fabsf(x.w)) : x;
-            });
-        if constexpr (KEY_GROUPS > 1) find_extremes(work);
-        __syncthreads();
-        join_extremes(work);
-        if constexpr (sums) join_sums(work);
+        measure_channels(work);
         __syncthreads();
         if (!work->dirty) break;
-        clean_page(work, SINK + page * PAGE, before);
+        clean_page(work, page);
         __syncthreads();
-        if (threadIdx.x == 0) work->dirty = 0; // read before the barrier above, written before the next one
-    }
-    if constexpr (sums && KEY_SCORE == 1) {
-        go_through<true, false>(work, [&](int channel, float4 x) {
-            const float4 mean = *(const float4 *)(work->score + channel);
-            x.x = __fsub_rn(x.x, mean.x), x.y = __fsub_rn(x.y, mean.y), x.z = __fsub_rn(x.z, mean.z), x.w = __fsub_rn(x.w, mean.w);
-            return make_float4(__fmul_rn(x.x, x.x), __fmul_rn(x.y, x.y), __fmul_rn(x.z, x.z), __fmul_rn(x.w, x.w));
-        });
-        __syncthreads();
-        join_sums(work);
+        if (threadIdx.x == 0) work->dirty = 0;
         __syncthreads();
     }
+//@ if KEY_SCORE == 4 then
+    // The listed channels score 1, the others 0.
+    const u8 *list = view.calibration + blockIdx.y * TABLE_BYTES + TABLE_BOOSTED;
+    for (int channel = threadIdx.x; channel < D; channel += THREADS) work->score[channel] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < KEY_BOOSTED; i += THREADS) work->score[list[i]] = 1;
+    __syncthreads();
+//@ else
     if constexpr (KEY_BOOSTED > 0 && KEY_SCORE > 1) {
         for (int channel = threadIdx.x; channel < D; channel += THREADS) {
             float low, high;
@@ -109,26 +106,30 @@ __device__ __forceinline__ void measure_keys(Work *work, const kt_view &view, in
                 low = fminf(low, a), high = fmaxf(high, b);
             }
             work->score[channel] = KEY_SCORE == 2 ? __fsub_rn(__fadd_rn(high, 0.0f), __fadd_rn(low, 0.0f))
-                                                  : kt_random_score(KEY_SEED, view.layer, head, page, channel);
+                                                  : kt_random_score(KEY_SEED, view.layer, blockIdx.y, page, channel);
         }
         __syncthreads();
     }
+//@ end
 }
 
 // Flags the KEY_BOOSTED channels with the highest scores, ties to the lower channel, and lists them. One warp.
 __device__ __forceinline__ void select_channels(Work *work) {
     constexpr int EACH = D / 32;
     const int lane = threadIdx.x % 32;
-    u32 score[EACH]; // not negative, so their bits order like them
+    u32 score[EACH], least = ~0u, most = 0; // not negative, so their bits order like them
 #pragma unroll
     for (int j = 0; j < EACH; j++) {
         const float s = work->score[j * 32 + lane];
-        score[j] = s != s ? 0x7f800000u : (u32)__float_as_int(s); // bf16 sums can reach infinity minus infinity
+        score[j] = s != s ? 0x7f800000u : (u32)__float_as_int(s); // sums of bf16 can reach infinity
+        least = min(least, score[j]), most = max(most, score[j]);
     }
-    // The largest bound, found from the highest two bits down, that KEY_BOOSTED scores or more reach.
-    u32 bound = 0;
+    least = __reduce_min_sync(~0u, least), most = __reduce_max_sync(~0u, most);
+    // The largest bound that KEY_BOOSTED scores or more reach, found two bits at a time from the highest one in which scores differ.
+    const int differ = least == most ? -2 : (31 - __clz(least ^ most)) & ~1;
+    u32 bound = differ < 0 ? least : least & ~((4u << differ) - 1);
 #pragma unroll 1
-    for (int bit = 30; bit >= 0; bit -= 2) {
+    for (int bit = differ; bit >= 0; bit -= 2) {
         u32 counts = 0; // of scores that reach the bound with 1, 2 and 3 for these bits, ten bits each
 #pragma unroll
         for (int j = 0; j < EACH; j++)
@@ -152,47 +153,53 @@ __device__ __forceinline__ void select_channels(Work *work) {
         work->boosted[j * 32 + lane] = chosen;
         if (chosen) work->list[at + __popc(all & lower)] = (u8)(j * 32 + lane);
         ties += __popc(tied), at += __popc(all);
+        if constexpr (KEY_STEPS) { // four channels' bits of each of the plane's words
+            const u32 four = all >> (lane * 4 % 32);
+            const u32 mask = (four & 1) * 0x0f0fu | (four >> 2 & 1) * 0xf0f0u | (four >> 1 & 1) * 0x0f0f0000u | (four >> 3 & 1) * 0xf0f00000u;
+            if (lane < 8) work->mask[j * 8 + lane] = mask;
+        }
     }
 }
 
-// Pairs and steps of all groups with the spec's bits, which need no selection.
+//@ if not any_key then
+// What needs no selection: pairs and steps of all groups with the spec's bits, and what they would be boosted.
 __device__ __forceinline__ void measure_plain(Work *work, int thread, int threads) {
-    for (int i = thread; i < KEY_PAIRS; i += threads) {
-        const int group = i / D, channel = i % D;
+    for (int i = thread; i < KEY_PAIRS + BOOST_PAIRS; i += threads) {
+        const bool boost = i >= KEY_PAIRS;
+        const int at = boost ? i - KEY_PAIRS : i, group = at / D, channel = at % D;
+        const float most = boost ? largest_code(KEY_BOOST_BITS) : largest_code(KEY_BITS);
         float low, high;
         bool over;
         group_extremes(work, group, channel, low, high);
-        const u32 pair = pair_of(low, high, largest_code(KEY_BITS), over);
-        work->pair[i] = over ? ~0u : pair; // no pair has these bits
+        const u32 pair = pair_of(low, high, most, over), marked = over ? ~0u : pair; // no pair has these bits
+        if (boost) {
+            work->boost_pair[at] = marked, work->boost_quantiser[at] = quantiser_of(pair, most);
+            continue;
+        }
+        work->pair[at] = marked;
         if constexpr (KEY_STEPS)
 #pragma unroll
             for (int code = 1; code < 4; code++) work->step[(group * 3 + code - 1) * D + channel] = step_of(pair, code);
+        else work->quantiser[at] = quantiser_of(pair, most);
     }
 }
 
-// Makes the pairs final and stores them; boosted channels get theirs, and no steps.
+// Makes the pairs final and stores them.
 __device__ __forceinline__ void finish_pairs(Work *work, u8 *block) {
     u32 largest = 0;
     int overflows = 0;
     for (int i = threadIdx.x; i < KEY_PAIRS; i += THREADS) {
         const int group = i / D, channel = i % D;
-        u32 pair = work->pair[i];
-        bool over = pair == ~0u;
-        if (over) pair = 0;
-        float most = largest_code(KEY_BITS);
-        if (KEY_BOOSTED > 0 && work->boosted[channel]) {
-            float low, high;
-            group_extremes(work, group, channel, low, high);
-            most = largest_code(KEY_BOOST_BITS);
-            pair = pair_of(low, high, most, over);
-            if constexpr (KEY_STEPS)
-#pragma unroll
-                for (int code = 1; code < 4; code++) work->step[(group * 3 + code - 1) * D + channel] = step_of(0, code);
+        const bool boosted = KEY_BOOSTED > 0 && work->boosted[channel];
+        u32 pair = boosted ? work->boost_pair[i] : work->pair[i];
+        overflows += pair == ~0u;
+        if (pair == ~0u) pair = 0;
+        largest = max(largest, pair & 0xffff);
+        if constexpr (!KEY_STEPS) {
+            work->pair[i] = pair;
+            if (boosted) work->quantiser[i] = work->boost_quantiser[i];
+            if (group == 0) work->most[channel] = boosted ? largest_code(KEY_BOOST_BITS) : largest_code(KEY_BITS);
         }
-        if (!KEY_STEPS || (KEY_BOOSTED > 0 && work->boosted[channel])) work->quantiser[i] = quantiser_of(pair, most);
-        if (!KEY_STEPS && group == 0) work->most[channel] = most;
-        work->pair[i] = pair;
-        overflows += over, largest = max(largest, pair & 0xffff);
         u16 *scales = (u16 *)(block + KEY_META) + group * 2 * D;
         scales[channel] = (u16)pair, scales[D + channel] = (u16)(pair >> 16);
     }
@@ -200,6 +207,33 @@ __device__ __forceinline__ void finish_pairs(Work *work, u8 *block) {
     for (int i = threadIdx.x; i < KEY_TILES - KEY_INDEX; i += THREADS) block[KEY_INDEX + i] = i < KEY_BOOSTED ? work->list[i] : 0;
 }
 
+//@ if KEY_RANGE == 1 then
+// Pairs of all groups by least squares, stored as well, and what the codes are made with.
+__device__ __forceinline__ void fit_keys(Work *work, u8 *block) {
+    u32 largest = 0;
+    int overflows = 0;
+    for (int i = threadIdx.x; i < KEY_PAIRS * RANGE_LANES; i += THREADS) {
+        const int part = i % RANGE_LANES, at = i / RANGE_LANES, group = at / D, channel = at % D;
+        const bool boosted = KEY_BOOSTED > 0 && work->boosted[channel];
+        const float most = boosted ? largest_code(KEY_BOOST_BITS) : largest_code(KEY_BITS);
+        const u16 *column = work->element + group * KEY_GROUP * ROW + channel;
+        bool over;
+        const u32 pair = fit_pair<KEY_GROUP>(most, part, over, [&](int t) { return element_to_float(column[t * ROW]); });
+        if constexpr (KEY_STEPS)
+            if (part) work->step[(group * 3 + part - 1) * D + channel] = step_of(boosted ? 0 : pair, part);
+        if (part == 0) {
+            if (boosted) work->boost_pair[at] = pair, work->boost_quantiser[at] = quantiser_of(pair, most);
+            if constexpr (!KEY_STEPS) work->pair[at] = pair, work->quantiser[at] = quantiser_of(pair, most), work->most[channel] = most;
+            overflows += over, largest = max(largest, pair & 0xffff);
+            u16 *scales = (u16 *)(block + KEY_META) + group * 2 * D;
+            scales[channel] = (u16)pair, scales[D + channel] = (u16)(pair >> 16);
+        }
+    }
+    note_scales(work, largest, overflows);
+    for (int i = threadIdx.x; i < KEY_TILES - KEY_INDEX; i += THREADS) block[KEY_INDEX + i] = i < KEY_BOOSTED ? work->list[i] : 0;
+}
+
+//@ end
 // The k-th and the next word of all channels: rows g + 8 y of the tile, eight neighbouring channels.
 __device__ __forceinline__ void step_words(u32 (&words)[2], const Work *work, int tile, int k, int lane) {
     const int g = lane >> 2, c = lane & 3, channel = channel_of(k, 2 * c);
@@ -217,12 +251,6 @@ __device__ __forceinline__ void step_words(u32 (&words)[2], const Work *work, in
         put_codes(words[1], row[y].z, {one.z, two.z, three.z}, at);
         put_codes(words[1], row[y].w, {one.w, two.w, three.w}, at + 4);
     }
-}
-
-// Puts two bits of a code into each plane's word, at bit `at`.
-template <int planes> __device__ __forceinline__ void put_code(u32 (&words)[planes], u32 code, int at) {
-#pragma unroll
-    for (int p = 0; p < planes; p++) words[p] += (code >> (2 * p) & 3u) << at;
 }
 
 // The k-th words of the planes of all channels, by multiplication: tokens 16 m + 8 half + g, four neighbouring channels.
@@ -269,7 +297,7 @@ __device__ __forceinline__ u32 plane_of(u32 codes, int plane) {
 // The codes of a boosted channel at tokens g + 8 y of the tile, token 16 m + 8 half + g in byte m + 2 half.
 __device__ __forceinline__ u32 boosted_codes(const Work *work, int group, int channel, const u16 *element) {
     constexpr float most = largest_code(KEY_BOOST_BITS);
-    const Quantiser q = work->quantiser[group * D + channel];
+    const Quantiser q = work->boost_quantiser[group * D + channel];
     float doubt = 0;
     u32 codes = 0;
 #pragma unroll
@@ -277,9 +305,10 @@ __device__ __forceinline__ u32 boosted_codes(const Work *work, int group, int ch
         codes |= (quick_code(element_to_float(element[8 * y * ROW]), q, most, doubt) & 0xffu) << (8 * (y >> 1) + 16 * (y & 1));
     if (doubt <= CERTAIN) return codes;
     codes = 0;
+    const u32 pair = work->boost_pair[group * D + channel];
 #pragma unroll 1
     for (int y = 0; y < 4; y++)
-        codes |= exact_code(element_to_float(element[8 * y * ROW]), work->pair[group * D + channel], most) << (8 * (y >> 1) + 16 * (y & 1));
+        codes |= exact_code(element_to_float(element[8 * y * ROW]), pair, most) << (8 * (y >> 1) + 16 * (y & 1));
     return codes;
 }
 
@@ -309,52 +338,63 @@ __device__ __forceinline__ void boosted_words(Work *work, u8 *tiles) {
     }
 }
 
-__device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int head, int page, int before, u8 *block) {
+// Of low planes made of steps the words are in `held`, without the boosted channels; all else is stored.
+__device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int page, u8 *block, u32 (&held)[2 * ROUNDS]) {
+    const int lane = threadIdx.x % 32;
+    u8 *tiles = block + KEY_TILES;
     if constexpr (KEY_BITS == 16) {
-        clean_exact(work, SINK + page * PAGE, before);
+        clean_exact(work, page);
         for (int i = threadIdx.x; i < PAGE_TILES * 2 * KD * 32; i += THREADS) {
-            const int lane = i & 31, k = i / 32 % KD, m = i / 32 / KD % 2, tile = i / 32 / KD / 2, g = lane >> 2, c = lane & 3;
+            const int k = i / 32 % KD, m = i / 32 / KD % 2, tile = i / 32 / KD / 2, g = lane >> 2, c = lane & 3;
             u32 w[4];
             for (int r = 0; r < 4; r++) {
                 const int half = r & 1, j = r >> 1;
                 const u16 *row = work->element + (tile * 32 + 16 * m + 8 * half + g) * ROW;
                 w[r] = row[channel_of(k, 2 * c + 8 * j)] | (u32)row[channel_of(k, 2 * c + 8 * j + 1)] << 16;
             }
-            ((uint4 *)(block + KEY_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
+            ((uint4 *)tiles)[i] = make_uint4(w[0], w[1], w[2], w[3]);
         }
     } else {
-        measure_keys(work, view, head, page, before);
+        measure_keys(work, view, page);
+//@ if KEY_RANGE == 1 then
+        if constexpr (KEY_BOOSTED > 0) {
+            if (threadIdx.x < 32) select_channels(work);
+            for (int i = threadIdx.x; i < PATCHES; i += THREADS) work->patch[i] = 0;
+            __syncthreads();
+        }
+        fit_keys(work, block);
+        __syncthreads();
+//@ else
         if constexpr (KEY_BOOSTED > 0) { // one warp selects, the others need not wait
             if (threadIdx.x < 32) select_channels(work);
             else measure_plain(work, threadIdx.x - 32, THREADS - 32);
-            if constexpr (KEY_STEPS)
-                for (int i = threadIdx.x; i < PATCHES; i += THREADS) work->patch[i] = 0;
+            for (int i = threadIdx.x; i < PATCHES; i += THREADS) work->patch[i] = 0;
         } else {
             measure_plain(work, threadIdx.x, THREADS);
         }
         __syncthreads();
         finish_pairs(work, block);
-        __syncthreads();
-        if constexpr (KEY_WORDS > KEY_PLANES * KD) {
-            boosted_words(work, block + KEY_TILES);
-            if constexpr (KEY_STEPS) __syncthreads();
-        }
-        constexpr int AT_ONCE = KEY_STEPS ? 2 : 1; // words of a plane
-        for (int i = threadIdx.x; i < PAGE_TILES * (KD / AT_ONCE) * 32; i += THREADS) {
-            const int lane = i & 31, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
-            u32 *to = (u32 *)(block + KEY_TILES + tile * KEY_TILE_BYTES);
-            if constexpr (KEY_STEPS) {
+//@ end
+        if constexpr (KEY_WORDS > KEY_PLANES * KD) boosted_words(work, tiles);
+        if constexpr (KEY_STEPS) {
+#pragma unroll
+            for (int round = 0; round < ROUNDS; round++) {
+                const Place at = place_of(round);
                 u32 words[2] = {0, 0};
-                step_words(words, work, tile, k, lane);
-                const u32 *patch = work->patch + (tile * KD + k) * 32 + lane;
-                if (KEY_BOOSTED > 0) words[0] |= patch[0], words[1] |= patch[32];
-                *(uint2 *)(to + lane_word(k, KEY_WORDS, lane)) = make_uint2(words[0], words[1]);
-            } else {
+                if (at.real) step_words(words, work, at.tile, at.k, lane);
+                held[2 * round] = words[0], held[2 * round + 1] = words[1];
+            }
+        } else {
+            __syncthreads();
+            for (int i = threadIdx.x; i < PAGE_TILES * KD * 32; i += THREADS) {
+                const int k = i / 32 % KD, tile = i / 32 / KD;
                 u32 words[KEY_PLANES];
                 product_words(words, work, tile, k, lane);
 #pragma unroll
-                for (int p = 0; p < KEY_PLANES; p++) to[lane_word(p * KD + k, KEY_WORDS, lane)] = words[p];
+                for (int p = 0; p < KEY_PLANES; p++)
+                    ((u32 *)(tiles + tile * KEY_TILE_BYTES))[lane_word(p * KD + k, KEY_WORDS, lane)] = words[p];
             }
         }
     }
 }
+//@ end

@@ -1,47 +1,52 @@
 // Sealing the values of a page: codes and packing of the page in `work`. By all threads of a block.
 
-// Extremes of each part of a group of a token, smallest low, largest high, at work->low [group, part, token]: lanes take a token each.
+// Pairs of all groups, stored as well; their steps, or what quantises by multiplication. Lanes next to each other take parts of a group,
+// each from another unit of 16 bytes on, so that no two share a bank.
 constexpr int VALUE_PARTS = VALUE_PAIRS * 4 <= THREADS ? 4 : VALUE_PAIRS * 2 <= THREADS ? 2 : 1;
-static_assert(VALUE_PARTS * VALUE_PAIRS <= EXTREMES * D, "low and high hold them");
-__device__ __forceinline__ void find_value_extremes(Work *work) {
-    constexpr int UNITS = VALUE_GROUP / 8 / VALUE_PARTS; // of 16 bytes
-    for (int i = threadIdx.x; i < VALUE_PAIRS * VALUE_PARTS; i += THREADS) {
-        const int token = i % PAGE, at = i / PAGE; // group * VALUE_PARTS + part
-        const uint4 *units = (const uint4 *)(work->element + token * ROW) + at * UNITS;
-        u32 low = units[0].x, high = low;
-#pragma unroll
-        for (int k = 0; k < UNITS; k++) {
-            const uint4 w = units[k];
-            low = smaller_pair(smaller_pair(low, smaller_pair(w.x, w.y)), smaller_pair(w.z, w.w));
-            high = larger_pair(larger_pair(high, larger_pair(w.x, w.y)), larger_pair(w.z, w.w));
-        }
-        low = smaller_pair(low, low >> 16), high = larger_pair(high, high << 16);
-        const u32 both = (low & 0xffffu) | (high & 0xffff0000u);
-        work->low[i] = both;
-        if (nonfinite_bits(both)) atomicOr(&work->dirty, 1);
-    }
-}
-
-// Pairs of all groups, stored as well; their steps, or what quantises by multiplication.
-__device__ __forceinline__ void measure_values(Work *work, u8 *block) {
+__device__ __forceinline__ void measure_values(Work *work, u8 *block, int page) {
+    constexpr int UNITS = VALUE_GROUP / 8 / VALUE_PARTS, LANE_STEPS = (2 + VALUE_PARTS) / VALUE_PARTS;
+    static_assert(VALUE_PAIRS % 32 == 0 && UNITS > 0, "whole warps, and a unit for each part");
     u32 largest = 0;
     int overflows = 0;
-    for (int i = threadIdx.x; i < VALUE_PAIRS; i += THREADS) {
-        const int token = i % PAGE, group = i / PAGE, t = token & 31;
-        const u32 *extremes = work->low + group * VALUE_PARTS * PAGE + token;
-        u32 low = extremes[0], high = low; // the low half of the one, the high half of the other
+    for (int i = threadIdx.x; i < VALUE_PAIRS * VALUE_PARTS; i += THREADS) {
+        const int part = i % VALUE_PARTS, token = i / VALUE_PARTS % PAGE, group = i / VALUE_PARTS / PAGE, t = token & 31;
+        u16 *elements = work->element + token * ROW + (group * VALUE_PARTS + part) * UNITS * 8;
+        const int turn = (UNITS < 8 ? part * UNITS / 8 : part) * (8 / VALUE_PARTS);
+        u32 both; // the low half of the one, the high half of the other
+#pragma unroll 1
+        for (;;) {
+            u32 low = EXPONENT_BITS, high = EXPONENT_BITS | 0x80008000u; // infinities
 #pragma unroll
-        for (int part = 1; part < VALUE_PARTS; part++)
-            low = smaller_pair(low, extremes[part * PAGE]), high = larger_pair(high, extremes[part * PAGE]);
+            for (int k = 0; k < UNITS; k++) {
+                const uint4 w = *(const uint4 *)(elements + (k + turn) % UNITS * 8);
+                low = smaller_pair(smaller_pair(low, smaller_pair(w.x, w.y)), smaller_pair(w.z, w.w));
+                high = larger_pair(larger_pair(high, larger_pair(w.x, w.y)), larger_pair(w.z, w.w));
+            }
+            low = smaller_pair(low, low >> 16), high = larger_pair(high, high << 16);
+            both = (low & 0xffffu) | (high & 0xffff0000u);
+            if (!nonfinite_bits(both)) break;
+            int count = 0;
+            for (int k = 0; k < UNITS; k++) count += clean_eight(elements + k * 8);
+            atomicOr(&work->damaged, 1);
+            if (SINK + page * PAGE + token >= work->source.slot.tokens) atomicAdd(&work->count, count);
+        }
+        u32 low = both, high = both;
+#pragma unroll
+        for (int x = 1; x < VALUE_PARTS; x *= 2)
+            low = smaller_pair(low, __shfl_xor_sync(~0u, low, x)), high = larger_pair(high, __shfl_xor_sync(~0u, high, x));
         bool over;
         const u32 pair = pair_of(element_to_float((u16)low), element_to_float((u16)(high >> 16)), largest_code(VALUE_BITS), over);
-        overflows += over, largest = max(largest, pair & 0xffff);
-        ((u32 *)(block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
+        overflows += over && part == 0, largest = max(largest, pair & 0xffff);
+        if (part == 0)
+            ((u32 *)(block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
         if constexpr (VALUE_STEPS) {
             u16 *step = work->step + (group * (PAGE / 2) + token / 2) * 8 + token % 2;
 #pragma unroll
-            for (int code = 1; code < 4; code++) step[2 * (code - 1)] = step_of(pair, code);
-        } else {
+            for (int s = 0; s < LANE_STEPS; s++) {
+                const int code = 1 + part * LANE_STEPS + s;
+                if (code < 4) step[2 * (code - 1)] = step_of(pair, code);
+            }
+        } else if (part == 0) {
             const int at = token * VALUE_GROUPS + group;
             work->pair[at] = pair, work->quantiser[at] = quantiser_of(pair, largest_code(VALUE_BITS));
         }
@@ -49,6 +54,29 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block) {
     note_scales(work, largest, overflows);
 }
 
+//@ if VALUE_RANGE == 1 then
+// The same by least squares, of a page that is finite.
+__device__ __forceinline__ void fit_values(Work *work, u8 *block) {
+    u32 largest = 0;
+    int overflows = 0;
+    for (int i = threadIdx.x; i < VALUE_PAIRS * RANGE_LANES; i += THREADS) {
+        const int part = i % RANGE_LANES, token = i / RANGE_LANES % PAGE, group = i / RANGE_LANES / PAGE, t = token & 31;
+        const u16 *elements = work->element + token * ROW + group * VALUE_GROUP;
+        bool over;
+        const u32 pair = fit_pair<VALUE_GROUP>(largest_code(VALUE_BITS), part, over, [&](int c) { return element_to_float(elements[c]); });
+        if constexpr (VALUE_STEPS)
+            if (part) work->step[(group * (PAGE / 2) + token / 2) * 8 + token % 2 + 2 * (part - 1)] = step_of(pair, part);
+        if (part == 0) {
+            const int at = token * VALUE_GROUPS + group;
+            if constexpr (!VALUE_STEPS) work->pair[at] = pair, work->quantiser[at] = quantiser_of(pair, largest_code(VALUE_BITS));
+            overflows += over, largest = max(largest, pair & 0xffff);
+            ((u32 *)(block + VALUE_TILES + token / 32 * VALUE_TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
+        }
+    }
+    note_scales(work, largest, overflows);
+}
+
+//@ end
 // The k-th and the next word of a tile: tokens 16 m + 2 c + 8 j + e, four channels of a run of eight.
 __device__ __forceinline__ void step_value_words(u32 (&words)[2], const Work *work, int tile, int k, int lane) {
     const int g = lane >> 2, c = lane & 3, channel = channel_of(k, g & 6), group = channel / VALUE_GROUP;
@@ -100,44 +128,46 @@ __device__ __forceinline__ void product_value_words(u32 (&words)[VALUE_PLANES], 
     }
 }
 
-__device__ __forceinline__ void seal_value(Work *work, int first, int before, u8 *block) {
+// Words made of steps are in `held`; all else is stored.
+__device__ __forceinline__ void seal_value(Work *work, int page, u8 *block, u32 (&held)[2 * ROUNDS]) {
+    const int lane = threadIdx.x % 32;
+    u8 *tiles = block + VALUE_TILES;
     if constexpr (VALUE_BITS == 16) {
-        clean_exact(work, first, before);
+        clean_exact(work, page);
         for (int i = threadIdx.x; i < PAGE_TILES * KD * 2 * 32; i += THREADS) {
-            const int lane = i & 31, m = i / 32 % 2, k = i / 64 % KD, tile = i / 64 / KD, g = lane >> 2, c = lane & 3;
+            const int m = i / 32 % 2, k = i / 64 % KD, tile = i / 64 / KD, g = lane >> 2, c = lane & 3;
             u32 w[4];
             for (int r = 0; r < 4; r++) {
                 const int half = r & 1, j = r >> 1;
                 const u16 *first = work->element + (tile * 32 + 16 * m + 2 * c + 8 * j) * ROW + channel_of(k, 8 * half + g);
                 w[r] = first[0] | (u32)first[ROW] << 16;
             }
-            ((uint4 *)(block + VALUE_TILES))[i] = make_uint4(w[0], w[1], w[2], w[3]);
+            ((uint4 *)tiles)[i] = make_uint4(w[0], w[1], w[2], w[3]);
         }
     } else {
-        for (;;) {
-            find_value_extremes(work);
-            __syncthreads();
-            if (!work->dirty) break;
-            clean_page(work, first, before);
-            __syncthreads();
-            if (threadIdx.x == 0) work->dirty = 0;
-            __syncthreads();
-        }
-        measure_values(work, block);
+//@ if VALUE_RANGE == 1 then
+        clean_exact(work, page);
+        fit_values(work, block);
+//@ else
+        measure_values(work, block, page);
+//@ end
         __syncthreads();
-        constexpr int AT_ONCE = VALUE_STEPS ? 2 : 1; // words of a plane
-        for (int i = threadIdx.x; i < PAGE_TILES * (KD / AT_ONCE) * 32; i += THREADS) {
-            const int lane = i & 31, k = i / 32 % (KD / AT_ONCE) * AT_ONCE, tile = i / 32 / (KD / AT_ONCE);
-            u32 *to = (u32 *)(block + VALUE_TILES + tile * VALUE_TILE_BYTES + VALUE_META_BYTES);
-            if constexpr (VALUE_STEPS) {
+        if constexpr (VALUE_STEPS) {
+#pragma unroll
+            for (int round = 0; round < ROUNDS; round++) {
+                const Place at = place_of(round);
                 u32 words[2] = {0, 0};
-                step_value_words(words, work, tile, k, lane);
-                *(uint2 *)(to + lane_word(k, VALUE_WORDS, lane)) = make_uint2(words[0], words[1]);
-            } else {
+                if (at.real) step_value_words(words, work, at.tile, at.k, lane);
+                held[2 * round] = words[0], held[2 * round + 1] = words[1];
+            }
+        } else {
+            for (int i = threadIdx.x; i < PAGE_TILES * KD * 32; i += THREADS) {
+                const int k = i / 32 % KD, tile = i / 32 / KD;
                 u32 words[VALUE_PLANES];
                 product_value_words(words, work, tile, k, lane);
 #pragma unroll
-                for (int p = 0; p < VALUE_PLANES; p++) to[lane_word(p * KD + k, VALUE_WORDS, lane)] = words[p];
+                for (int p = 0; p < VALUE_PLANES; p++)
+                    ((u32 *)(tiles + tile * VALUE_TILE_BYTES + VALUE_META_BYTES))[lane_word(p * KD + k, VALUE_WORDS, lane)] = words[p];
             }
         }
     }

@@ -162,10 +162,19 @@ template <class T> __forceinline__ T __shfl_up_sync(u32 mask, T value, int by, i
 }
 __forceinline__ u32 __reduce_add_sync(u32 mask, u32 value)
 {
-    for (int lanes = 16; lanes; lanes /= 2) // only whole warps do it
+    for (int lanes = 16; lanes; lanes /= 2) // only whole warps reduce
         value += __shfl_xor_sync(mask, value, lanes);
     return value;
 }
+__forceinline__ u32 __reduce_min_sync(u32 mask, u32 value)
+{
+    for (int lanes = 16; lanes; lanes /= 2) {
+        const u32 other = __shfl_xor_sync(mask, value, lanes);
+        value = other < value ? other : value;
+    }
+    return value;
+}
+__forceinline__ u32 __reduce_max_sync(u32 mask, u32 value) { return ~__reduce_min_sync(mask, ~value); }
 __forceinline__ u32 __ballot_sync(u32 mask, int predicate) { return emulate_vote(EMULATE_BALLOT, mask, predicate); }
 __forceinline__ int __any_sync(u32 mask, int predicate) { return (int)emulate_vote(EMULATE_ANY, mask, predicate); }
 __forceinline__ int __all_sync(u32 mask, int predicate) { return (int)emulate_vote(EMULATE_ALL, mask, predicate); }

@@ -31,4 +31,12 @@ return {
     shape("d64-g12-values", { 64, 12, "bf16" }, { bits = 4, boost = { bits = 8, fraction = 0.25 } }, { bits = 16, window = 32 }),
     shape("d96-g6-page128", { 96, 6, "fp16" }, { bits = 2, group = 64, boost = { bits = 4, fraction = 0.5 } }, { bits = 2, group = 32, window = 64 },
         { page = 128 }),
+    shape("d64-g4-static", { 64, 4, "bf16" },
+        { bits = 1, group = 32, range = "least_squares", boost = { bits = 4, fraction = 0.25, score = "static" } },
+        { bits = 1, along = "tokens", range = "least_squares", window = 32 }, { calibration = "calibration.safetensors" }),
+    shape("d64-g6-matrix", { 64, 6, "fp16" }, { bits = 2, rotation = "matrix", boost = { bits = 3, fraction = 0.4 } },
+        { bits = 3, group = 32, rotation = "matrix", window = 0 }, { calibration = "calibration.safetensors", sink = 0 }),
+    shape("d64-g3-hadamard", { 64, 3, "bf16" }, { bits = 3, along = "channels", group = 32, rotation = "hadamard" },
+        { bits = 2, rotation = "hadamard", range = "least_squares", window = 32 }),
+    shape("d64-g5-across", { 64, 5, "fp16" }, { bits = 4, along = "channels" }, { bits = 4, along = "tokens", group = 32, window = 32 }),
 }

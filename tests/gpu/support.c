@@ -8,7 +8,7 @@
 #include <time.h>
 
 #include "emit.h"
-#include "scenario.h"
+#include "engine.h"
 #include "temporary.h"
 
 char failure[KG_ERROR];

@@ -1,0 +1,112 @@
+// Decode times of the variants, where there is a GPU.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "emit.h"
+#include "engine.h"
+#include "explore.h"
+
+enum { REPLAYS = 60 };
+
+// What a time depends on: the card, the kernels with the table that chooses among them, the shape, and how many KV heads there are.
+static int time_digest(const kg_explore *x, const kg_spec *spec, kg_shape shape, char digest[KT__SHA256_HEX], char *error)
+{
+    kg_package package;
+    kg_text text = {0};
+    int code = kg_package_make(spec, 0, &package, error, KG_ERROR);
+    if (!code) {
+        kg_text_addf(&text, "attend of %d x %d on %s\n", shape.sequences, shape.tokens, x->device);
+        kg_manifest(&package, &text);
+        if (text.failed)
+            code = kg_fail(KG_MACHINE, error, KG_ERROR, "out of memory");
+        else
+            kt__sha256_text(text.data, text.size, digest);
+    }
+    kg_package_free(&package);
+    kg_text_free(&text);
+    return code;
+}
+
+static int measure(kg_bench *b, const kg_spec *spec, kt_engine *engine, kg_shape shape, kg_time *time)
+{
+    int *lengths = malloc((size_t)shape.sequences * sizeof *lengths);
+    kg_bed bed;
+    double unused;
+    if (!lengths)
+        return kg_fail(KG_MACHINE, b->error, KG_ERROR, "out of memory");
+    for (int i = 0; i < shape.sequences; i++)
+        lengths[i] = shape.tokens;
+    int code = kg_bed_open(b, spec, engine, lengths, shape.sequences, 0, &bed);
+    if (!code && bed.layers)
+        code = kg_bench_attend(&bed, time, &unused);
+    else if (!code) {
+        kg_progress_clear(&b->progress);
+        fprintf(stderr, "kittygen explore: %s, %d x %d: no time: too little memory for one layer\n", spec->name, shape.sequences, shape.tokens);
+    }
+    kg_bed_close(&bed);
+    free(lengths);
+    return code;
+}
+
+// One variant at all shapes; its kernels are compiled only if a time is missing.
+static int time_variant(kg_explore *x, kg_bench *b, kg_variant *v, const volatile sig_atomic_t *stop, int *wrong)
+{
+    kt_engine *engine = 0;
+    int code = KG_OK;
+    for (int i = 0; i < x->shape_count && !code && !*stop; i++) {
+        char digest[KT__SHA256_HEX];
+        code = time_digest(x, &v->spec, x->shapes[i], digest, b->error);
+        if (!code && !kg_explore_load_time(digest, &v->times[i])) {
+            if (!engine)
+                code = kg_engine_open(&v->spec, KT_DEVICE_CUDA, &engine, b->error, KG_ERROR);
+            if (!code)
+                code = measure(b, &v->spec, engine, x->shapes[i], &v->times[i]);
+            if (!code && v->times[i].us > 0)
+                kg_explore_save_time(digest, &v->times[i]);
+        }
+        if (code == KG_FAILED) {
+            kg_progress_clear(&b->progress);
+            fprintf(stderr, "kittygen explore: %s\n", b->error);
+            ++*wrong;
+            code = KG_OK;
+        }
+        kg_progress_to(&b->progress, ++b->done);
+    }
+    kt_close(engine);
+    return code;
+}
+
+int kg_explore_find_gpu(kg_explore *x, char *error)
+{
+    kg_gpu gpu;
+    KG_TRY(kg_gpu_hold(error));
+    KG_TRY(kg_gpu_query(&gpu, error));
+    snprintf(x->device, sizeof x->device, "%s", gpu.name);
+    return KG_OK;
+}
+
+int kg_explore_times(kg_explore *x, const volatile sig_atomic_t *stop, int *wrong, char *error)
+{
+    kg_bench *b = calloc(1, sizeof *b);
+    int count, *order = kg_explore_order(x, &count), code = KG_OK;
+    if (!b || !order)
+        code = kg_fail(KG_MACHINE, error, KG_ERROR, "out of memory");
+    if (!code) {
+        b->replays = REPLAYS;
+        b->brief = true;
+        if (!(code = kg_gpu_query(&b->gpu, b->error)))
+            code = kg_gpu_stream_open(&b->stream, b->error);
+        kg_progress_begin(&b->progress, "timing", (long)count * x->shape_count);
+        for (int i = 0; i < count && !code && !*stop; i++)
+            code = time_variant(x, b, &x->variants[order[i]], stop, wrong);
+        kg_progress_end(&b->progress);
+        kg_gpu_free(b->data);
+        kg_gpu_stream_close(b->stream);
+        if (code)
+            kg_fail(code, error, KG_ERROR, "%s", b->error);
+    }
+    free(order);
+    free(b);
+    return code;
+}

@@ -1,4 +1,0 @@
-return kitty {
-    model = { name = "m", layers = 2, q_heads = 8, kv_heads = 2, head_dim = 256, dtype = "fp16" },
-    key = { boost = { fraction = 1 } },
-}

@@ -152,7 +152,7 @@ void kg_attend_rules(const kt_format *f, kg_attend_plan *plan)
     *plan = (kg_attend_plan){0};
     add_first(f, lone, LONE, KG_LARGE_SHARED, 1, 2, 64 * 1024 / f->page, plan);
     // Small pages: more warps keep as many bytes under way, where there are registers for them.
-    if (f->head_dim > 96 || f->group_heads > 8 || !add_first(f, many, 1, KG_LARGE_SHARED, 3, 0, 0, plan))
+    if (f->head_dim > 96 || f->group_heads > (f->head_dim > 64 ? 4 : 8) || !add_first(f, many, 1, KG_LARGE_SHARED, 3, 0, 0, plan))
         add_first(f, many, MANY, KG_LARGE_SHARED, 2, 0, 0, plan);
     kg_attend_small(f, plan);
 }

@@ -13,7 +13,7 @@
 #include "temporary.h"
 #include "suite.h"
 
-enum { TOKENS = 420, LAYERS = 2, Q_HEADS = 4, KV_HEADS = 2, DIM = 64 };
+enum { TOKENS = 416, LAYERS = 2, Q_HEADS = 4, KV_HEADS = 2, DIM = 64 };
 
 static char folder[KG_PATH], kv[KG_PATH + 32], output[1 << 20];
 
@@ -172,7 +172,7 @@ START_TEST(errors_are_those_of_decoding)
     open_explore(&x, _i ? "turned.lua" : "sweep.lua");
     ck_assert_int_eq(x.count, _i ? 2 : 3);
     ck_assert_int_eq(x.bed.positions, KG_EXPLORE_QUERIES);
-    ck_assert_int_eq(x.bed.at[KG_EXPLORE_QUERIES - 1], TOKENS - 1);
+    ck_assert_int_eq(x.bed.at[KG_EXPLORE_QUERIES - 1], TOKENS - 1); // its own step completes a page, which it does not see yet
     for (int i = 0; i < x.count; i++) {
         kg_variant *v = &x.variants[i];
         kg_error out[LAYERS * Q_HEADS] = {0};
@@ -713,12 +713,12 @@ static const struct {
     {"$D/sweep.lua --kv $D/none.safetensors", KG_USER, "none.safetensors: "},
     {"$D/sweep.lua --kv $D/sweep.lua", KG_USER, "sweep.lua: "},
     {"smollm2_135m/kitty" KV, KG_USER, "tensor \"q.0\""},
-    {"qwen3_8b/kitty" KV, KG_USER, "[420, 4, 64]"},
+    {"qwen3_8b/kitty" KV, KG_USER, "[416, 4, 64]"},
     {"$D/none.lua" KV, KG_USER, "none.lua"},
     {"$D/empty.lua" KV, KG_USER, "empty.lua"},
     {"$D/sweep.lua smollm2_135m/kitty" KV, KG_USER, "model.q_heads is not that of m.kitty-pro (9 and 4)"},
     {"$D/sweep.lua $D/other.lua" KV, KG_USER, "two different specs are named m.kitty-pro"},
-    {"$D/long.lua" KV, KG_USER, "m.long: its first page of values is sealed after 544 tokens, and the --kv files have 420 a layer"},
+    {"$D/long.lua" KV, KG_USER, "m.long: its first page of values is sealed after 544 tokens, and the --kv files have 416 a layer"},
     {"$D/sweep.lua" KV " --layers 3", KG_USER, "--layers 3: the --kv files hold 2"},
     {"$D/sweep.lua" KV " --layers 0", KG_USER, "--layers: '0' is not allowed"},
     {"$D/sweep.lua" KV " --context 12", KG_USER, "--context: '12' is not allowed"},

@@ -51,7 +51,7 @@ static void check_cover(const char *name, const kg_region *regions, int count, i
 START_TEST(every_byte_once)
 {
     static const char *const models[] = {"smollm2_135m", "phi3_mini", "qwen3_8b", "gemma3_270m", KT_TEST_DATA "/emulate/shapes.lua",
-                                         KT_TEST_DATA "/../specs/sweeps/smollm2.lua"};
+                                         KT_TEST_DATA "/../specs/sweeps/smollm2.lua", KT_TEST_DATA "/../specs/sweeps/gemma3.lua"};
     kg_region regions[KG_REGIONS];
     for (size_t m = 0; m < sizeof models / sizeof *models; m++) {
         kg_spec *specs;

@@ -15,7 +15,8 @@
 enum {
     KG_EXPLORE_QUERIES = 64, // positions of a layer whose queries attend, at most
     KG_EXPLORE_BARS = 16,    // of a histogram of codes
-    KG_EXPLORE_FILES = 16
+    KG_EXPLORE_FILES = 16,
+    KG_EXPLORE_LAYERS = 256
 };
 
 // Histograms of codes.
@@ -27,6 +28,7 @@ typedef enum { KG_CODES_KEY, KG_CODES_BOOSTED, KG_CODES_VALUE, KG_CODES } kg_cod
 // threads. Rows are queries: query head h of a KV head at the i-th position is row i * group_heads + h.
 typedef struct {
     kg_inputs in;
+    int origin[KG_EXPLORE_LAYERS]; // of each layer of the inputs, its number in the model, as the files tell it
     int group_heads, tokens;    // query heads per KV head; tokens that are used of each layer: as many as the shortest has
     int positions;              // sampled
     int at[KG_EXPLORE_QUERIES]; // tokens before each, ascending; the last is the last token
@@ -37,7 +39,7 @@ typedef struct {
     size_t scratch_each;
 } kg_explore_bed;
 
-// Reads the files as kg_inputs_read does, and computes the reference. `layers` 0: all of them, at most 256.
+// Reads the files as kg_inputs_read does, and computes the reference. `layers` 0: all of them, at most KG_EXPLORE_LAYERS.
 int kg_explore_bed_open(const kg_spec *spec, const char *const *files, int file_count, int layers, kg_explore_bed *bed, char *error);
 void kg_explore_bed_close(kg_explore_bed *bed); // also after a failed open
 
@@ -45,14 +47,14 @@ void kg_explore_bed_close(kg_explore_bed *bed); // also after a failed open
 typedef struct {
     double *logits, *out;              // [layers, q_heads]
     double *boosted;                   // [layers, kv_heads, head_dim] share of the pages in which a channel is boosted
-    double codes[KG_CODES][KG_EXPLORE_BARS]; // counts; of codes of more than 4 bits by their highest 4
+    double codes[KG_CODES][KG_EXPLORE_BARS]; // counts; of codes of more than 4 bits by their highest 4; 0 of what is rotated
     double nonfinite;                  // elements that counted as 0
 } kg_explored;
 
 int kg_explored_open(const kg_inputs *in, kg_explored *explored, char *error);
 void kg_explored_close(kg_explored *explored);
 
-// Seals the inputs' keys and values with the CPU backend, whose pages are those of every device, and has every sampled query attend
+// Seals the inputs' keys and values (with a calibration each layer as that of the model which it was captured from) with the CPU backend, whose pages are those of every device, and has every sampled query attend
 // over them as a step of one token would: over the pages sealed before it, and every other token exact. `worker`: kg_parallel's.
 int kg_explore_measure(const kg_explore_bed *bed, const kg_spec *spec, int worker, kg_explored *explored, char *error);
 
@@ -74,6 +76,7 @@ typedef struct {
 typedef struct {
     kg_explore_bed bed;
     char data[KG_PATH];          // where the inputs are from
+    char warning[1024];          // what to know about them, or empty
     kg_variant *variants;
     int count;
     long context;                // tokens of a sequence, for bytes_context

@@ -7,7 +7,7 @@
 #include "explore.h"
 #include "parallel.h"
 
-enum { LANES = 8, BLOCK = 16, MOST_LAYERS = 256 }; // BLOCK: tokens that meet a row of queries together
+enum { LANES = 8, BLOCK = 16 }; // BLOCK: tokens that meet a row of queries together
 typedef double doubles __attribute__((vector_size(LANES * sizeof(double)), aligned(8), may_alias));
 
 // A KV head's tokens for the sampled queries. Of a token t both readings are known; a query sees the decoded one of a key where
@@ -170,12 +170,14 @@ static void reference_head(void *context, int index, int worker)
 int kg_explore_bed_open(const kg_spec *spec, const char *const *files, int file_count, int layers, kg_explore_bed *b, char *error)
 {
     *b = (kg_explore_bed){.group_heads = spec->model.q_heads / spec->model.kv_heads};
-    int code = kg_inputs_read(spec, files, file_count, layers, MOST_LAYERS, &b->in, error, KG_ERROR);
+    int code = kg_inputs_read(spec, files, file_count, layers, KG_EXPLORE_LAYERS, &b->in, error, KG_ERROR);
     if (code)
         return code;
     b->tokens = b->in.layers[0].tokens;
-    for (int l = 1; l < b->in.count; l++)
+    for (int l = 0; l < b->in.count; l++) {
+        b->origin[l] = l;
         b->tokens = b->in.layers[l].tokens < b->tokens ? b->in.layers[l].tokens : b->tokens;
+    }
     // Queries of the first quarter see little that is sealed.
     const int first = b->tokens / 4, span = b->tokens - first;
     b->positions = span < KG_EXPLORE_QUERIES ? span : KG_EXPLORE_QUERIES;
@@ -251,12 +253,18 @@ static int refused(const measurement *m, const char *call, kt_status status)
             return refused(m, #call, status_); \
     } while (0)
 
-// One sequence of all the tokens, in one step.
+// The cache's layer for one of the inputs': only what is calibrated depends on it.
+static int place_of(const measurement *m, int layer) { return m->format.table_bytes ? m->bed->origin[layer] : layer; }
+
+// One sequence of all the tokens, in one step. Layers of the model that were not captured take the tokens of one that was.
 static int seal(measurement *m)
 {
     const kg_inputs *in = &m->bed->in;
-    const uint64_t heads = (uint64_t)in->count * (uint64_t)in->kv_heads, pages = (uint64_t)(m->bed->tokens / m->format.page + 1);
-    const kt_cache_args cache = {.size = sizeof cache, .layers = in->count, .kv_heads = in->kv_heads, .max_sequences = 1, .spare_slabs = 1,
+    int layers = 0;
+    for (int i = 0; i < in->count; i++)
+        layers = place_of(m, i) + 1 > layers ? place_of(m, i) + 1 : layers;
+    const uint64_t heads = (uint64_t)layers * (uint64_t)in->kv_heads, pages = (uint64_t)(m->bed->tokens / m->format.page + 1);
+    const kt_cache_args cache = {.size = sizeof cache, .layers = layers, .kv_heads = in->kv_heads, .max_sequences = 1, .spare_slabs = 1,
                                  .budget_bytes = heads * (pages * (uint64_t)m->format.block_bytes + 2 * (uint64_t)m->format.slab_bytes)};
     const kt_batch_args batch = {.size = sizeof batch, .slots = 1, .max_tokens = m->bed->tokens, .max_rows = m->bed->tokens};
     CALL(m, kt_cache_open(m->engine, &cache, &m->cache));
@@ -264,8 +272,11 @@ static int seal(measurement *m)
     CALL(m, kt_batch_open(m->cache, &batch, &m->batch));
     CALL(m, kt_batch_set(m->batch, 0, m->sequence, m->bed->tokens, -1));
     CALL(m, kt_step_begin(m->batch, 0));
-    for (int layer = 0; layer < in->count; layer++) {
-        const kt_append_args tokens = {.size = sizeof tokens, .layer = layer, .key = in->layers[layer].key, .value = in->layers[layer].value};
+    for (int layer = 0; layer < layers; layer++) {
+        int i = in->count - 1;
+        while (i && place_of(m, i) != layer)
+            i--;
+        const kt_append_args tokens = {.size = sizeof tokens, .layer = layer, .key = in->layers[i].key, .value = in->layers[i].value};
         CALL(m, kt_append(m->batch, &tokens));
     }
     CALL(m, kt_step_commit(m->batch));
@@ -296,13 +307,13 @@ static int read_boosted(measurement *m, int layer, int head, unsigned char boost
     memset(boosted, 0, 256);
     if (!m->format.key_boosted)
         return KG_OK;
-    CALL(m, kt_read_block(m->cache, m->sequence, layer, head, page, m->block));
+    CALL(m, kt_read_block(m->cache, m->sequence, place_of(m, layer), head, page, m->block));
     for (int i = 0; i < m->format.key_boosted; i++)
         boosted[m->block[m->format.key_index + i]] = 1;
     return KG_OK;
 }
 
-// The codes and boosted channels of one head's sealed pages, from the tokens in the scratch.
+// The codes and boosted channels of one head's sealed pages, from the tokens in the scratch; those of rotated ones are not to be seen there.
 static int look_at_pages(measurement *m, int layer, int head)
 {
     const kt_format *f = &m->format;
@@ -313,13 +324,13 @@ static int look_at_pages(measurement *m, int layer, int head)
         KG_TRY(read_boosted(m, layer, head, boosted, page));
         for (int c = 0; c < d; c++) {
             share[c] += boosted[c] / (double)pages;
-            for (int t = 0; t < f->page; t += f->key_group)
+            for (int t = 0; t < f->page && !f->key_rotation; t += f->key_group)
                 count_codes(m->scratch.parts[KT_KEY] + (long)(f->sink + page * f->page + t) * d + c, f->key_group, d,
                             boosted[c] ? f->key_boost_bits : f->key_bits, m->explored->codes[boosted[c] ? KG_CODES_BOOSTED : KG_CODES_KEY]);
         }
     }
     const int end = f->sink + kt_sealed(f, KT_VALUE, m->bed->tokens) * f->page;
-    for (int t = f->sink; t < end && f->value_bits < 16; t++)
+    for (int t = f->sink; t < end && f->value_bits < 16 && !f->value_rotation; t++)
         for (int c = 0; c < d; c += f->value_group)
             count_codes(m->scratch.parts[KT_VALUE] + (long)t * d + c, f->value_group, 1, f->value_bits, m->explored->codes[KG_CODES_VALUE]);
     return KG_OK;
@@ -331,7 +342,7 @@ static int measure_head(measurement *m, int layer, int head)
     const size_t at = head_at(b, layer, head), rows = (size_t)rows_of(b), d = (size_t)b->in.head_dim;
     tokens_seen seen = exact_tokens(b, layer, head);
     for (int part = 0; part < 2; part++) {
-        CALL(m, kt_read(m->cache, m->sequence, layer, head, (kt_part)part, 0, b->tokens, m->scratch.parts[part]));
+        CALL(m, kt_read(m->cache, m->sequence, place_of(m, layer), head, (kt_part)part, 0, b->tokens, m->scratch.parts[part]));
         seen.decoded[part] = m->scratch.parts[part];
         seen.ends[part] = m->ends[part];
     }

@@ -14,6 +14,12 @@ void kg_explore_heading(const kg_explore *x)
     const kg_inputs *in = &x->bed.in;
     printf("data: %s; %d %s of %d tokens, %d queries of each of %d heads\n", x->data, in->count, in->count == 1 ? "layer" : "layers", x->bed.tokens,
            x->bed.positions, in->q_heads);
+    printf("layers of the model:");
+    for (int i = 0; i < in->count; i++)
+        printf("%s %d", i ? "," : "", x->bed.origin[i]);
+    printf("\n");
+    if (*x->warning)
+        printf("note: %s\n", x->warning);
     if (*x->device)
         printf("times: %s\n", x->device);
     else
@@ -145,7 +151,12 @@ void kg_explore_json(kg_text *out, const kg_explore *x)
 {
     kg_text_add(out, "{\"data\": ");
     kg_text_json(out, x->data);
-    kg_text_addf(out, ", \"layers\": %d, \"tokens\": %d, \"queries\": %d, \"context\": %ld, \"device\": ", x->bed.in.count, x->bed.tokens,
+    kg_text_add(out, ", \"warning\": ");
+    kg_text_json(out, x->warning);
+    kg_text_add(out, ", \"layers_of_model\": [");
+    for (int i = 0; i < x->bed.in.count; i++)
+        kg_text_addf(out, "%s%d", i ? ", " : "", x->bed.origin[i]);
+    kg_text_addf(out, "], \"layers\": %d, \"tokens\": %d, \"queries\": %d, \"context\": %ld, \"device\": ", x->bed.in.count, x->bed.tokens,
                  x->bed.positions, x->context);
     kg_text_json(out, *x->device ? x->device : "CPU");
     kg_text_addf(out, ", \"interrupted\": %s, \"variants\": [", x->interrupted ? "true" : "false");

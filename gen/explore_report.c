@@ -331,7 +331,7 @@ static void add_codes(const page *p, const kg_variant *v)
     for (int k = 0; k < KG_CODES; k++) {
         char title[NAME];
         snprintf(title, sizeof title, "%s, %d bits%s", names[k], bits[k], bits[k] > 4 ? " (their highest 4)" : "");
-        if (bits[k] < 16)
+        if (bits[k] < 16 && !(k == KG_CODES_VALUE ? f->value_rotation : f->key_rotation))
             kg_chart_bars(p->out, title, v->explored.codes[k], bits[k] > 4 ? KG_EXPLORE_BARS : 1 << bits[k]);
     }
     begin_table(p, "Codes, %", true);
@@ -353,10 +353,10 @@ static void add_codes(const page *p, const kg_variant *v)
 
 static void codes(const page *p)
 {
-    begin_section(p, "codes", "Codes", "How often a code is stored: where an element lies between the least and the greatest of its group.");
+    begin_section(p, "codes", "Codes", "How often a code is stored: where an element lies between the least and the greatest of its group. Of rotated keys and values it is not known.");
     for (int i = 0; i < p->shown_count; i++) {
         const kt_format *f = &p->shown[i]->format;
-        if (f->key_bits == 16 && f->value_bits == 16)
+        if ((f->key_bits == 16 || f->key_rotation) && (f->value_bits == 16 || f->value_rotation)) // no codes, or none that show
             continue;
         kg_text_add(p->out, "<h3>");
         kg_html(p->out, p->shown[i]->spec.variant);
@@ -420,11 +420,20 @@ static void add_header(const page *p)
     kg_text_addf(p->out, ": %d %s of %d tokens; %d query heads, %d KV heads, head_dim %d, %s; %d queries of each head</dd>\n", in->count,
                  in->count == 1 ? "layer" : "layers", x->bed.tokens, in->q_heads, in->kv_heads, in->head_dim, in->dtype ? "bf16" : "fp16",
                  x->bed.positions);
-    kg_text_add(p->out, "<dt>Bytes</dt><dd>per token and KV head: of sealed pages; in all, ");
+    kg_text_add(p->out, "<dt>Layers</dt><dd>");
+    for (int i = 0; i < in->count; i++)
+        kg_text_addf(p->out, "%s%d: the model's %d", i ? ", " : "", i, x->bed.origin[i]);
+    kg_text_add(p->out, "</dd>\n<dt>Bytes</dt><dd>per token and KV head: of sealed pages; in all, ");
     kg_text_addf(p->out, "of a sequence of %ld tokens with its exact ones</dd>\n<dt>Errors</dt><dd>relative L2 against float64 attention over the exact "
                  "inputs, in %%, of a head's queries</dd>\n<dt>Times</dt><dd>", x->context);
     kg_html(p->out, *x->device ? x->device : "none");
-    kg_text_addf(p->out, "</dd>\n</dl>\n%s", x->interrupted ? "<p class=\"warning\">Interrupted: not every variant is here.</p>\n" : "");
+    kg_text_add(p->out, "</dd>\n</dl>\n");
+    if (*x->warning) {
+        kg_text_add(p->out, "<p class=\"warning\">");
+        kg_html(p->out, x->warning);
+        kg_text_add(p->out, "</p>\n");
+    }
+    kg_text_addf(p->out, "%s", x->interrupted ? "<p class=\"warning\">Interrupted: not every variant is here.</p>\n" : "");
     add_comparison(p);
     kg_text_add(p->out, "<nav><a href=\"#memory\">Memory and error</a> <a href=\"#time\">Memory and time</a> <a href=\"#layers\">Layers</a> <a href=\"#heads\">Heads"
                         "</a> <a href=\"#channels\">Channels</a> <a href=\"#codes\">Codes</a> <a href=\"#all\">All variants</a></nav>\n</header>\n<main>\n");

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "explore.h"
+#include "safetensors.h"
 
 // ---- loading ---------------------------------------------------------------------------------------------------------
 
@@ -97,6 +98,46 @@ static int add_file(kt__sha256 *sha, const char *path, char *error)
     return whole ? KG_OK : kg_fail(KG_MACHINE, error, KG_ERROR, "%s: cannot be read", path);
 }
 
+// What python/capture.py writes into the metadata: which layers these are, and that the model attends in a window where here every query
+// attends to all tokens before it. `taken`: layers of the files before.
+static int look_at_file(kg_explore *x, const char *path, int *taken, char *error)
+{
+    kg_safetensors *file;
+    if (!kg_safetensors_open(path, &file, error, KG_ERROR))
+        return KG_USER;
+    const char *sliding = kg_safetensors_metadata(file, "sliding"), *layers = kg_safetensors_metadata(file, "layers");
+    const size_t length = strlen(x->warning);
+    if (sliding && strcmp(sliding, "none"))
+        snprintf(x->warning + length, sizeof x->warning - length, "%s%s: a sliding window in the model (%s), but here queries see all tokens before them",
+                 length ? "; " : "", path, sliding);
+    char name[32] = "q.0";
+    for (int i = 0; *taken < x->bed.in.count && kg_safetensors_find(file, name); snprintf(name, sizeof name, "q.%d", ++i), ++*taken) {
+        char *end;
+        const long origin = layers ? strtol(layers, &end, 10) : -1;
+        if (origin < 0 || origin >= KG_EXPLORE_LAYERS || end == layers)
+            continue;
+        x->bed.origin[*taken] = (int)origin;
+        layers = *end == ',' ? end + 1 : 0;
+    }
+    kg_safetensors_close(file);
+    return KG_OK;
+}
+
+// A calibration is by layer.
+static int check_layers(const kg_explore_bed *bed, const kg_variant *v, char *error)
+{
+    for (int i = 0; i < bed->in.count && v->format.table_bytes; i++) {
+        if (bed->origin[i] >= v->spec.model.layers)
+            return kg_fail(KG_USER, error, KG_ERROR, "%s: its calibration is for %d layers, and layer %d of the --kv files is the model's layer %d", v->spec.name,
+                           v->spec.model.layers, i, bed->origin[i]);
+        for (int j = 0; j < i; j++)
+            if (bed->origin[j] == bed->origin[i])
+                return kg_fail(KG_USER, error, KG_ERROR, "%s: its calibration is by layer, and layers %d and %d of the --kv files are both the model's layer %d",
+                               v->spec.name, j, i, bed->origin[i]);
+    }
+    return KG_OK;
+}
+
 // A part of a cache that is to be quantised and never is would show no error.
 static int check_sealed(const kg_explore_bed *bed, const kg_variant *v, char *error)
 {
@@ -112,15 +153,19 @@ static int check_sealed(const kg_explore_bed *bed, const kg_variant *v, char *er
 int kg_explore_inputs(kg_explore *x, const char *const *files, int file_count, int layers, char *error)
 {
     kt__sha256 inputs;
+    int taken = 0;
     KG_TRY(kg_explore_bed_open(&x->variants[0].spec, files, file_count, layers, &x->bed, error));
     // Whatever the errors depend on: this program, what it reads, how much of it, and the spec.
     kt__sha256_begin(&inputs);
     KG_TRY(add_file(&inputs, "/proc/self/exe", error));
-    for (int i = 0; i < file_count; i++)
+    for (int i = 0; i < file_count; i++) {
         KG_TRY(add_file(&inputs, files[i], error));
+        KG_TRY(look_at_file(x, files[i], &taken, error));
+    }
     for (int i = 0; i < x->count; i++) {
         kg_variant *v = &x->variants[i];
         KG_TRY(check_sealed(&x->bed, v, error));
+        KG_TRY(check_layers(&x->bed, v, error));
         kt__sha256 sha = inputs;
         kg_text text = {0};
         unsigned char digest[KT__SHA256_BYTES];

@@ -66,6 +66,10 @@ static void add_text(kg_text *out, const kg_costs *c)
     add_regions(out, regions, kg_page_regions(f, regions));
     kg_text_addf(out, "\n%sexact tokens%s of one sequence, layer and KV head: %d bytes\n", bold, plain, f->slab_bytes);
     add_regions(out, regions, kg_slab_regions(f, regions));
+    if (f->table_bytes) {
+        kg_text_addf(out, "\n%scalibration%s of a layer and KV head: %d bytes\n", bold, plain, f->table_bytes);
+        add_regions(out, regions, kg_table_regions(f, regions));
+    }
     kg_text_addf(out, "\n%smemory%s: %ld %s of %ld tokens, %d layers, %d KV heads\n", bold, plain, c->batch, c->batch == 1 ? "sequence" : "sequences",
                  c->context, spec->model.layers, spec->model.kv_heads);
     kg_text_addf(out, "  pages  %14s\n  exact  %14s\n", amount(c->pages, a), amount(c->exact, b));
@@ -100,6 +104,7 @@ static void add_json(kg_text *out, const kg_costs *c)
     kg_spec_json(out, &c->package.spec);
     add_json_regions(out, "page", f->block_bytes, regions, kg_page_regions(f, regions));
     add_json_regions(out, "exact", f->slab_bytes, regions, kg_slab_regions(f, regions));
+    add_json_regions(out, "calibration", f->table_bytes, regions, kg_table_regions(f, regions));
     kg_text_addf(out, ",\n  \"sequences\": %ld, \"context\": %ld,\n  \"memory\": {\"pages\": %.0f, \"exact\": %.0f, \"plain\": %.0f}", c->batch, c->context,
                  c->pages, c->exact, c->plain);
     kg_text_addf(out, ",\n  \"card\": \"%s\", \"arch\": \"%s\", \"multiprocessors\": %d, \"bandwidth\": %.4g,\n  \"kernels\": [", c->card->name, c->card->arch,

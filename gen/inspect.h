@@ -12,12 +12,14 @@ typedef struct {
     char what[160];
 } kg_region;
 
-enum { KG_REGIONS = 64 };
+enum { KG_REGIONS = 96 };
 
 // inspect_page.c: a block of one page, layer and KV head; a slab, one sequence's exact tokens of one layer and KV head. Every byte lies in
 // just one region. Return how many there are.
 int kg_page_regions(const kt_format *format, kg_region regions[KG_REGIONS]);
 int kg_slab_regions(const kt_format *format, kg_region regions[KG_REGIONS]);
+// What calibration gives a layer and KV head (format->table_bytes).
+int kg_table_regions(const kt_format *format, kg_region regions[KG_REGIONS]);
 
 // inspect_kernels.c: one launch in a step of one new token for each of `batch` sequences of `context` tokens, the new ones included.
 typedef struct {

@@ -20,7 +20,8 @@ static int splits_of(const kg_costs *c, const kg_attend_config *config, int *spl
         const kg_spec *spec = &c->package.spec;
         kt_cache cache = {.engine = engine, .kv_heads = spec->model.kv_heads, .q_heads = spec->model.q_heads};
         const size_t ample = (size_t)1 << 48; // equal lengths do not fill the workspace
-        kt_batch batch = {.cache = &cache, .used_slots = (int)c->batch, .rows = (int)c->batch, .max_fresh = 1, .planned = slots, .items = items,
+        kt_batch batch = {.cache = &cache, .used_slots = (int)c->batch, .rows = (int)c->batch, .max_fresh = 1, .run_count = 1,
+                          .runs = {{.count = (int)c->batch, .max_fresh = 1}}, .planned = slots, .items = items,
                           .partial_floats = ample, .arrival_count = ample};
         const kt__kernel kernel = {.warps = config->warps, .stages = config->stages, .tiles = config->tiles, .passes = config->passes};
         engine->package.format = c->package.format;
@@ -51,9 +52,11 @@ static int add_attend(kg_costs *c, kg_launch *l)
     l->grid[1] = (long)spec->model.kv_heads * config->passes;
     l->grid[2] = 1;
     // Every pass over the query heads reads the KV head again.
-    l->read = (double)c->batch * config->passes * kg_bench_attend_bytes(f, spec->model.kv_heads, (int)c->context - 1, 1) + tokens + partial;
+    l->read = (double)c->batch * config->passes * kg_bench_attend_bytes(f, spec->model.kv_heads, (int)c->context - 1, 1) + tokens + partial +
+              (double)spec->model.kv_heads * f->table_bytes;
     l->written = tokens + partial;
-    snprintf(l->what, sizeof l->what, "pages, exact tokens, queries and outputs%s", splits > 1 ? ", and the splits' partial results" : "");
+    snprintf(l->what, sizeof l->what, "pages, exact tokens, queries and outputs%s%s", splits > 1 ? ", the splits' partial results" : "",
+             f->table_bytes ? ", what is calibrated" : "");
     return KG_OK;
 }
 

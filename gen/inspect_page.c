@@ -132,3 +132,20 @@ int kg_slab_regions(const kt_format *f, kg_region regions[KG_REGIONS])
     add(&l, f->slab_value, f->slab_bytes - f->slab_value, "values of the newest tokens: a ring of %d", f->value_ring);
     return l.count;
 }
+
+int kg_table_regions(const kt_format *f, kg_region regions[KG_REGIONS])
+{
+    list l = {.at = regions, .tiles = 1};
+    const int matrix = 2 * f->head_dim * f->head_dim;
+    int end = f->table_bytes; // of the list: the first matrix, if there is one
+    const int rotations[2] = {f->key_rotation == 2 ? f->table_key_rotation : -1, f->value_rotation == 2 ? f->table_value_rotation : -1};
+    for (int p = 0; p < 2; p++)
+        end = rotations[p] >= 0 && rotations[p] < end ? rotations[p] : end;
+    const int listed = end ? f->key_boosted : 0;
+    add(&l, f->table_boosted, listed, "boosted channels, ascending");
+    add(&l, f->table_boosted + listed, end - listed, "zero, up to a line of 128 bytes");
+    for (int p = 0; p < 2; p++)
+        for (int back = 0; back < 2 && rotations[p] >= 0; back++)
+            add(&l, rotations[p] + back * matrix, matrix, "fp16 matrix that rotates %s%s", p ? "values" : "keys", back ? " back: its transpose" : "");
+    return l.count;
+}

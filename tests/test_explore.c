@@ -38,7 +38,7 @@ static void write_kv(const char *path, uint64_t seed, int tokens)
     long at = 0;
     FILE *file = fopen(path, "wb");
     ck_assert_ptr_nonnull(file);
-    kg_text_add(&header, "{\"__metadata__\": {\"scale\": \"0.2\"}");
+    kg_text_add(&header, "{\"__metadata__\": {\"scale\": \"0.2\", \"layers\": \"2,0\", \"sliding\": \"layer 1: window <512>\"}");
     for (int layer = 0; layer < LAYERS; layer++)
         for (int p = 0; p < 3; p++) {
             const int heads = p ? KV_HEADS : Q_HEADS;
@@ -80,6 +80,13 @@ static const char sweep[] = MODEL
     "    require 'variants.fp16' { model = model },\n"
     "}\n";
 
+static const char turned[] = MODEL
+    "return {\n"
+    "    require 'variants.kitty_pro' { model = model, page = 64, key = { rotation = 'hadamard', range = 'least_squares' },\n"
+    "        value = { window = 64, rotation = 'hadamard' } },\n"
+    "    require 'variants.kitty_pro' { model = model, variant = 'values', page = 64, value = { window = 64, rotation = 'hadamard', range = 'least_squares' } },\n"
+    "}\n";
+
 static void setup(void)
 {
     char error[KG_ERROR];
@@ -87,6 +94,7 @@ static void setup(void)
     snprintf(kv, sizeof kv, "%s/kv.safetensors", folder);
     write_kv(kv, 1, TOKENS);
     write_text("sweep.lua", sweep);
+    write_text("turned.lua", turned);
 }
 
 static void teardown(void)
@@ -161,8 +169,8 @@ START_TEST(errors_are_those_of_decoding)
 {
     kg_explore x;
     char error[KG_ERROR];
-    open_explore(&x, "sweep.lua");
-    ck_assert_int_eq(x.count, 3);
+    open_explore(&x, _i ? "turned.lua" : "sweep.lua");
+    ck_assert_int_eq(x.count, _i ? 2 : 3);
     ck_assert_int_eq(x.bed.positions, KG_EXPLORE_QUERIES);
     ck_assert_int_eq(x.bed.at[KG_EXPLORE_QUERIES - 1], TOKENS - 1);
     for (int i = 0; i < x.count; i++) {
@@ -257,6 +265,80 @@ START_TEST(logits_channels_and_codes)
             sum += v->explored.codes[k][i];
         }
         ck_assert_double_eq_tol(sum, pages[k] * 64 * DIM * LAYERS * KV_HEADS, 0.5);
+    }
+    kg_explore_close(&x);
+}
+END_TEST
+
+// Of the model's three layers the file has the last and the first: each must be sealed with its own list of channels.
+START_TEST(calibrated)
+{
+    enum { MODEL_LAYERS = 3, LISTED = 16 };
+    static const char header[] = "{\"key.boosted\": {\"dtype\": \"U8\", \"shape\": [3, 2, 16], \"data_offsets\": [0, 96]}}";
+    const uint64_t size = sizeof header - 1;
+    FILE *file = fopen(in_folder("lists.safetensors"), "wb");
+    fwrite(&size, 8, 1, file);
+    fwrite(header, 1, size, file);
+    for (int i = 0; i < MODEL_LAYERS * KV_HEADS * LISTED; i++) // layer l, head h: every third or so from 2 l + h on
+        fputc((2 * (i / LISTED / KV_HEADS) + i / LISTED % KV_HEADS + 3 * (i % LISTED)), file);
+    ck_assert_int_eq(fclose(file), 0);
+    static const char text[] = "local model = { name = 'm', layers = %d, q_heads = 4, kv_heads = 2, head_dim = 64, dtype = 'fp16' }\nreturn require "
+                               "'variants.kitty_pro' { model = model, page = 64, calibration = 'lists.safetensors', key = { boost = { score = 'static' } } }\n";
+    char spec[1024], error[KG_ERROR];
+    kg_explore x;
+    snprintf(spec, sizeof spec, text, MODEL_LAYERS);
+    write_text("static.lua", spec);
+    open_explore(&x, "static.lua");
+    kg_variant *v = &x.variants[0];
+    ck_assert_msg(!kg_explore_measure(&x.bed, &v->spec, 0, &v->explored, error), "%s", error);
+    ck_assert(x.bed.origin[0] == 2 && x.bed.origin[1] == 0);
+    for (int layer = 0; layer < LAYERS; layer++)
+        for (int head = 0; head < KV_HEADS; head++)
+            for (int c = 0; c < DIM; c++) {
+                const int from = c - 2 * x.bed.origin[layer] - head;
+                const bool listed = from >= 0 && from % 3 == 0 && from / 3 < LISTED;
+                ck_assert_msg(fabs(v->explored.boosted[(layer * KV_HEADS + head) * DIM + c] - listed) < 1e-9, "layer %d, head %d, channel %d", layer, head, c);
+            }
+    // Each layer has its own tokens: the errors are not one layer's twice.
+    for (int h = 0; h < Q_HEADS; h++)
+        ck_assert(v->explored.out[h] > 0.01 && v->explored.out[Q_HEADS + h] > 0.01 && v->explored.out[h] < 1 && v->explored.out[Q_HEADS + h] < 1);
+
+    const char *const files[] = {kv};
+    kg_explore_close(&x);
+    snprintf(spec, sizeof spec, "%s", MODEL "return require 'variants.kitty_pro' { model = model, page = 64, key = { boost = { score = 'static' } }, "
+                                           "calibration = 'two.safetensors' }\n");
+    write_text("two.lua", spec);
+    char command[3 * KG_PATH];
+    snprintf(command, sizeof command, "cd '%s' && sed 's/\\[3, 2, 16\\]/[2, 2, 16]/; s/96/64/' lists.safetensors | head -c %zu > two.safetensors", folder,
+             8 + sizeof header - 1 + 64);
+    ck_assert_int_eq(system(command), 0);
+    char *const specs[] = {(char *)in_folder("two.lua")};
+    x = (kg_explore){.context = 8192, .against = "kitty-pro"};
+    ck_assert_msg(!kg_explore_specs(&x, specs, 1, 0, error), "%s", error);
+    ck_assert_int_eq(kg_explore_inputs(&x, files, 1, 0, error), KG_USER);
+    ck_assert_str_eq(error, "m.kitty-pro: its calibration is for 2 layers, and layer 0 of the --kv files is the model's layer 2");
+    kg_explore_close(&x);
+    const char *const twice[] = {kv, kv};
+    char *const three[] = {(char *)in_folder("static.lua")};
+    x = (kg_explore){.context = 8192, .against = "kitty-pro"};
+    ck_assert_msg(!kg_explore_specs(&x, three, 1, 0, error), "%s", error);
+    ck_assert_int_eq(kg_explore_inputs(&x, twice, 2, 0, error), KG_USER);
+    ck_assert_str_eq(error, "m.kitty-pro: its calibration is by layer, and layers 0 and 2 of the --kv files are both the model's layer 2");
+    kg_explore_close(&x);
+}
+END_TEST
+
+START_TEST(rotated_codes)
+{
+    kg_explore x;
+    char error[KG_ERROR];
+    open_explore(&x, "turned.lua");
+    for (int i = 0; i < 2; i++) {
+        kg_variant *v = &x.variants[i];
+        ck_assert_msg(!kg_explore_measure(&x.bed, &v->spec, 0, &v->explored, error), "%s", error);
+        for (int k = 0; k < KG_CODES; k++)
+            for (int b = 0; b < 4; b++)
+                ck_assert(i && k != KG_CODES_VALUE ? v->explored.codes[k][b] > 0 : v->explored.codes[k][b] == 0);
     }
     kg_explore_close(&x);
 }
@@ -470,6 +552,8 @@ START_TEST(report)
     ck_assert_int_eq(occurrences(page, "<circle"), 3);
     ck_assert_ptr_nonnull(strstr(page, "16 of 64 channels"));
     ck_assert_ptr_nonnull(strstr(page, "No times: --device cpu."));
+    ck_assert_ptr_nonnull(strstr(page, "a sliding window in the model (layer 1: window &lt;512&gt;), but"));
+    ck_assert_ptr_nonnull(strstr(output, "a sliding window in the model (layer 1: window <512>), but"));
     free(page);
     // The numbers are those of the JSON.
     cJSON *json = explore_json("", "$D/sweep.lua --kv $D/kv.safetensors --device cpu --json -o $D/again.html", KG_OK);
@@ -677,7 +761,9 @@ int main(void)
     setenv("KT_TEMPLATES", KT_TEST_DATA "/../templates", 0);
     tcase_set_timeout(tests, 120);
     tcase_add_checked_fixture(tests, setup, teardown);
-    tcase_add_test(tests, errors_are_those_of_decoding);
+    tcase_add_loop_test(tests, errors_are_those_of_decoding, 0, 2);
+    tcase_add_test(tests, calibrated);
+    tcase_add_test(tests, rotated_codes);
     tcase_add_test(tests, logits_channels_and_codes);
     tcase_add_test(tests, fronts);
     tcase_add_test(tests, comparisons);

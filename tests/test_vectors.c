@@ -1,4 +1,5 @@
 // Agreement with the original's own simulation, by the rule in tests/data/vectors/README.md.
+#include "fields.h"
 #include "reference.h"
 #include "safetensors.h"
 #include "suite.h"
@@ -189,6 +190,102 @@ START_TEST(shipped)
 }
 END_TEST
 
+// ---- the README's table of the original's options --------------------------------------------------------------------
+
+enum { OPTIONS = 8, FIELDS = 2 };
+static const char *const options[OPTIONS] = {"kbits", "vbits", "promote_ratio", "promote_bit", "channel_selection", "group_size", "sink_length", "buffer_length"};
+
+typedef char mapping[OPTIONS][FIELDS][32];
+
+// The fields of each option: from a row "| `kbits` | `key.bits` | ...".
+static void read_mapping(mapping map)
+{
+    char path[1024], error[512], *text;
+    size_t size;
+    snprintf(path, sizeof path, "%s/../README.md", ref_data());
+    ck_assert_msg(!kg_file_read(path, 1 << 20, &text, &size, error, sizeof error), "%s", error);
+    memset(map, 0, sizeof(mapping));
+    for (int o = 0; o < OPTIONS; o++) {
+        char row[64];
+        snprintf(row, sizeof row, "\n| `%s` | ", options[o]);
+        const char *at = strstr(text, row);
+        ck_assert_msg(at != NULL, "README.md has no row of %s", options[o]);
+        at += strlen(row);
+        for (int f = 0; f < FIELDS && *at == '`'; f++) {
+            ck_assert_int_eq(sscanf(at, "`%31[^`]`", map[o][f]), 1);
+            ck_assert_msg(kg_field_find(map[o][f]) != NULL, "README.md maps %s to %s, which is no field", options[o], map[o][f]);
+            at += strlen(map[o][f]) + 2;
+            at += *at == ',' ? 2 : 0;
+        }
+        ck_assert_msg(*map[o][0], "README.md maps %s to nothing", options[o]);
+    }
+    free(text);
+}
+
+// The spec that the table makes of "kbits=2 promote_ratio=0.25".
+static kg_spec translate(mapping map, const char *settings)
+{
+    char text[2048] = "local s = { model = { name = 'm', layers = 1, q_heads = 1, kv_heads = 1, head_dim = 64, dtype = 'fp16' }, key = { boost = {} }, value = {} }\n";
+    char copy[256], error[KG_ERROR];
+    snprintf(copy, sizeof copy, "%s", settings);
+    char *rest = NULL;
+    for (char *word = strtok_r(copy, " ", &rest); word; word = strtok_r(NULL, " ", &rest)) {
+        char *value = strchr(word, '=');
+        *value++ = 0;
+        int o = 0;
+        while (o < OPTIONS && strcmp(options[o], word))
+            o++;
+        ck_assert_msg(o < OPTIONS, "no option %s", word);
+        for (int f = 0; f < FIELDS && *map[o][f]; f++) {
+            const size_t length = strlen(text);
+            const char *quote = *value >= 'a' && *value <= 'z' ? "'" : "";
+            snprintf(text + length, sizeof text - length, "s.%s = %s%s%s\n", map[o][f], quote, value, quote);
+        }
+    }
+    strcat(text, "if s.key.boost.fraction == 0 then s.key.boost = false end\nreturn kitty(s)\n");
+    kg_spec *specs;
+    int count;
+    ck_assert_msg(!kg_spec_load_text("options", text, strlen(text), NULL, NULL, &specs, &count, error, sizeof error), "%s", error);
+    const kg_spec spec = specs[0];
+    free(specs);
+    return spec;
+}
+
+static const struct {
+    kt_part part;
+    const char *name, *settings;
+} simulated[] = {
+    {KT_KEY, "kivi2", "kbits=2 promote_ratio=0"},
+    {KT_KEY, "kitty", "kbits=2 promote_ratio=0.125 promote_bit=4 channel_selection=magnitude buffer_length=128"},
+    {KT_KEY, "kittypro_var", "kbits=2 promote_ratio=0.25 promote_bit=4 channel_selection=variance"},
+    {KT_KEY, "k2g32", "kbits=2 promote_ratio=0.25 promote_bit=4 channel_selection=magnitude group_size=32"},
+    {KT_KEY, "k4", "kbits=4 promote_ratio=0"},
+    {KT_KEY, "k2b8", "kbits=2 promote_ratio=0.125 promote_bit=8 channel_selection=magnitude"},
+    {KT_VALUE, "v2g32", "promote_ratio=0 vbits=2 group_size=32"},
+    {KT_VALUE, "v4", "promote_ratio=0 vbits=4"},
+};
+
+START_TEST(options_of_the_original)
+{
+    char path[1024], error[512];
+    mapping map;
+    kg_safetensors *file;
+    read_mapping(map);
+    snprintf(path, sizeof path, "%s/data/vectors/original_sim_d64.safetensors", ref_data());
+    ck_assert_msg(kg_safetensors_open(path, &file, error, sizeof error), "%s", error);
+    for (size_t i = 0; i < sizeof simulated / sizeof *simulated; i++) {
+        kg_spec spec = translate(map, simulated[i].settings);
+        check_variant(file, simulated[i].part, simulated[i].name, &spec);
+    }
+    kg_safetensors_close(file);
+    // What no page shows: the first and the newest tokens.
+    const kg_spec spec = translate(map, "promote_ratio=0 sink_length=64 buffer_length=256");
+    ck_assert_int_eq(spec.sink, 64);
+    ck_assert_int_eq(spec.page, 256);
+    ck_assert_int_eq(spec.value.window, 256);
+}
+END_TEST
+
 START_TEST(further)
 {
     ck_assert_int_ge(check_folder(getenv("KT_VECTORS")), 1);
@@ -201,6 +298,7 @@ int main(void)
     TCase *tcase = tcase_create("vectors");
     tcase_set_timeout(tcase, 120);
     tcase_add_test(tcase, shipped);
+    tcase_add_test(tcase, options_of_the_original);
     if (getenv("KT_VECTORS"))
         tcase_add_test(tcase, further);
     suite_add_tcase(suite, tcase);

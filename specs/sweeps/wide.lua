@@ -1,7 +1,8 @@
--- What is worth comparing on any model, about 60 variants for kittygen explore: a function of the model.
+-- What is worth comparing on any model, about 70 variants for kittygen explore: a function of the model.
 --
 -- Names say what differs from Kitty-Pro's 2-bit keys and values, pages of 128 tokens and 32 sinks: the score and the share of the boosted
--- channels, their bits if not 4 (b8), tokens of a key group (g32), bits and channels of a value group (v4, v2g32), and others in full.
+-- channels, their bits if not 4 (b8), tokens of a key group (g32), bits and channels of a value group (v4, v2g32), ranges of least squares of
+-- keys and values (kls, vls), Hadamard rotation of keys and values (kh, vh), and others in full.
 
 local pro = require "variants.kitty_pro"
 
@@ -30,6 +31,24 @@ return function(model)
     for _, score in ipairs { "magnitude", "range" } do
         for _, percent in ipairs { 6.25, 12.5, 25 } do
             boosted("-b8", score, percent, 8, "page")
+        end
+    end
+
+    -- What codes span, and rotation; at no bytes more.
+    local ways = { -- name, keys, values
+        { "kls", { range = "least_squares" } },
+        { "vls", {}, { range = "least_squares" } },
+        { "kls-vls", { range = "least_squares" }, { range = "least_squares" } },
+    }
+    if model.head_dim ~= 96 and model.head_dim ~= 192 then -- a Hadamard matrix has 2^n rows
+        table.insert(ways, { "vh", {}, { rotation = "hadamard" } })
+        table.insert(ways, { "kh-vh", { rotation = "hadamard" }, { rotation = "hadamard" } })
+        table.insert(ways, { "kls-vh", { range = "least_squares" }, { rotation = "hadamard" } })
+        table.insert(ways, { "kls-vls-vh", { range = "least_squares" }, { range = "least_squares", rotation = "hadamard" } })
+    end
+    for name, variant in pairs { ["kivi-2-sink"] = "kivi_2_sink", kitty = "kitty", ["kitty-pro"] = "kitty_pro" } do
+        for _, way in ipairs(ways) do
+            add(require("variants." .. variant) { model = model, variant = name .. "-" .. way[1], key = way[2], value = way[3] })
         end
     end
 

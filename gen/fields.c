@@ -33,10 +33,14 @@ const kg_field kg_fields[] = {
      .comment = "element type of q, k, v and the output"},
     {.path = "model.scale", .kind = KG_FIELD_NUMBER, .offset = AT(model.scale), .low = 0, .high = 16, .fallback = "0",
      .comment = "softmax scale; 0: 1 / sqrt(head_dim)"},
-    {.path = "key.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.bits), .choices = {2, 4, 8, 16}, .fallback = "2",
+    {.path = "key.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.bits), .choices = {1, 2, 3, 4, 8, 16}, .fallback = "2",
      .comment = "bits of a key channel; 16: exact"},
-    {.path = "key.group", .kind = KG_FIELD_GROUP, .offset = AT(key.group), .choices = {32, 64, 128, 256}, .words = {"page"},
-     .fallback = "page", .comment = "tokens that share a key channel's scale and zero; divides page; not with 16 bits"},
+    {.path = "key.group", .kind = KG_FIELD_GROUP, .offset = AT(key.group), .choices = {32, 64, 128, 256}, .words = {"page", "head"},
+     .fallback = "page", .comment = "tokens of a channel that share a scale and zero; divides page; along channels: channels of a token, "
+                                    "divides head_dim, and \"head\" for all; not with 16 bits"},
+    {.path = "key.along", .kind = KG_FIELD_WORD, .offset = AT(key.along), .words = {"tokens", "channels"}, .fallback = "tokens",
+     .comment = "what a group runs along: tokens, so that every channel has its own scales, or channels, so that every token has; no boost "
+                "along channels"},
     {.path = "key.window", .kind = KG_FIELD_INTEGER, .offset = AT(key.window), .low = 0, .high = 4096, .step = 32, .fallback = "0",
      .comment = "newest tokens whose keys stay exact, on top of the unfinished page; at most value.window"},
     {.path = "key.range", .kind = KG_FIELD_WORD, .offset = AT(key.range), .words = {"extremes", "least_squares"}, .fallback = "extremes",
@@ -45,7 +49,7 @@ const kg_field kg_fields[] = {
     {.path = "key.rotation", .kind = KG_FIELD_WORD, .offset = AT(key.rotation), .words = {"none", "hadamard", "matrix"}, .fallback = "none",
      .comment = "rotates keys before they are sealed, and queries; Hadamard: head_dim a power of two; matrix: `key.rotation` of the "
                 "calibration; not with 16 bits"},
-    {.path = "key.boost.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.boost_bits), .choices = {4, 8}, .fallback = "4",
+    {.path = "key.boost.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.boost_bits), .choices = {3, 4, 8}, .fallback = "4",
      .comment = "bits of a boosted channel; more than key.bits"},
     {.path = "key.boost.fraction", .kind = KG_FIELD_NUMBER, .offset = AT(key.boost_fraction), .low = 0, .high = 1,
      .comment = "boosted share of a head's channels, rounded down to whole channels; 1: the same as key.bits of so many"},
@@ -54,10 +58,13 @@ const kg_field kg_fields[] = {
      .comment = "how the boosted channels of a page are chosen; static: `key.boosted` of the calibration"},
     {.path = "key.boost.seed", .kind = KG_FIELD_INTEGER, .offset = AT(key.seed), .low = 0, .high = 2147483647, .step = 1, .fallback = "0",
      .comment = "seed of the random score"},
-    {.path = "value.bits", .kind = KG_FIELD_INTEGER, .offset = AT(value.bits), .choices = {2, 4, 8, 16}, .fallback = "2",
+    {.path = "value.bits", .kind = KG_FIELD_INTEGER, .offset = AT(value.bits), .choices = {1, 2, 3, 4, 8, 16}, .fallback = "2",
      .comment = "bits of a value element; 16: exact"},
-    {.path = "value.group", .kind = KG_FIELD_GROUP, .offset = AT(value.group), .choices = {32, 64, 128}, .words = {"head"},
-     .fallback = "head", .comment = "channels that share a token's scale and zero; divides head_dim; not with 16 bits"},
+    {.path = "value.group", .kind = KG_FIELD_GROUP, .offset = AT(value.group), .choices = {32, 64, 128, 256}, .words = {"head", "page"},
+     .fallback = "head", .comment = "channels of a token that share a scale and zero; divides head_dim; along tokens: tokens of a channel, "
+                                    "divides page, and \"page\" for all; not with 16 bits"},
+    {.path = "value.along", .kind = KG_FIELD_WORD, .offset = AT(value.along), .words = {"channels", "tokens"}, .fallback = "channels",
+     .comment = "what a group runs along: channels, so that every token has its own scales, or tokens, so that every channel has"},
     {.path = "value.window", .kind = KG_FIELD_INTEGER, .offset = AT(value.window), .low = 0, .high = 4096, .step = 32,
      .fallback = "128", .comment = "newest tokens whose values stay exact, on top of the unfinished page"},
     {.path = "value.range", .kind = KG_FIELD_WORD, .offset = AT(value.range), .words = {"extremes", "least_squares"},
@@ -212,9 +219,9 @@ static int store(kg_spec *spec, const kg_field *field, const kg_value *value)
         *integer = word_index(field, value->text);
         return 1;
     case KG_FIELD_GROUP:
-        if (text ? word_index(field, value->text) != 0 : !number || !is_listed(field, value->number))
+        if (text ? word_index(field, value->text) < 0 : !number || !is_listed(field, value->number))
             return 0;
-        *integer = text ? KG_GROUP_HEAD : (int)value->number;
+        *integer = text ? -word_index(field, value->text) : (int)value->number;
         return 1;
     case KG_FIELD_INTEGER:
         if (!number)
@@ -268,43 +275,59 @@ void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *u
     if (q % kv || q / kv > 16)
         REPORT("model.q_heads", "%d with kv_heads %d is not allowed; allowed: 1 to 16 times kv_heads", q, kv);
 
-    if (spec->key.bits == 16 && given->key_group)
-        REPORT("key.group", "not allowed with key.bits 16, which is exact; leave it out");
-    else if (spec->key.group && spec->page % spec->key.group)
-        REPORT("key.group", "%d does not divide page %d; allowed: \"page\" or a divisor of it from 32 on", spec->key.group, spec->page);
-    if (spec->key.group == 0)
-        spec->key.group = spec->page;
+    struct {
+        const char *path, *along;
+        int bits, given, by_token, *group;
+    } parts[] = {
+        {"key.group", "key.along", spec->key.bits, given->key_group, spec->key.along, &spec->key.group},
+        {"value.group", "value.along", spec->value.bits, given->value_group, !spec->value.along, &spec->value.group},
+    };
+    for (int i = 0; i < 2; i++) {
+        const int by_token = parts[i].by_token, span = by_token ? d : spec->page, group = *parts[i].group;
+        const char *whole = by_token ? "head" : "page";
+        if (parts[i].bits == 16 && parts[i].given)
+            REPORT(parts[i].path, "not allowed with %s.bits 16, which is exact; leave it out", i ? "value" : "key");
+        else if (parts[i].bits == 16 && (i ? spec->value.along : spec->key.along))
+            REPORT(parts[i].along, "not allowed with %s.bits 16, which is exact; leave it out", i ? "value" : "key");
+        else if (parts[i].given && group <= 0 && (group == 0) != (i == by_token))
+            REPORT(parts[i].path, "\"%s\" with groups along %s; allowed: \"%s\" or a number", by_token ? "page" : "head",
+                   by_token ? "channels" : "tokens", whole);
+        else if (group > 0 && span % group)
+            REPORT(parts[i].path, "%d does not divide %s %d; allowed: \"%s\" or a divisor of it%s", group, by_token ? "head_dim" : "page", span,
+                   whole, by_token ? ": 32, 64, 128" : " from 32 on");
+        else if (by_token && group > 128)
+            REPORT(parts[i].path, "%d with groups along channels; allowed: \"head\", 32, 64, 128", group);
+        if (group <= 0)
+            *parts[i].group = by_token ? (i ? KG_GROUP_HEAD : d == 256 ? 128 : d) : spec->page;
+    }
 
     if (spec->key.window > spec->value.window)
         REPORT("key.window", "%d is larger than value.window %d, so that values would be sealed before their keys; allowed: at most "
                "value.window", spec->key.window, spec->value.window);
-
-    if (spec->value.bits == 16 && given->value_group)
-        REPORT("value.group", "not allowed with value.bits 16, which is exact; leave it out");
-    else if (spec->value.group && d % spec->value.group)
-        REPORT("value.group", "%d does not divide head_dim %d; allowed: \"head\" or a divisor of it: 32, 64, 128", spec->value.group, d);
 
     if (spec->key.range && spec->key.bits == 16)
         REPORT("key.range", "\"least_squares\" with key.bits 16, which is exact; leave it out");
     if (spec->value.range && spec->value.bits == 16)
         REPORT("value.range", "\"least_squares\" with value.bits 16, which is exact; leave it out");
 
-    static const char *const parts[] = {"key.rotation", "value.rotation"};
+    static const char *const rotated[] = {"key.rotation", "value.rotation"};
     const int rotations[] = {spec->key.rotation, spec->value.rotation}, bits[] = {spec->key.bits, spec->value.bits};
     for (int i = 0; i < 2; i++)
         if (rotations[i] && bits[i] == 16)
-            REPORT(parts[i], "not allowed with %.*s.bits 16, which is exact; leave it out", (int)strcspn(parts[i], "."), parts[i]);
+            REPORT(rotated[i], "not allowed with %.*s.bits 16, which is exact; leave it out", (int)strcspn(rotated[i], "."), rotated[i]);
         else if (rotations[i] == 1 && d & (d - 1))
-            REPORT(parts[i], "\"hadamard\" with head_dim %d, which is no power of two; allowed: \"none\", or \"matrix\" with a calibration", d);
+            REPORT(rotated[i], "\"hadamard\" with head_dim %d, which is no power of two; allowed: \"none\", or \"matrix\" with a calibration", d);
         else if (rotations[i] == 2 && !*spec->calibration)
-            REPORT(parts[i], "\"matrix\" without a calibration; name the file that has `%s` in the field `calibration`", parts[i]);
+            REPORT(rotated[i], "\"matrix\" without a calibration; name the file that has `%s` in the field `calibration`", rotated[i]);
 
     int boosted = given->boost ? (int)floor(spec->key.boost_fraction * d + 1e-9) : 0;
     if (given->boost && spec->key.bits == 16)
         REPORT("key.boost", "not allowed with key.bits 16, which is exact; leave it out or write boost = false");
+    else if (given->boost && spec->key.along)
+        REPORT("key.boost", "not allowed with key.along \"channels\", where a channel has no scale of its own; leave it out or write boost = false");
     else if (given->boost && spec->key.boost_bits <= spec->key.bits)
         REPORT("key.boost.bits", "%d is not more than key.bits %d; allowed: %s", spec->key.boost_bits, spec->key.bits,
-               spec->key.bits == 2 ? "4, 8" : spec->key.bits == 4 ? "8" : "none: write boost = false");
+               spec->key.bits == 2 ? "3, 4, 8" : spec->key.bits == 3 ? "4, 8" : spec->key.bits == 4 ? "8" : "none: write boost = false");
     else if (!boosted && given->boost && spec->key.boost_fraction > 0)
         REPORT("key.boost.fraction", "%g boosts no channel of head_dim %d; allowed: 0, or %g to 1", spec->key.boost_fraction, d, 1.0 / d);
     if (boosted == d && given->boost && spec->key.bits < spec->key.boost_bits) { // all channels, which needs no list
@@ -356,6 +379,8 @@ void kg_spec_json(kg_text *out, const kg_spec *spec)
         if (kg_fields[i].kind == KG_FIELD_FILE && !*spec->calibration)
             continue;
         if ((!strcmp(path, "key.group") && spec->key.bits == 16) || (!strcmp(path, "value.group") && spec->value.bits == 16))
+            continue;
+        if ((!strcmp(path, "key.along") && !spec->key.along) || (!strcmp(path, "value.along") && !spec->value.along))
             continue;
         if ((!strcmp(path, "key.range") && !spec->key.range) || (!strcmp(path, "value.range") && !spec->value.range) ||
             (!strcmp(path, "key.rotation") && !spec->key.rotation) || (!strcmp(path, "value.rotation") && !spec->value.rotation))

@@ -8,7 +8,7 @@ typedef enum {
     KG_FIELD_INTEGER, // int: one of `choices`, or low to high in steps
     KG_FIELD_NUMBER,  // double: low to high
     KG_FIELD_WORD,    // int: the index in `words`
-    KG_FIELD_GROUP,   // int: one of `choices`, or KG_GROUP_HEAD for words[0]
+    KG_FIELD_GROUP,   // int: one of `choices`, or minus the index in `words`
     KG_FIELD_NAME,    // text of KG_NAME bytes ("name": twice that)
     KG_FIELD_FILE     // text of KG_FILE bytes
 } kg_field_kind;

@@ -8,6 +8,9 @@ enum { TILE = 32, WORDS = 128, LINE = 128 };
 
 static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
+// Words per lane of a tile that so many channels take: 16 to a word of a 2-bit plane, 32 of a 1-bit plane.
+static int words(int channels, int bits) { return (bits / 2 * channels + 15) / 16 + (bits % 2 * channels + 31) / 32; }
+
 const char *kg_layout(const kg_spec *spec, kt_format *f)
 {
     *f = (kt_format){0};
@@ -38,10 +41,12 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->key_seed = spec->key.seed;
         f->key_group = spec->key.group;
         f->key_range = spec->key.range;
-        f->key_rows = round_up(f->key_bits / 2 * d + (f->key_boost_bits - f->key_bits) / 2 * f->key_boosted, 16);
-        f->key_index = f->key_meta + f->page / f->key_group * d * 4;
+        f->key_along = spec->key.along;
+        f->key_meta_bytes = f->key_along ? d / f->key_group * TILE * 4 : 0;
+        f->key_rows = 16 * (words(d, f->key_bits) + words(f->key_boosted, f->key_boost_bits - f->key_bits));
+        f->key_index = f->key_meta + (f->key_along ? 0 : f->page / f->key_group * d * 4);
         f->key_tiles = round_up(f->key_index + f->key_boosted, LINE);
-        f->key_tile_bytes = f->key_rows / 16 * WORDS;
+        f->key_tile_bytes = f->key_meta_bytes + f->key_rows / 16 * WORDS;
     }
     f->value_tiles = f->key_tiles + tiles * f->key_tile_bytes;
     if (f->key_boosted && f->key_score == KG_SCORE_STATIC)
@@ -53,10 +58,16 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->value_group = d;
         f->value_tile_bytes = TILE * d * 2;
     } else {
-        f->value_group = spec->value.group != KG_GROUP_HEAD ? spec->value.group : d == 256 ? 128 : d;
+        f->value_along = spec->value.along;
         f->value_range = spec->value.range;
-        f->value_meta_bytes = d / f->value_group * TILE * 4;
-        f->value_tile_bytes = f->value_meta_bytes + d / 16 * (f->value_bits / 2) * WORDS;
+        f->value_group = spec->value.group != KG_GROUP_HEAD ? spec->value.group : d == 256 ? 128 : d;
+        f->value_meta_bytes = f->value_along ? 0 : d / f->value_group * TILE * 4;
+        f->value_tile_bytes = f->value_meta_bytes + words(d, f->value_bits) * WORDS;
+    }
+    f->block_bytes = f->value_tiles + tiles * f->value_tile_bytes;
+    if (f->value_along) {
+        f->value_meta = f->block_bytes;
+        f->block_bytes += f->page / f->value_group * d * 4;
     }
     f->key_rotation = spec->key.rotation;
     f->value_rotation = spec->value.rotation;
@@ -65,7 +76,6 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->table_key_rotation = f->table_bytes, f->table_bytes += matrices;
     if (f->value_rotation == 2)
         f->table_value_rotation = f->table_bytes, f->table_bytes += matrices;
-    f->block_bytes = f->value_tiles + tiles * f->value_tile_bytes;
 
     if (f->key_window > f->value_window)
         return "key.window: larger than value.window, so that values would be sealed before their keys; allowed: at most value.window";
@@ -93,8 +103,9 @@ bool kg_attend_fit(const kt_format *f, int warps, int stages, int tiles, int blo
     kg_attend_passes(f->group_heads, &c->passes, &c->columns);
     if (tiles > tiles_of_page || tiles_of_page % tiles || warps * stages * 8 > barriers)
         return false;
-    // Per stage: header, key meta and index, then whole key and value tiles.
-    const int64_t stage = f->key_tiles + tiles * (f->key_tile_bytes + f->value_tile_bytes);
+    // Per stage: header, key meta and index, then whole key and value tiles, then what the values' groups have of meta.
+    const int value_groups = !f->value_along ? 0 : tiles * TILE > f->value_group ? tiles * TILE / f->value_group : 1;
+    const int64_t stage = f->key_tiles + tiles * (f->key_tile_bytes + f->value_tile_bytes) + value_groups * f->head_dim * 4;
     // After the last page the stages are reused for each warp's partial result: head_dim outputs (the rows
     // padded by four), maximum and sum.
     const int64_t partial = (int64_t)warps * c->columns * (f->head_dim + 6) * 4;
@@ -176,11 +187,14 @@ const kg_attend_row *kg_attend_row_for(const kg_attend_plan *plan, int limit, in
 int kg_append_shared(const kt_format *f)
 {
     // struct Work of templates/append.cu
-    const int d = f->head_dim, key_pairs = f->page / f->key_group * d, value_pairs = d / f->value_group * f->page;
-    const int pairs = key_pairs > value_pairs ? key_pairs : value_pairs, page = f->page * (d + 8) * 2;
-    const int key_products = f->key_bits == 2 ? 0 : key_pairs, value_products = f->value_bits == 2 ? 0 : value_pairs;
+    const int d = f->head_dim, page = f->page * (d + 8) * 2;
+    const int key_pairs = (f->key_along ? d : f->page) / f->key_group * (f->key_along ? f->page : d);
+    const int value_pairs = (f->value_along ? f->page : d) / f->value_group * (f->value_along ? d : f->page);
+    const int pairs = key_pairs > value_pairs ? key_pairs : value_pairs;
+    const bool key_steps = f->key_bits == 2 && f->key_boost_bits % 2 == 0 && !f->key_along, value_steps = f->value_bits == 2 && !f->value_along;
+    const int key_products = key_steps ? 0 : key_pairs, value_products = value_steps ? 0 : value_pairs;
     const int products = (key_products > value_products ? key_products : value_products) * 8 + (key_products ? d * 4 : 0);
-    const int boosts = f->key_boosted ? key_pairs * 12 : 0, patches = f->key_bits == 2 && f->key_boosted ? f->page * d / 4 : 0;
+    const int boosts = f->key_boosted ? key_pairs * 12 : 0, patches = key_steps && f->key_boosted ? f->page * d / 4 : 0;
     return round_up(page + pairs * 12 + key_pairs * 4 + boosts + products + patches + d * 7 + 192, 128);
 }
 

@@ -30,14 +30,14 @@ static void listing_free(listing *l)
     free(l->names);
 }
 
-static int list_folder(listing *l, const char *specs, const char *kind, char *error, size_t error_size)
+static int list_folder(listing *l, const char *specs, const char *folder, char *error, size_t error_size)
 {
-    char path[KG_PATH + 16];
-    snprintf(path, sizeof path, "%s/%ss", specs, kind);
+    char path[KG_PATH + 32];
+    snprintf(path, sizeof path, "%s/%s", specs, folder);
     *l = (listing){0};
     const int count = scandir(path, &l->entries, is_lua, alphasort);
     if (count <= 0)
-        return kg_fail(KG_MACHINE, error, error_size, "%s: no shipped %ss", path, kind);
+        return kg_fail(KG_MACHINE, error, error_size, "%s: no shipped specs", path);
     l->count = count;
     l->names = calloc((size_t)count, sizeof *l->names);
     if (!l->names)
@@ -49,22 +49,29 @@ static int list_folder(listing *l, const char *specs, const char *kind, char *er
     return KG_OK;
 }
 
-// The listed name that a word stands for; null after a message.
-static const char *pick(const listing *l, const char *kind, const char *word, size_t length, const char *what, char *error, size_t error_size)
+// The name that a word stands for, in the first of two listings that has it; the second may be null. *found: which. Null after a message.
+static const char *pick(const listing *const lists[2], const char *kind, const char *word, size_t length, const char *what, int *found,
+                        char *error, size_t error_size)
 {
+    enum { MOST = 256 };
+    const char *names[MOST];
     char folded[64];
+    int count = 0;
     snprintf(folded, sizeof folded, "%.*s", (int)(length < 63 ? length : 63), word);
     for (char *c = folded; *c; c++)
         *c = *c == '-' || *c == '.' ? '_' : (char)tolower((unsigned char)*c);
     kg_text list = {0};
-    for (int i = 0; i < l->count; i++) {
-        if (!strcmp(l->names[i], folded)) {
-            kg_text_free(&list);
-            return l->names[i];
+    for (*found = 0; *found < 2 && lists[*found]; ++*found)
+        for (int i = 0; i < lists[*found]->count && count < MOST; i++) {
+            names[count] = lists[*found]->names[i];
+            if (!strcmp(names[count], folded)) {
+                kg_text_free(&list);
+                return names[count];
+            }
+            kg_text_addf(&list, "%s%s", count ? ", " : "", names[count]);
+            count++;
         }
-        kg_text_addf(&list, "%s%s", i ? ", " : "", l->names[i]);
-    }
-    const char *nearest = kg_nearest(folded, l->names, l->count);
+    const char *nearest = kg_nearest(folded, names, count);
     kg_fail(KG_USER, error, error_size, "%s: no shipped %s \"%s\"; shipped: %s%s%s%s", what, kind, folded, list.data ? list.data : "",
             nearest ? "; did you mean `" : "", nearest ? nearest : "", nearest ? "`?" : "");
     kg_text_free(&list);
@@ -75,13 +82,16 @@ static const char *pick(const listing *l, const char *kind, const char *word, si
 static int compose(kg_text *text, const char *what, char *error, size_t error_size)
 {
     char specs[KG_PATH];
-    listing models = {0}, variants = {0};
+    listing models = {0}, variants = {0}, published = {0};
+    const listing *const all_models[2] = {&models, 0}, *const all_variants[2] = {&variants, &published};
+    int found;
     const size_t model_length = strcspn(what, "/");
     int code = kg_find_folder("specs", "KT_SPECS", specs, error, error_size);
-    if (code || (code = list_folder(&models, specs, "model", error, error_size)) ||
-        (code = list_folder(&variants, specs, "variant", error, error_size)))
+    if (code || (code = list_folder(&models, specs, "models", error, error_size)) ||
+        (code = list_folder(&variants, specs, "variants", error, error_size)) ||
+        (code = list_folder(&published, specs, "variants/published", error, error_size)))
         goto fail;
-    const char *model = pick(&models, "model", what, model_length, what, error, error_size);
+    const char *model = pick(all_models, "model", what, model_length, what, &found, error, error_size);
     if (!model) {
         code = KG_USER;
         goto fail;
@@ -93,12 +103,12 @@ static int compose(kg_text *text, const char *what, char *error, size_t error_si
     while (*list) {
         list++; // the slash or a comma
         const size_t length = strcspn(list, ",");
-        const char *variant = pick(&variants, "variant", list, length, what, error, error_size);
+        const char *variant = pick(all_variants, "variant", list, length, what, &found, error, error_size);
         if (!variant) {
             code = KG_USER;
             goto fail;
         }
-        kg_text_addf(text, "    require \"variants.%s\" { model = model },\n", variant);
+        kg_text_addf(text, "    require \"variants.%s%s\" { model = model },\n", found ? "published." : "", variant);
         list += length;
     }
     kg_text_add(text, "}\n");
@@ -107,6 +117,7 @@ static int compose(kg_text *text, const char *what, char *error, size_t error_si
 fail:
     listing_free(&models);
     listing_free(&variants);
+    listing_free(&published);
     return code;
 }
 

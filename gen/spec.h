@@ -27,6 +27,7 @@ typedef struct {
     char calibration_sha256[KG_DIGEST];  // of the file
     struct {
         int bits, group, window;
+        int along;            // what a group runs along: 0 the tokens of a channel, 1 the channels of a token
         int range;            // 0 the extremes of a group, 1 least squares
         int rotation;         // 0 none, 1 Hadamard, 2 a matrix
         int boost_bits;       // bits where there is no boost
@@ -36,6 +37,7 @@ typedef struct {
     } key;
     struct {
         int bits, group, window, range, rotation; // group in channels; KG_GROUP_HEAD: the whole head, 256 as two of 128
+        int along;            // 0 the channels of a token, 1 the tokens of a channel
     } value;
 } kg_spec;
 

@@ -18,14 +18,14 @@
     X(key_boosted, KEY_BOOSTED, "boosted channels per page and head")                                        \
     X(key_score, KEY_SCORE, "0 magnitude, 1 variance, 2 range, 3 random, 4 static")                          \
     X(key_seed, KEY_SEED, "seed of the random score")                                                        \
-    X(key_group, KEY_GROUP, "tokens that share a key channel's scale and zero")                              \
+    X(key_group, KEY_GROUP, "tokens, or channels of a token, that share a key scale and zero")               \
     X(key_window, KEY_WINDOW, "newest tokens whose keys stay exact, on top of the unfinished page")          \
-    X(key_rows, KEY_ROWS, "rows of a key page matrix: 2-bit planes, padded to 16")                           \
+    X(key_rows, KEY_ROWS, "16 for each word that a lane has of a key tile: rows of 2-bit planes")            \
     X(value_bits, VALUE_BITS, "bits of a value element; 16: exact")                                          \
-    X(value_group, VALUE_GROUP, "channels that share a token's value scale and zero")                        \
+    X(value_group, VALUE_GROUP, "channels of a token, or tokens, that share a value scale and zero")         \
     X(value_window, VALUE_WINDOW, "newest tokens whose values stay exact, on top of the unfinished page")    \
     X(block_bytes, BLOCK_BYTES, "a block: header, key part, value part of one page and head")                \
-    X(key_meta, KEY_META, "offset of [groups, 2, head_dim] fp16 scales, then zeros")                         \
+    X(key_meta, KEY_META, "offset of [groups, 2, head_dim] fp16 scales, then zeros, along tokens")           \
     X(key_index, KEY_INDEX, "offset of the ascending list of boosted channels, one byte each")               \
     X(key_tiles, KEY_TILES, "offset of the key tiles of 32 tokens")                                          \
     X(key_tile_bytes, KEY_TILE_BYTES, "a key tile")                                                          \
@@ -45,7 +45,11 @@
     X(key_rotation, KEY_ROTATION, "of keys before they are sealed: 0 none, 1 Hadamard, 2 a matrix")          \
     X(value_rotation, VALUE_ROTATION, "of values, likewise")                                                 \
     X(table_key_rotation, TABLE_KEY_ROTATION, "offset in what calibration gives of the matrix [head_dim, head_dim] fp16, then its transpose") \
-    X(table_value_rotation, TABLE_VALUE_ROTATION, "likewise of values")
+    X(table_value_rotation, TABLE_VALUE_ROTATION, "likewise of values")                                      \
+    X(key_along, KEY_ALONG, "what a group of keys runs along: 0 the tokens of a channel, 1 the channels of a token") \
+    X(key_meta_bytes, KEY_META_BYTES, "(scale, zero) pairs at the head of a key tile, where groups run along channels") \
+    X(value_along, VALUE_ALONG, "what a group of values runs along: 0 the channels of a token, 1 the tokens of a channel") \
+    X(value_meta, VALUE_META, "offset of [groups, 2, head_dim] fp16 scales, then zeros, of values whose groups run along tokens")
 
 typedef struct {
 #define X(field, constant, meaning) int field;

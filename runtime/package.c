@@ -238,11 +238,11 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
 {
     static const struct { const char *field; int low, high, multiple; } rules[] = {
         {"dtype", 0, 1, 1}, {"head_dim", 32, 256, 32}, {"group_heads", 1, 1024, 1}, {"page", TILE, 4096, TILE}, {"sink", 0, 1 << 20, 1},
-        {"key_bits", 2, 16, 2}, {"key_boost_bits", 2, 16, 2}, {"key_boosted", 0, 256, 1}, {"key_score", 0, 4, 1},
+        {"key_bits", 1, 16, 1}, {"key_boost_bits", 1, 16, 1}, {"key_boosted", 0, 256, 1}, {"key_score", 0, 4, 1},
         {"key_seed", INT_MIN, INT_MAX, 1}, {"key_group", 1, 4096, 1}, {"key_window", 0, 1 << 20, 1}, {"key_rows", 16, 4096, 16},
-        {"value_bits", 2, 16, 2}, {"value_group", 1, 256, 1}, {"value_window", 0, 1 << 20, 1}, {"key_ring", 1, 1 << 21, 1},
+        {"value_bits", 1, 16, 1}, {"value_group", 1, 256, 1}, {"value_window", 0, 1 << 20, 1}, {"key_ring", 1, 1 << 21, 1},
         {"value_ring", 1, 1 << 21, 1}, {"key_range", 0, 1, 1}, {"value_range", 0, 1, 1},
-        {"key_rotation", 0, 2, 1}, {"value_rotation", 0, 2, 1},
+        {"key_rotation", 0, 2, 1}, {"value_rotation", 0, 2, 1}, {"key_along", 0, 1, 1}, {"value_along", 0, 1, 1},
     };
     static const struct { const char *name; size_t offset; } fields[] = {
 #define X(field, constant, meaning) {#field, offsetof(kt_format, field)},
@@ -279,7 +279,9 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
         {"key_index", f->key_index, f->key_meta, f->key_tiles},
         {"key_tiles", f->key_tiles, f->key_index + f->key_boosted * (f->key_bits < 16), f->value_tiles},
         {"value_tiles", f->value_tiles, f->key_tiles + tiles * f->key_tile_bytes, f->block_bytes},
+        {"key_meta_bytes", f->key_meta_bytes, 0, f->key_tile_bytes},
         {"value_meta_bytes", f->value_meta_bytes, 0, f->value_tile_bytes},
+        {"value_meta", f->value_meta, f->value_along ? f->value_tiles + tiles * f->value_tile_bytes : 0, f->block_bytes},
         {"block_bytes", f->block_bytes, f->value_tiles + tiles * f->value_tile_bytes, BYTES_LIMIT},
         {"slab_sink_value", f->slab_sink_value, f->sink * token, BYTES_LIMIT},
         {"slab_key", f->slab_key, f->slab_sink_value + f->sink * token, BYTES_LIMIT},
@@ -295,10 +297,16 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
                    (long long)bounds[i].low, (long long)bounds[i].high);
     if ((f->key_rotation == 1 || f->value_rotation == 1) && f->head_dim & (f->head_dim - 1))
         refuse(r, f->key_rotation == 1 ? "key_rotation" : "value_rotation", "1, Hadamard, with head_dim %d, which is no power of two", f->head_dim);
-    if (f->page % f->key_group)
-        refuse(r, "key_group", "%d does not divide page %d", f->key_group, f->page);
-    if (f->head_dim % f->value_group)
-        refuse(r, "value_group", "%d does not divide head_dim %d", f->value_group, f->head_dim);
+    const int spans[] = {f->key_along ? f->head_dim : f->page, f->value_along ? f->page : f->head_dim};
+    const int groups[] = {f->key_group, f->value_group};
+    for (int part = 0; part < 2; part++)
+        if (spans[part] % groups[part])
+            refuse(r, part ? "value_group" : "key_group", "%d does not divide %s %d", groups[part],
+                   (part ? f->value_along : !f->key_along) ? "page" : "head_dim", spans[part]);
+    if (f->value_along && f->value_bits < 16 && f->value_meta + f->page / f->value_group * f->head_dim * 4 > f->block_bytes)
+        refuse(r, "value_meta", "%d leaves no room for the scales in a block of %d", f->value_meta, f->block_bytes);
+    if (f->key_along && f->key_boosted)
+        refuse(r, "key_boosted", "%d with groups along channels, where a channel has no scale of its own; expected 0", f->key_boosted);
     if (f->block_bytes % 16 || f->slab_bytes % 16)
         refuse(r, f->block_bytes % 16 ? "block_bytes" : "slab_bytes", "%d is not a multiple of 16",
                f->block_bytes % 16 ? f->block_bytes : f->slab_bytes);

@@ -1,3 +1,6 @@
+//@ -- What the kernels for many values of one kind do not take goes through lib/seal_any.cuh.
+//@ any_key = KEY_BITS < 16 and (KEY_ALONG == 1 or KEY_BITS % 2 + KEY_BOOST_BITS % 2 > 0)
+//@ any_value = VALUE_BITS < 16 and (VALUE_ALONG == 1 or VALUE_BITS % 2 == 1)
 //@ include "lib/kernel.cuh"
 // Takes in a step's keys and values of one layer: exact tokens to the slab, completed pages quantised and packed.
 //
@@ -12,17 +15,34 @@ constexpr int PAGE_TILES = PAGE / 32;
 constexpr int KEY_PLANES = KEY_BITS / 2;
 constexpr int KEY_EXTRA = (KEY_BOOST_BITS - KEY_BITS) / 2;
 constexpr int BOOST_LIST = KEY_BOOSTED > 0 ? KEY_BOOSTED : 1;
+//@ if KEY_ALONG == 1 then
+constexpr int KEY_GROUPS = D / KEY_GROUP;
+constexpr int KEY_WORDS = (KEY_TILE_BYTES - KEY_META_BYTES) / 128;
+//@ else
 constexpr int KEY_GROUPS = PAGE / KEY_GROUP;
 constexpr int KEY_WORDS = KEY_TILE_BYTES / 128;
+//@ end
 constexpr int VALUE_PLANES = VALUE_BITS / 2;
+//@ if VALUE_ALONG == 1 then
+constexpr int VALUE_GROUPS = PAGE / VALUE_GROUP;
+//@ else
 constexpr int VALUE_GROUPS = D / VALUE_GROUP;
+//@ end
 constexpr int VALUE_WORDS = (VALUE_TILE_BYTES - VALUE_META_BYTES) / 128;
+//@ if any_key or any_value then
+constexpr int KEY_PAIRS = KEY_GROUPS * (KEY_ALONG == 1 ? PAGE : D), VALUE_PAIRS = VALUE_GROUPS * (VALUE_ALONG == 1 ? D : PAGE);
+//@ else
 constexpr int KEY_PAIRS = KEY_GROUPS * D, VALUE_PAIRS = VALUE_GROUPS * PAGE;
+//@ end
 constexpr int PAIRS = KEY_PAIRS > VALUE_PAIRS ? KEY_PAIRS : VALUE_PAIRS;
 constexpr int ROW = D + 8;                 // elements from one token of the page to the next: off the bank stride
 constexpr int NO_SCALE = -24;              // exponent of a part whose scales are all 0
 constexpr int PARTS = 8;                   // a channel's tokens are gone through in so many parts, by their remainder
+//@ if any_key or any_value then
+constexpr bool KEY_STEPS = KEY_BITS == 2 && KEY_ALONG == 0 && KEY_BOOST_BITS % 2 == 0, VALUE_STEPS = VALUE_BITS == 2 && VALUE_ALONG == 0;
+//@ else
 constexpr bool KEY_STEPS = KEY_BITS == 2, VALUE_STEPS = VALUE_BITS == 2;
+//@ end
 constexpr int KEY_PRODUCTS = KEY_STEPS ? 0 : KEY_PAIRS, VALUE_PRODUCTS = VALUE_STEPS ? 0 : VALUE_PAIRS;
 constexpr int PRODUCTS = KEY_PRODUCTS > VALUE_PRODUCTS ? KEY_PRODUCTS : VALUE_PRODUCTS;
 constexpr int BOOST_PAIRS = KEY_BOOSTED > 0 ? KEY_PAIRS : 0;
@@ -188,10 +208,17 @@ template <bool keys> __device__ __forceinline__ void store_words(const Work *wor
 }
 
 //@ if KEY_ROTATION + VALUE_ROTATION > 0 then include "lib/rotate_page.cuh" emit "\n" end
-//@ if KEY_RANGE + VALUE_RANGE > 0 then include "lib/range.cuh" emit "\n" end
+//@ if KEY_RANGE + VALUE_RANGE > 0 or any_key or any_value then include "lib/range.cuh" emit "\n" end
+//@ if not (any_key and KEY_ALONG == 1) then
 //@ include "lib/seal_keys.cuh"
 
+//@ end
+//@ if not any_value then
 //@ include "lib/seal_values.cuh"
+//@ end
+//@ if any_key or any_value then
+//@ include "lib/seal_any.cuh"
+//@ end
 
 // ---- exact tokens ----
 

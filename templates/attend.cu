@@ -1,3 +1,7 @@
+//@ local key_by_token = KEY_BITS < 16 and KEY_ALONG == 1
+//@ local key_halves = KEY_BITS < 16 and KEY_ALONG == 0 and KEY_BITS % 2 + KEY_BOOST_BITS % 2 > 0 -- 1-bit planes
+//@ local value_by_channel = VALUE_BITS < 16 and VALUE_ALONG == 1
+//@ local value_halves = VALUE_BITS < 16 and VALUE_BITS % 2 == 1
 //@ include "lib/kernel.cuh"
 // Attention of a step's queries over sinks, pages and residual: out = softmax(scale q k^T) v.
 //
@@ -25,12 +29,36 @@ constexpr int PAGE_CHUNKS = PAGE_TILES / TILES;
 constexpr int KEY_PLANES = KEY_BITS / 2;   // 2-bit planes of every channel
 constexpr int KEY_EXTRA = (KEY_BOOST_BITS - KEY_BITS) / 2; // further planes of a boosted channel
 constexpr int BOOST_LIST = KEY_BOOSTED > 0 ? KEY_BOOSTED : 1;
+//@ if key_by_token then
+constexpr int KEY_WORDS = (KEY_TILE_BYTES - KEY_META_BYTES) / 128;
+//@ else
 constexpr int KEY_WORDS = KEY_TILE_BYTES / 128;
+//@ end
+//@ if key_halves then
+constexpr int BASE_WORDS = KEY_PLANES * KD + KEY_BITS % 2 * KD / 2;            // planes of all channels, the last of 1 bit in KD / 2 words
+constexpr int EXTRA_WORDS = (KEY_EXTRA * KEY_BOOSTED + 15) / 16;               // further 2-bit planes of the boosted ones, then a 1-bit one
+constexpr int BOOST_TILES = EXTRA_WORDS + (KEY_BOOST_BITS - KEY_BITS) % 2 * ((KEY_BOOSTED + 31) / 32 * 2);
+//@ elseif not key_by_token then
 constexpr int BOOST_TILES = KEY_BITS == 16 ? 0 : KEY_ROWS / 16 - KEY_PLANES * KD;
+//@ end
 constexpr int VALUE_PLANES = VALUE_BITS / 2;
+//@ if value_by_channel or value_halves then
+constexpr int VALUE_LAYERS = (VALUE_BITS + 1) / 2; // 2-bit planes, and a 1-bit one
+//@ end
+//@ if not value_by_channel then
 constexpr int VALUE_GROUPS = D / VALUE_GROUP;
+//@ end
+//@ if value_halves then
+constexpr int VALUE_WORDS = KD * VALUE_PLANES + KD / 2;
+//@ else
 constexpr int VALUE_WORDS = VALUE_BITS == 16 ? 0 : KD * VALUE_PLANES;
+//@ end
+//@ if value_by_channel then
+constexpr int META_BYTES = (TILES * 32 > VALUE_GROUP ? TILES * 32 / VALUE_GROUP : 1) * D * 4; // scales and zeros of a chunk's values
+constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES) + META_BYTES;
+//@ else
 constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES);
+//@ end
 constexpr int QUERY_BYTES = (D * COLUMNS * 2 + 127) / 128 * 128;
 constexpr bool VALUES_AHEAD = D <= 128;    // exact values are loaded with their keys, where there are registers for both
 constexpr int BARRIER_BYTES = 128;
@@ -39,8 +67,18 @@ constexpr float LOG2E = 1.4426950408889634f;
 constexpr int GROUPS = PAIR ? TILES : 2 * TILES; // of 16 tokens of a sealed chunk whose logits a lane holds
 // q' is at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products with codes, which
 // are subnormal halves, are off by 2^-24. Probabilities likewise.
+//@ if key_halves then
+constexpr int Q_EXPONENT = 8;
+//@ else
 constexpr int Q_EXPONENT = 9;
+//@ end
+//@ if value_by_channel then
+constexpr int P_EXPONENT = 15;
+//@ elseif value_halves then
+constexpr int P_EXPONENT = 17 - 2 * VALUE_LAYERS;
+//@ else
 constexpr int P_EXPONENT = VALUE_BITS == 16 ? 0 : 17 - VALUE_BITS;
+//@ end
 static_assert(PAGE_TILES % TILES == 0, "chunks divide a page");
 static_assert(WARPS * STAGES * 8 <= BARRIER_BYTES, "barriers fit");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * STAGES * STAGE_BYTES <= SHARED_BYTES, "stages fit");
@@ -112,6 +150,9 @@ __device__ __forceinline__ void mma_codes(float (&c)[4], u32 word, u32 b0, u32 b
 //@ include "lib/rotate.cuh"
 
 //@ end
+//@ if key_by_token then
+//@ include "lib/keys_by_token.cuh"
+//@ else
 // q' = q * scale for one group of a sealed key page, as the B operand, and the zeros' share of the logits.
 struct KeyOperand {
     u32 high[2 * (KD + BOOST_TILES)];          // PAIR: the low half in columns 4..7
@@ -161,12 +202,23 @@ struct KeyOperand {
                     float weight[2];
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
+//@ if key_halves then
+                        const bool half = k >= EXTRA_WORDS;
+                        const int row = (half ? k - EXTRA_WORDS : k) * 16 + 2 * c + 8 * j + e, plane = half ? KEY_EXTRA : row / BOOST_LIST;
+                        const bool real = row < (half ? KEY_BOOSTED : KEY_EXTRA * KEY_BOOSTED) && head < COLUMNS;
+                        const int channel = real ? block[KEY_INDEX + (half ? row : row - plane * BOOST_LIST)] : 0;
+//@ else
                         const int row = k * 16 + 2 * c + 8 * j + e, plane = row / BOOST_LIST;
                         const bool real = row < KEY_EXTRA * KEY_BOOSTED && head < COLUMNS;
                         const int channel = real ? block[KEY_INDEX + row - plane * BOOST_LIST] : 0;
+//@ end
                         q[e] = real ? query.all[channel * COLUMNS + head] : 0;
                         scale[e] = scales[channel];
+//@ if key_halves then
+                        weight[e] = (float)(1 << (KEY_BITS + 2 * plane)) * (j ? unit * 0.0625f : unit);
+//@ else
                         weight[e] = (float)(1 << (KEY_BITS + 2 * (KEY_EXTRA > 1 ? plane : 0))) * (j ? unit * 0.0625f : unit);
+//@ end
                     }
                     put(2 * (KD + k) + j, q[0] | q[1] << 16, half2_multiply(scale[0] | scale[1] << 16, pack_half(weight[0], weight[1])),
                         low_mask);
@@ -175,6 +227,10 @@ struct KeyOperand {
     }
 };
 
+//@ if key_halves then
+//@ include "lib/score_planes.cuh"
+
+//@ else
 // Raw products of `groups` groups of 16 tokens of a key tile, from group m0 on: s[m] rows are tokens g (elements 0, 1) and g + 8
 // (2, 3) of the group.
 template <int groups>
@@ -203,6 +259,7 @@ __device__ __forceinline__ void score_codes(float (*s)[4], const KeyOperand &ope
     }
 }
 
+//@ end
 // Logits in units of log2 of one group.
 __device__ __forceinline__ void scale_logits(float (&s)[4], const Query &query, const KeyOperand &operand) {
     if constexpr (KEY_BITS == 16) {
@@ -262,6 +319,7 @@ __device__ __forceinline__ void score_sealed(float (*s)[4], const Query &query, 
         scale_logits(s[1], query, operand);
     }
 }
+//@ end
 
 // ---- softmax ----
 
@@ -300,6 +358,7 @@ __device__ __forceinline__ void softmax_update(State &state, float (&s)[groups][
 
 // ---- sealed values ----
 
+//@ if not value_by_channel then
 // While sealed chunks are worked on, state.out is in units of 2^(exponent + 24 - P_EXPONENT), rows g + 8 in a quarter of that: what
 // the products give. Zeros are summed apart.
 struct SealedOutput {
@@ -323,6 +382,7 @@ __device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed,
     }
 }
 
+//@ end
 // The B operand of a tile's probabilities, weights [tokens 16 m + 8 j ..] at b[2 m + j]. PAIR: what a lane's column has no token of is 0.
 __device__ __forceinline__ void spread_weights(u32 (&b)[4], const u32 (&packed)[PAIR ? 2 : 4], int lane) {
     if constexpr (PAIR) {
@@ -338,6 +398,18 @@ __device__ __forceinline__ void spread_weights(u32 (&b)[4], const u32 (&packed)[
     }
 }
 
+//@ if value_by_channel or value_halves then
+// The word of a plane and 16 channels; of a 1-bit plane two 16 share one.
+__device__ __forceinline__ u32 value_word(Words<VALUE_WORDS> &words, int plane, int k, bool first) {
+    if (plane < VALUE_PLANES) return words.get(plane * KD + k, first);
+    return words.get(VALUE_PLANES * KD + k / 2, first) >> (k % 2) & 0x55555555u;
+}
+
+//@ end
+//@ if value_by_channel then
+//@ include "lib/values_by_channel.cuh"
+
+//@ else
 // Adds the values of a chunk. Its products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum,
 // always towards zero, and over a long context that would show where codes and zeros nearly cancel.
 __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &sealed, const float (&p)[GROUPS][4], const u8 *tiles,
@@ -395,7 +467,11 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
                 spread_weights(b[t], packed, lane);
             }
 #pragma unroll
+//@ if value_halves then
+            for (int plane = 0; plane < VALUE_LAYERS; plane++) {
+//@ else
             for (int plane = 0; plane < VALUE_PLANES; plane++) {
+//@ end
                 constexpr int step = 4; // words of a vector
 #pragma unroll
                 for (int i0 = 0; i0 < VALUE_GROUP / 16; i0 += step) {
@@ -410,7 +486,11 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
 #pragma unroll
                         for (int i = 0; i < step; i++)
                             if (i0 + i < VALUE_GROUP / 16) {
+//@ if value_halves then
+                                const u32 x = value_word(words, plane, v * (VALUE_GROUP / 16) + i0 + i, i == 0);
+//@ else
                                 const u32 x = words.get(plane * KD + v * (VALUE_GROUP / 16) + i0 + i, i == 0);
+//@ end
                                 mma_codes(sum[i], x, b[t][0], b[t][1]);
                                 mma_codes(sum[i], x >> 8, b[t][2], b[t][3]);
                             }
@@ -421,7 +501,11 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
 #pragma unroll
                             for (int e = 0; e < 4; e++) state.out[v * (VALUE_GROUP / 16) + i0 + i][e] += sum[i][e];
                 }
+//@ if value_halves then
+                if (plane + 1 < VALUE_LAYERS)
+//@ else
                 if (plane + 1 < VALUE_PLANES)
+//@ end
 #pragma unroll
                     for (int t = 0; t < TILES; t++)
 #pragma unroll
@@ -453,6 +537,7 @@ __device__ __forceinline__ void finish_sealed(State &state, SealedOutput &sealed
     }
 }
 
+//@ end
 // ---- exact tokens ----
 
 //@ include "lib/exact.cuh"
@@ -518,12 +603,18 @@ __device__ __forceinline__ void add_exact_values(State &state, const float (&p)[
 __device__ __forceinline__ void start_copy(u8 *stage, const u8 *block, int tile, u64 *barrier, int lane) {
     const u8 *keys = block + KEY_TILES + tile * KEY_TILE_BYTES, *values = block + VALUE_TILES + tile * VALUE_TILE_BYTES;
     u8 *stage_values = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
+//@ if value_by_channel then
+    const u8 *meta = block + VALUE_META + tile * 32 / VALUE_GROUP * D * 4;
+//@ end
 #if KITTY_BULK
     if (lane == 0) {
         barrier_expect(barrier, STAGE_BYTES);
         if constexpr (TILES == PAGE_TILES) {
             bulk_copy(stage, block, STAGE_BYTES, barrier);
         } else {
+//@ if value_by_channel then
+            bulk_copy(stage_values + TILES * VALUE_TILE_BYTES, meta, META_BYTES, barrier);
+//@ end
             bulk_copy(stage, block, KEY_TILES, barrier);
             bulk_copy(stage + KEY_TILES, keys, TILES * KEY_TILE_BYTES, barrier);
             bulk_copy(stage_values, values, TILES * VALUE_TILE_BYTES, barrier);
@@ -533,6 +624,9 @@ __device__ __forceinline__ void start_copy(u8 *stage, const u8 *block, int tile,
     for (int i = lane * 16; i < KEY_TILES; i += 512) async_copy16(stage + i, block + i);
     for (int i = lane * 16; i < TILES * KEY_TILE_BYTES; i += 512) async_copy16(stage + KEY_TILES + i, keys + i);
     for (int i = lane * 16; i < TILES * VALUE_TILE_BYTES; i += 512) async_copy16(stage_values + i, values + i);
+//@ if value_by_channel then
+    for (int i = lane * 16; i < META_BYTES; i += 512) async_copy16(stage_values + TILES * VALUE_TILE_BYTES + i, meta + i);
+//@ end
 #endif
 }
 
@@ -697,6 +791,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
 
     State state;
     KeyOperand operand;
+//@ if key_by_token then
+    operand.build(query);
+//@ end
 #pragma unroll
     for (int i = 0; i < KD; i++)
 #pragma unroll
@@ -714,7 +811,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         if (half) {
             const int group = (item - sink_units) % (PAGE / 16);
             const u8 *block = block_of(full_pages + (item - sink_units) / (PAGE / 16));
+//@ if not key_by_token then
             if constexpr (KEY_BITS != 16) operand.build(query, block, group * 16 / KEY_GROUP, lane);
+//@ end
             score_group(s[0], query, operand, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
         } else {
             load_rows(x, y, exact.key(min(token, limit - 1)), exact.key(min(token + 8, limit - 1)), c);
@@ -745,22 +844,30 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         __syncwarp();
 #endif
         const int tile = (item - units) % PAGE_CHUNKS * TILES;
+//@ if not value_by_channel then
         const int value_exponent = (signed char)stage[KT_HEADER_VALUE_EXPONENT];
+//@ end
         float s[GROUPS][4], r0, r1;
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
+//@ if not key_by_token then
             if constexpr (KEY_BITS != 16)
                 if (t == 0 || t * 32 % KEY_GROUP == 0) operand.build(query, stage, (tile + t) * 32 / KEY_GROUP, lane);
+//@ end
             score_sealed(s + (PAIR ? 1 : 2) * t, query, operand, stage + KEY_TILES + t * KEY_TILE_BYTES, lane);
         }
         float also = 1;
+//@ if not value_by_channel then
         if (VALUE_BITS != 16 && value_exponent > sealed.exponent) {
             also = power_of_two(sealed.exponent - value_exponent);
             sealed.exponent = value_exponent;
         }
+//@ end
         softmax_update<GROUPS>(state, s, also, r0, r1);
+//@ if not value_by_channel then
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] *= r0, sealed.zero1[v] *= r1;
+//@ end
         add_sealed_values(state, sealed, s, stage + KEY_TILES + TILES * KEY_TILE_BYTES, lane);
         __syncwarp(); // every lane is done with the stage
         const int next = item + STAGES * stride, chunk = next - units;

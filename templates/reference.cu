@@ -6,7 +6,11 @@ constexpr int D = HEAD_DIM;
 constexpr int KD = D / 16;
 constexpr int KEY_PLANES = KEY_BITS / 2;
 constexpr int KEY_EXTRA = (KEY_BOOST_BITS - KEY_BITS) / 2;
+//@ if KEY_ALONG == 1 then
+constexpr int KEY_WORDS = (KEY_TILE_BYTES - KEY_META_BYTES) / 128;
+//@ else
 constexpr int KEY_WORDS = KEY_TILE_BYTES / 128;
+//@ end
 constexpr int VALUE_PLANES = VALUE_BITS / 2;
 constexpr int VALUE_WORDS = (VALUE_TILE_BYTES - VALUE_META_BYTES) / 128;
 static_assert(THREADS >= D, "a thread per channel");
@@ -38,6 +42,15 @@ __device__ u32 key_plane(const u8 *tile_base, int token, int row) {
     return word >> (16 * e + 8 * m + 4 * j + 2 * half) & 3;
 }
 
+//@ if KEY_BITS % 2 + KEY_BOOST_BITS % 2 > 0 then
+// Of a 1-bit plane, 32 rows to a word from word `first` on.
+__device__ u32 key_half_plane(const u8 *tile_base, int token, int first, int row) {
+    const int x = row % 16, j = x / 8, c = x % 8 / 2, e = x % 2, m = token / 16, half = token % 16 / 8, g = token % 8;
+    const u32 word = ((const u32 *)tile_base)[lane_word(first + row / 32, KEY_WORDS, 4 * g + c)];
+    return word >> (16 * e + 8 * m + 4 * j + 2 * half + row / 16 % 2) & 1;
+}
+
+//@ end
 __device__ double key_element(const u8 *block, const u8 *place, int token, int channel) {
     const u8 *tile_base = block + KEY_TILES + token / 32 * KEY_TILE_BYTES;
     const int t = token % 32;
@@ -48,12 +61,32 @@ __device__ double key_element(const u8 *block, const u8 *place, int token, int c
         return element_to_float(((const u16 *)tile_base)[(((m * KD + tile) * 32 + 4 * g + c) * 4 + half + 2 * j) * 2 + e]);
     } else {
         u32 code = 0;
+//@ if KEY_ALONG == 1 then
+        const u32 pair = ((const u32 *)tile_base)[channel / KEY_GROUP * 32 + t % 8 * 4 + t / 8];
+        tile_base += KEY_META_BYTES;
+//@ end
         for (int p = 0; p < KEY_PLANES; p++) code |= key_plane(tile_base, t, p * D + tile * 16 + x) << (2 * p);
+//@ if KEY_BITS % 2 + KEY_BOOST_BITS % 2 > 0 then
+        constexpr int BASE = KEY_PLANES * KD + KEY_BITS % 2 * KD / 2; // words
+        if constexpr (KEY_BITS % 2 == 1) code |= key_half_plane(tile_base, t, KEY_PLANES * KD, tile * 16 + x) << (2 * KEY_PLANES);
+        if (KEY_BOOSTED > 0 && place[channel]) {
+            const int row = place[channel] - 1;
+            for (int p = 0; p < KEY_EXTRA; p++)
+                code |= key_plane(tile_base, t, BASE * 16 + p * KEY_BOOSTED + row) << (KEY_BITS + 2 * p);
+            if ((KEY_BOOST_BITS - KEY_BITS) % 2 == 1)
+                code |= key_half_plane(tile_base, t, BASE + (KEY_EXTRA * KEY_BOOSTED + 15) / 16, row) << (KEY_BITS + 2 * KEY_EXTRA);
+        }
+//@ else
         if (KEY_BOOSTED > 0 && place[channel])
             for (int p = 0; p < KEY_EXTRA; p++)
                 code |= key_plane(tile_base, t, KEY_PLANES * D + p * KEY_BOOSTED + place[channel] - 1) << (2 * (KEY_PLANES + p));
+//@ end
+//@ if KEY_ALONG == 1 then
+        return pair_value(code, pair);
+//@ else
         const u16 *scales = (const u16 *)(block + KEY_META) + token / KEY_GROUP * 2 * D;
         return pair_value(code, scales[channel] | (u32)scales[D + channel] << 16);
+//@ end
     }
 }
 
@@ -71,7 +104,16 @@ __device__ double value_element(const u8 *block, int token, int channel) {
             const u32 word = ((const u32 *)(tile_base + VALUE_META_BYTES))[lane_word(p * KD + tile, VALUE_WORDS, 4 * g + c)];
             code |= (word >> (16 * e + 8 * m + 4 * j + 2 * half) & 3) << (2 * p);
         }
+//@ if VALUE_BITS % 2 == 1 then
+        const u32 last = ((const u32 *)(tile_base + VALUE_META_BYTES))[lane_word(VALUE_PLANES * KD + tile / 2, VALUE_WORDS, 4 * g + c)];
+        code |= (last >> (16 * e + 8 * m + 4 * j + 2 * half + tile % 2) & 1) << (2 * VALUE_PLANES);
+//@ end
+//@ if VALUE_ALONG == 1 then
+        const u16 *scales = (const u16 *)(block + VALUE_META) + token / VALUE_GROUP * 2 * D;
+        return pair_value(code, scales[channel] | (u32)scales[D + channel] << 16);
+//@ else
         return pair_value(code, ((const u32 *)tile_base)[channel / VALUE_GROUP * 32 + t % 8 * 4 + t / 8]);
+//@ end
     }
 }
 

@@ -26,6 +26,7 @@ static const char good[] =
     "  \"key_ring\": 128, \"value_ring\": 256,\n"
     "  \"key_range\": 0, \"value_range\": 0,\n"
     "  \"key_rotation\": 0, \"value_rotation\": 0, \"table_key_rotation\": 0, \"table_value_rotation\": 0,\n"
+    "  \"key_along\": 0, \"key_meta_bytes\": 0, \"value_along\": 0, \"value_meta\": 0,\n"
     "  \"table_boosted\": 0, \"table_bytes\": 0},\n"
     " \"kernels\": [\n"
     "  {\"name\": \"append\", \"op\": \"append\", \"file\": \"a.cu\", \"entry\": \"kitty_append\", \"sha256\": \"@\", \"threads\": 256,\n"
@@ -144,7 +145,7 @@ static const struct { const char *from, *to, *expected; } bad[] = {
     {"\"head_dim\": 64", "\"head_dim\": 65", "format.head_dim: 65 is not a multiple of 32"},
     {"\"sink\": 32, ", "", "format.sink: missing; expected an integer in 0..1048576"},
     {"\"key_boosted\": 8", "\"key_boosted\": 65", "format.key_boosted: 65 does not fit the other fields; expected 0..64"},
-    {"\"key_boost_bits\": 4", "\"key_boost_bits\": 18", "format.key_boost_bits: 18 is not an integer in 2..16"},
+    {"\"key_boost_bits\": 4", "\"key_boost_bits\": 18", "format.key_boost_bits: 18 is not an integer in 1..16"},
     {"\"key_group\": 128", "\"key_group\": 96", "format.key_group: 96 does not divide page 128"},
     {"\"value_group\": 64", "\"value_group\": 48", "format.value_group: 48 does not divide head_dim 64"},
     {"\"block_bytes\": 5424", "\"block_bytes\": 5392", "format.block_bytes: 5392 does not fit the other fields; expected 5408..1073741824"},

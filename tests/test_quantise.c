@@ -316,6 +316,51 @@ START_TEST(selection)
 }
 END_TEST
 
+// Every way of grouping and number of bits: what is decoded is within half a step of what came, by the extremes of its group.
+START_TEST(combinations)
+{
+    static const int bits[] = {1, 2, 3, 4, 8}, boosts[] = {0, 3, 4, 8};
+    const int own = bits[_i % 5], head_dim = _i / 5 % 2 ? 96 : 64;
+    for (int along = 0; along < 2; along++)
+        for (int b = 0; b < (along ? 1 : 4); b++) {
+            kg_spec spec;
+            kt_format f;
+            if (b && boosts[b] <= own)
+                continue;
+            ck_assert(ref_spec("kitty-pro", head_dim, 1, KT_F16, 64, &spec));
+            spec.key.bits = spec.value.bits = own;
+            spec.key.boost_bits = b ? boosts[b] : own;
+            spec.key.boost_fraction = b ? 0.3 : 0;
+            spec.key.along = along, spec.value.along = !along;
+            spec.key.group = spec.value.group = 32;
+            ck_assert_ptr_null(kg_layout(&spec, &f));
+            ref_tokens(KT_F16, f.page, f.head_dim, 21, storage);
+            point_rows(&f);
+            ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block), 0);
+            ck_assert_int_eq(kt__cpu_seal_value(&f, NULL, rows, block), 0);
+            for (int part = 0; part < 2; part++) {
+                (part ? kt__cpu_decode_value : kt__cpu_decode_key)(&f, NULL, block, decoded);
+                const bool by_token = part ? !f.value_along : f.key_along;
+                for (int t = 0; t < f.page; t++)
+                    for (int c = 0; c < f.head_dim; c++) {
+                        double low = INFINITY, high = -INFINITY, width = own;
+                        for (int i = 0; i < 32; i++) {
+                            const double x = by_token ? kt__to_float(KT_F16, rows[t][c / 32 * 32 + i])
+                                                      : kt__to_float(KT_F16, rows[t / 32 * 32 + i][c]);
+                            low = fmin(low, x), high = fmax(high, x);
+                        }
+                        for (int i = 0; i < f.key_boosted && !part; i++)
+                            width = block[f.key_index + i] == c ? f.key_boost_bits : width;
+                        const double x = kt__to_float(KT_F16, rows[t][c]), step = (high - low) / (exp2(width) - 1);
+                        ck_assert_msg(fabs(decoded[t * f.head_dim + c] - x) <= 0.501 * step + 0.002 * fmax(fabs(low), fabs(high)),
+                                      "%d bits, boost %d, %s by %s: token %d channel %d is %g, was %g in steps of %g", own, f.key_boost_bits,
+                                      part ? "value" : "key", by_token ? "token" : "channel", t, c, (double)decoded[t * f.head_dim + c], x, step);
+                    }
+            }
+        }
+}
+END_TEST
+
 // No group is further from its elements than by its extremes, and all together are nearer.
 START_TEST(least_squares)
 {
@@ -482,6 +527,7 @@ int main(void)
     tcase_add_test(tcase, overflow);
     tcase_add_test(tcase, infinite_scores);
     tcase_add_loop_test(tcase, selection, 0, 3);
+    tcase_add_loop_test(tcase, combinations, 0, 10);
     tcase_add_test(tcase, least_squares);
     tcase_add_test(tcase, static_list);
     tcase_add_test(tcase, random_score);

@@ -168,13 +168,14 @@ START_TEST(command_line_names)
 }
 END_TEST
 
+#define PUBLISHED ", hadamard_2, hadamard_4, int4_token, k4v2, k8v4, kitty_static, kivi_2_g32, kivi_4, oscar_2"
 static const struct {
     const char *what, *message;
 } wrong_names[] = {
-    {"qwen3_8b/kity", "qwen3_8b/kity: no shipped variant \"kity\"; shipped: fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink; "
+    {"qwen3_8b/kity", "qwen3_8b/kity: no shipped variant \"kity\"; shipped: fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink" PUBLISHED "; "
                       "did you mean `kitty`?"},
-    {"qwen3_8b/", "qwen3_8b/: no shipped variant \"\"; shipped: fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink"},
-    {"qwen3_8b/kitty,", "qwen3_8b/kitty,: no shipped variant \"\"; shipped: fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink"},
+    {"qwen3_8b/", "qwen3_8b/: no shipped variant \"\"; shipped: fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink" PUBLISHED},
+    {"qwen3_8b/kitty,", "qwen3_8b/kitty,: no shipped variant \"\"; shipped: fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink" PUBLISHED},
     {"../models/x", "../models/x: no shipped model \"__\"; shipped: gemma3_270m, llama3_1_8b, llama3_3_70b, phi3_mini, qwen3_0_6b, "
                     "qwen3_14b, qwen3_32b, qwen3_8b, smollm2_135m"},
     {"quen3-8b", "quen3-8b: no shipped model \"quen3_8b\"; shipped: gemma3_270m, llama3_1_8b, llama3_3_70b, phi3_mini, qwen3_0_6b, "
@@ -184,6 +185,46 @@ static const struct {
     {"qwen3_8b/kitty,kitty", "qwen3_8b/kitty,kitty: name: \"qwen3-8b.kitty\" is the name of spec 1 too; give each a `name` or "
                              "`variant` of its own [spec 2 of 2]"},
 };
+
+// Of other methods: bytes of a token and KV head at head_dim 128.
+static const struct {
+    const char *what;
+    double bytes;
+} published[] = {
+    {"qwen3-8b/kivi-2-g32", 97}, {"qwen3-8b/kivi-4", 161}, {"qwen3-8b/int4-token", 145}, {"qwen3-8b/k4v2", 129},
+    {"qwen3-8b/k8v4", 201}, {"qwen3-8b/hadamard-4", 137}, {"qwen3-8b/hadamard-2", 73},
+};
+
+START_TEST(published_variants)
+{
+    kt_format format;
+    const kg_spec s = load_one(published[_i].what);
+    ck_assert_ptr_null(kg_layout(&s, &format));
+    ck_assert_double_eq(kg_bytes_per_token(&format), published[_i].bytes);
+}
+END_TEST
+
+// What takes a calibration says so, and works with one.
+START_TEST(calibrated_variants)
+{
+    static const char *const names[] = {"kitty_static", "oscar_2"};
+    kg_spec *specs;
+    int count;
+    char error[KG_ERROR], text[1024], shapes[2 * KG_PATH];
+    snprintf(text, sizeof text, "qwen3-8b/%s", names[_i]);
+    ck_assert_int_eq(kg_spec_load(text, 0, &specs, &count, error, sizeof error), KG_USER);
+    ck_assert_msg(strstr(error, "without a calibration"), "%s", error);
+    snprintf(shapes, sizeof shapes, "%s/emulate", data);
+    snprintf(text, sizeof text, "return require 'variants.published.%s' { model = { name = 'm', layers = 2, q_heads = 2, kv_heads = 2, head_dim = "
+                                "64, dtype = 'bf16' }, calibration = 'calibration.safetensors' }", names[_i]);
+    ck_assert_msg(!kg_spec_load_text("text.lua", text, strlen(text), shapes, 0, &specs, &count, error, sizeof error), "%s", error);
+    kg_text json = {0};
+    kg_spec_json(&json, specs);
+    ck_assert_ptr_nonnull(strstr(json.data, "\"calibration\": \"calibration.safetensors\", \"calibration_sha256\": \""));
+    kg_text_free(&json);
+    free(specs);
+}
+END_TEST
 
 START_TEST(wrong_command_line_names)
 {
@@ -280,6 +321,10 @@ START_TEST(whole_range)
         "page = 256, key = { group = 128 }", "page = 256, key = { group = 256, bits = 8 }", "sink = 1024, value = { window = 4096 }",
         "sink = 0, value = { bits = 8, group = 64 }", "value = { bits = 4, group = 128 }", "value = { bits = 16 }, key = { bits = 16 }",
         "key = { boost = { bits = 8, fraction = 1, score = 'random', seed = 2147483647 } }", "key = { boost = { fraction = 0 } }",
+        "key = { bits = 1, boost = { bits = 3, fraction = 0.5 } }, value = { bits = 1 }", "key = { bits = 3, along = 'channels' }, value = { bits = 3 }",
+        "page = 256, key = { along = 'channels', group = 32 }, value = { along = 'tokens', group = 256 }",
+        "page = 64, key = { along = 'channels', group = 'head' }, value = { along = 'tokens', group = 'page' }",
+        "key = { rotation = 'hadamard', range = 'least_squares' }, value = { rotation = 'hadamard', range = 'least_squares' }",
         "key = { bits = 2, boost = { bits = 4, fraction = 1 / 128 } }", "key = { bits = 16 }, value = { bits = 2 }",
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
@@ -323,7 +368,7 @@ START_TEST(json)
     kg_field_reference(&out, 1);
     root = cJSON_Parse(out.data);
     ck_assert_int_eq(cJSON_GetArraySize(root), kg_field_count);
-    ck_assert_str_eq(cJSON_GetObjectItem(cJSON_GetArrayItem(root, 12), "allowed")->valuestring, "2, 4, 8, 16");
+    ck_assert_str_eq(cJSON_GetObjectItem(cJSON_GetArrayItem(root, 12), "allowed")->valuestring, "1, 2, 3, 4, 8, 16");
     cJSON_Delete(root);
     kg_text_free(&out);
 }
@@ -760,6 +805,8 @@ int main(void)
     tcase_set_timeout(limits, 60);
     tcase_set_timeout(shell, 60);
     tcase_add_loop_test(specs, shipped_models, 0, MODELS);
+    tcase_add_loop_test(specs, published_variants, 0, sizeof published / sizeof *published);
+    tcase_add_loop_test(specs, calibrated_variants, 0, 2);
     tcase_add_test(specs, command_line_names);
     tcase_add_loop_test(specs, wrong_command_line_names, 0, sizeof wrong_names / sizeof *wrong_names);
     tcase_add_test(specs, no_shipped_specs);

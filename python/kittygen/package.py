@@ -74,6 +74,11 @@ def variants():
     return sorted(path.stem.replace("_", "-") for path in (specs_folder() / "variants").glob("*.lua"))
 
 
+def published():
+    """Names of what others have published, in the shipped specs as well; those with a calibration go into spec=."""
+    return sorted(path.stem.replace("_", "-") for path in (specs_folder() / "variants" / "published").glob("*.lua"))
+
+
 def cache_folder():
     """Where packages are kept; the choice is libkitty's (runtime/environment.c)."""
     given, xdg = os.environ.get("KT_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME", "")
@@ -81,15 +86,16 @@ def cache_folder():
 
 
 def spec_text(shape, variant):
-    known = variants()
+    known = variants() + published()
     name = variant.replace("_", "-")
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise KittyError(f"variant {variant!r} is not shipped; there are {', '.join(known)}{hint}. A spec of your own goes into spec=")
     model = re.sub(r"[^a-z0-9.]+", "-", shape.model.lower())[:40].strip("-.") or "model"
+    folder = "variants.published" if name in published() else "variants"
     return (
-        f'return require "variants.{name.replace("-", "_")}" {{ model = {{\n'
+        f'return require "{folder}.{name.replace("-", "_")}" {{ model = {{\n'
         f'    name = "{model}", layers = {shape.layers}, q_heads = {shape.q_heads}, kv_heads = {shape.kv_heads},\n'
         f'    head_dim = {shape.head_dim}, dtype = "{shape.dtype}",\n}} }}\n'
     )

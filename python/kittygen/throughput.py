@@ -168,7 +168,7 @@ class Bench:
 
     def head(self, cache, mode, batch):
         shape = self.shape
-        inductor = {"inductor": ",".join(self.options.inductor)} if self.options.inductor and mode != "eager" else {}
+        inductor = {"inductor": ",".join(self.options.inductor)} if self.options.inductor and mode in ("graph", "compiled") else {}
         return {"op": "generate", "variant": cache, "mode": mode, **inductor, "model": self.name, "sequences": batch,
                 "context": self.options.context, "q_heads": shape.q_heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "layers": shape.layers,
                 "dtype": shape.dtype}

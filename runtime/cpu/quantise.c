@@ -7,8 +7,6 @@
 
 #include "../../templates/lib/hash.h"
 
-enum { WORD = 128 }; // bytes of one word per lane
-
 // ---- order ----
 
 static int channel_of(int tile, int x)
@@ -46,28 +44,89 @@ static void store32(unsigned char *to, uint32_t value)
 
 static uint32_t load32(const unsigned char *from) { return load16(from) | (uint32_t)load16(from + 2) << 16; }
 
-// Where each row of a key page matrix comes from.
+// What the words of a tile hold: of 2-bit planes 16 rows to a word, of a 1-bit plane, the last of its channels, 32.
+enum { MAX_WORDS = KT__MAX_DIM / 4 + 8 };
 typedef struct {
-    short channel[KT__MAX_DIM * 4 + 16]; // -1: padding
-    unsigned char shift[KT__MAX_DIM * 4 + 16];
-} key_rows;
+    int count;
+    unsigned char mask[MAX_WORDS]; // 3, or 1 for each half
+    struct {
+        short channel;             // -1: none
+        unsigned char shift;
+    } row[MAX_WORDS][16][2];       // by half
+} word_map;
 
-// `list`: the boosted channels, ascending.
-static void map_key_rows(const kt_format *f, const unsigned char *list, key_rows *rows)
+// Adds the planes of bits [first, last) of `count` channels: those of `list`, else all in the order of the words.
+static void map_planes(word_map *map, int first, int last, const unsigned char *list, int count)
 {
-    const int planes = f->key_bits / 2, full = planes * f->head_dim;
-    for (int row = 0; row < f->key_rows; row++) {
-        const int plane = row / f->head_dim, further = row - full;
-        rows->channel[row] = -1;
-        rows->shift[row] = 0;
-        if (row < full) {
-            rows->channel[row] = (short)channel_of(row % f->head_dim / 16, row % 16);
-            rows->shift[row] = (unsigned char)(2 * plane);
-        } else if (further < (f->key_boost_bits / 2 - planes) * f->key_boosted) {
-            rows->channel[row] = list[further % f->key_boosted];
-            rows->shift[row] = (unsigned char)(2 * (planes + further / f->key_boosted));
-        }
+    const int planes = (last - first) / 2, full = (planes * count + 15) / 16, halves = (last - first) % 2 ? (count + 31) / 32 : 0;
+    for (int w = 0; w < full + halves; w++, map->count++) {
+        map->mask[map->count] = w < full ? 3 : 1;
+        for (int x = 0; x < 16; x++)
+            for (int h = 0; h < 2; h++) {
+                const int row = w < full ? w * 16 + x : (w - full) * 32 + h * 16 + x, plane = w < full ? row / count : planes;
+                const int at = w < full ? row % count : row;
+                const bool real = w < full ? h == 0 && plane < planes : at < count;
+                map->row[map->count][x][h].channel = (short)(!real ? -1 : list ? list[at] : channel_of(at / 16, at % 16));
+                map->row[map->count][x][h].shift = (unsigned char)(first + 2 * plane);
+            }
     }
+}
+
+static void map_key(const kt_format *f, const unsigned char *list, word_map *map)
+{
+    map->count = 0;
+    map_planes(map, 0, f->key_bits, NULL, f->head_dim);
+    if (f->key_boosted)
+        map_planes(map, f->key_bits, f->key_boost_bits, list, f->key_boosted);
+}
+
+static void map_value(const kt_format *f, word_map *map)
+{
+    map->count = 0;
+    map_planes(map, 0, f->value_bits, NULL, f->head_dim);
+}
+
+// Token and row of the i-th code of a lane's word.
+static void place_of(kt_part part, int lane, int i, int *token, int *x)
+{
+    const int e = i >> 3, m = i >> 2 & 1, j = i >> 1 & 1, half = i & 1, outer = 8 * half + lane / 4, inner = 2 * (lane & 3) + 8 * j + e;
+    *token = 16 * m + (part == KT_KEY ? outer : inner);
+    *x = part == KT_KEY ? inner : outer;
+}
+
+// codes: [32, head_dim]
+static void pack_tile(const kt_format *f, kt_part part, const word_map *map, const unsigned char *codes, unsigned char *tile)
+{
+    for (int w = 0; w < map->count; w++)
+        for (int lane = 0; lane < 32; lane++) {
+            uint32_t word = 0;
+            for (int i = 0; i < 16; i++) {
+                int token, x;
+                place_of(part, lane, i, &token, &x);
+                for (int h = 0; h < 2; h++)
+                    if (map->row[w][x][h].channel >= 0)
+                        word |= (uint32_t)(codes[token * f->head_dim + map->row[w][x][h].channel] >> map->row[w][x][h].shift & map->mask[w])
+                                << (2 * i + h);
+            }
+            store32(tile + 4 * lane_word(w, map->count, lane), word);
+        }
+}
+
+static void unpack_tile(const kt_format *f, kt_part part, const word_map *map, const unsigned char *tile, unsigned char *codes)
+{
+    memset(codes, 0, (size_t)(KT__TILE * f->head_dim));
+    for (int w = 0; w < map->count; w++)
+        for (int lane = 0; lane < 32; lane++) {
+            const uint32_t word = load32(tile + 4 * lane_word(w, map->count, lane));
+            for (int i = 0; i < 16; i++) {
+                int token, x;
+                place_of(part, lane, i, &token, &x);
+                for (int h = 0; h < 2; h++)
+                    if (map->row[w][x][h].channel >= 0)
+                        codes[token * f->head_dim + map->row[w][x][h].channel] |=
+                            (unsigned char)((word >> (2 * i + h) & map->mask[w]) << map->row[w][x][h].shift);
+            }
+        }
 }
 
 // ---- groups ----
@@ -147,6 +206,62 @@ static int exponent_of(unsigned scale)
     if (!scale)
         return -24;
     return frexpf(kt__half_to_float((unsigned short)scale), &exponent) == 0.5f ? exponent - 1 : exponent;
+}
+
+// Of a part: groups that overflowed, and the exponent of its largest scale.
+typedef struct {
+    int overflows, exponent;
+} group_sums;
+
+static void count_group(group_sums *sums, group_meta g)
+{
+    const int exponent = exponent_of(g.scale);
+    sums->overflows += g.overflow;
+    sums->exponent = exponent > sums->exponent ? exponent : sums->exponent;
+}
+
+// Codes [page, head_dim] of groups of tokens of a channel; meta: [groups, 2, head_dim]. boosted: flags, may be null.
+static void seal_channels(const kt_format *f, const unsigned short *const *rows, int group, int range, const bool *boosted, int bits,
+                          int boost_bits, unsigned char *meta, unsigned char *codes, group_sums *sums)
+{
+    const int d = f->head_dim;
+    float x[KT__MAX_PAGE];
+    unsigned char group_codes[KT__MAX_PAGE];
+    for (int c = 0; c < d; c++) {
+        const int own = boosted && boosted[c] ? boost_bits : bits;
+        for (int first = 0; first < f->page; first += group) {
+            for (int i = 0; i < group; i++)
+                x[i] = kt__element(f->dtype, rows[first + i][c]);
+            const group_meta g = measure(x, group, own, range);
+            unsigned char *scale = meta + first / group * d * 4 + c * 2;
+            store16(scale, g.scale);
+            store16(scale + d * 2, g.zero);
+            count_group(sums, g);
+            encode(x, group, own, g, group_codes);
+            for (int i = 0; i < group; i++)
+                codes[(first + i) * d + c] = group_codes[i];
+        }
+    }
+}
+
+// The same of groups of channels of a token; tiles begin with their pairs.
+static void seal_tokens(const kt_format *f, const unsigned short *const *rows, int group, int bits, int range, unsigned char *tiles,
+                        int tile_bytes, unsigned char *codes, group_sums *sums)
+{
+    const int d = f->head_dim;
+    float x[KT__MAX_DIM];
+    for (int t = 0; t < f->page; t++) {
+        for (int c = 0; c < d; c++)
+            x[c] = kt__element(f->dtype, rows[t][c]);
+        for (int first = 0; first < d; first += group) {
+            const group_meta g = measure(x + first, group, bits, range);
+            unsigned char *pair = tiles + t / KT__TILE * tile_bytes + (first / group * KT__TILE + pair_position(t % KT__TILE)) * 4;
+            store16(pair, g.scale);
+            store16(pair + 2, g.zero);
+            count_group(sums, g);
+            encode(x + first, group, bits, g, codes + t * d + first);
+        }
+    }
 }
 
 // ---- scores ----
@@ -263,25 +378,6 @@ static bool any_nonfinite(const kt_format *f, const unsigned short *const *rows)
 
 // ---- keys ----
 
-// codes: [page, head_dim]
-static void pack_key(const kt_format *f, const unsigned char *codes, const key_rows *rows, unsigned char *tiles)
-{
-    const int words = f->key_rows / 16;
-    for (int tile = 0; tile < f->page / KT__TILE; tile++)
-        for (int k = 0; k < words; k++)
-            for (int lane = 0; lane < 32; lane++) {
-                uint32_t word = 0;
-                for (int i = 0; i < 16; i++) {
-                    const int e = i >> 3, m = i >> 2 & 1, j = i >> 1 & 1, half = i & 1;
-                    const int token = tile * KT__TILE + 16 * m + 8 * half + lane / 4;
-                    const int row = 16 * k + 2 * (lane & 3) + 8 * j + e, channel = rows->channel[row];
-                    if (channel >= 0)
-                        word |= (uint32_t)(codes[token * f->head_dim + channel] >> rows->shift[row] & 3) << 2 * i;
-                }
-                store32(tiles + tile * f->key_tile_bytes + 4 * lane_word(k, words, lane), word);
-            }
-}
-
 int kt__cpu_seal_key(const kt_format *f, const unsigned char *table, const unsigned short *const *rows, int layer, int head,
                      int page_index, unsigned char *block)
 {
@@ -312,65 +408,61 @@ int kt__cpu_seal_key(const kt_format *f, const unsigned char *table, const unsig
         select_boosted(f, scores, block + f->key_index, boosted);
     }
 
-    unsigned char codes[KT__MAX_PAGE * KT__MAX_DIM], group_codes[KT__MAX_PAGE];
-    int overflows = 0, exponent = -24;
-    for (int c = 0; c < f->head_dim; c++) {
-        const int bits = boosted[c] ? f->key_boost_bits : f->key_bits;
-        for (int t = 0; t < f->page; t++)
-            column[t] = kt__element(f->dtype, rows[t][c]);
-        for (int first = 0; first < f->page; first += f->key_group) {
-            const group_meta g = measure(column + first, f->key_group, bits, f->key_range);
-            unsigned char *scale = block + f->key_meta + first / f->key_group * f->head_dim * 4 + c * 2;
-            store16(scale, g.scale);
-            store16(scale + f->head_dim * 2, g.zero);
-            overflows += g.overflow;
-            exponent = exponent_of(g.scale) > exponent ? exponent_of(g.scale) : exponent;
-            encode(column + first, f->key_group, bits, g, group_codes);
-            for (int i = 0; i < f->key_group; i++)
-                codes[(first + i) * f->head_dim + c] = group_codes[i];
-        }
+    unsigned char codes[KT__MAX_PAGE * KT__MAX_DIM];
+    group_sums sums = {0, -24};
+    if (f->key_along)
+        seal_tokens(f, rows, f->key_group, f->key_bits, f->key_range, block + f->key_tiles, f->key_tile_bytes, codes, &sums);
+    else
+        seal_channels(f, rows, f->key_group, f->key_range, boosted, f->key_bits, f->key_boost_bits, block + f->key_meta, codes, &sums);
+    word_map map;
+    map_key(f, block + f->key_index, &map);
+    for (int tile = 0; tile < f->page / KT__TILE; tile++)
+        pack_tile(f, KT_KEY, &map, codes + tile * KT__TILE * f->head_dim, block + f->key_tiles + tile * f->key_tile_bytes + f->key_meta_bytes);
+    block[KT_HEADER_KEY_FLAGS] = nonfinite || sums.overflows;
+    block[KT_HEADER_KEY_EXPONENT] = (unsigned char)sums.exponent;
+    return sums.overflows;
+}
+
+// The scale and zero of a group of keys or values, at a token of the page and a channel.
+static group_meta meta_at(const kt_format *f, kt_part part, const unsigned char *block, int token, int channel)
+{
+    const int d = f->head_dim, group = part == KT_KEY ? f->key_group : f->value_group;
+    const unsigned char *at;
+    if (part == KT_KEY ? f->key_along : !f->value_along) {
+        at = block + (part == KT_KEY ? f->key_tiles + token / KT__TILE * f->key_tile_bytes : f->value_tiles + token / KT__TILE * f->value_tile_bytes);
+        at += (channel / group * KT__TILE + pair_position(token % KT__TILE)) * 4;
+        return (group_meta){load16(at), load16(at + 2), false};
     }
-    key_rows map;
-    map_key_rows(f, block + f->key_index, &map);
-    pack_key(f, codes, &map, block + f->key_tiles);
-    block[KT_HEADER_KEY_FLAGS] = nonfinite || overflows;
-    block[KT_HEADER_KEY_EXPONENT] = (unsigned char)exponent;
-    return overflows;
+    at = block + (part == KT_KEY ? f->key_meta : f->value_meta) + token / group * d * 4 + channel * 2;
+    return (group_meta){load16(at), load16(at + 2 * d), false};
+}
+
+static void decode_codes(const kt_format *f, kt_part part, const unsigned char *table, const unsigned char *block, int tile,
+                         const unsigned char *codes, float *out)
+{
+    const int d = f->head_dim;
+    for (int t = 0; t < KT__TILE; t++) {
+        for (int c = 0; c < d; c++) {
+            const group_meta g = meta_at(f, part, block, tile * KT__TILE + t, c);
+            out[t * d + c] = (float)codes[t * d + c] * kt__half_to_float((unsigned short)g.scale) + kt__half_to_float((unsigned short)g.zero);
+        }
+        if (kt__cpu_rotated(f, part))
+            kt__cpu_rotate_back(f, part, table, out + t * d);
+    }
 }
 
 void kt__cpu_decode_key_tile(const kt_format *f, const unsigned char *table, const unsigned char *block, int tile, float *out)
 {
-    const unsigned char *tiles = block + f->key_tiles + tile * f->key_tile_bytes;
+    const unsigned char *at = block + f->key_tiles + tile * f->key_tile_bytes;
     if (f->key_bits == 16) {
-        decode_exact(f, KT_KEY, tiles, out);
+        decode_exact(f, KT_KEY, at, out);
         return;
     }
-    const int d = f->head_dim, words = f->key_rows / 16;
-    unsigned char codes[KT__TILE * KT__MAX_DIM] = {0};
-    key_rows map;
-    map_key_rows(f, block + f->key_index, &map);
-    for (int k = 0; k < words; k++)
-        for (int lane = 0; lane < 32; lane++) {
-            const uint32_t word = load32(tiles + 4 * lane_word(k, words, lane));
-            for (int i = 0; i < 16; i++) {
-                const int e = i >> 3, m = i >> 2 & 1, j = i >> 1 & 1, half = i & 1;
-                const int row = 16 * k + 2 * (lane & 3) + 8 * j + e, channel = map.channel[row];
-                if (channel >= 0)
-                    codes[(16 * m + 8 * half + lane / 4) * d + channel] |=
-                        (unsigned char)((word >> 2 * i & 3) << map.shift[row]);
-            }
-        }
-    // A group is at least a tile long or divides one.
-    for (int t = 0; t < KT__TILE; t++) {
-        const unsigned char *scales = block + f->key_meta + (tile * KT__TILE + t) / f->key_group * d * 4;
-        for (int c = 0; c < d; c++) {
-            const float scale = kt__half_to_float((unsigned short)load16(scales + 2 * c));
-            const float zero = kt__half_to_float((unsigned short)load16(scales + 2 * (d + c)));
-            out[t * d + c] = (float)codes[t * d + c] * scale + zero;
-        }
-        if (f->key_rotation)
-            kt__cpu_rotate_back(f, KT_KEY, table, out + t * d);
-    }
+    unsigned char codes[KT__TILE * KT__MAX_DIM];
+    word_map map;
+    map_key(f, block + f->key_index, &map);
+    unpack_tile(f, KT_KEY, &map, at + f->key_meta_bytes, codes);
+    decode_codes(f, KT_KEY, table, block, tile, codes, out);
 }
 
 // ---- values ----
@@ -390,40 +482,19 @@ int kt__cpu_seal_value(const kt_format *f, const unsigned char *table, const uns
     unsigned short storage[KT__MAX_PAGE * KT__MAX_DIM];
     const unsigned short *rotated[KT__MAX_PAGE];
     rows = rotate_rows(f, KT_VALUE, table, rows, storage, rotated);
-    const int d = f->head_dim, groups = d / f->value_group, words = d / 16 * (f->value_bits / 2);
-    unsigned char codes[KT__TILE * KT__MAX_DIM];
-    float x[KT__MAX_DIM];
-    int overflows = 0, exponent = -24;
-    for (int tile = 0; tile < f->page / KT__TILE; tile++, tiles += f->value_tile_bytes) {
-        for (int t = 0; t < KT__TILE; t++) {
-            for (int c = 0; c < d; c++)
-                x[c] = kt__element(f->dtype, rows[tile * KT__TILE + t][c]);
-            for (int i = 0; i < groups; i++) {
-                const int first = i * f->value_group;
-                const group_meta g = measure(x + first, f->value_group, f->value_bits, f->value_range);
-                unsigned char *pair = tiles + (i * KT__TILE + pair_position(t)) * 4;
-                store16(pair, g.scale);
-                store16(pair + 2, g.zero);
-                overflows += g.overflow;
-                exponent = exponent_of(g.scale) > exponent ? exponent_of(g.scale) : exponent;
-                encode(x + first, f->value_group, f->value_bits, g, codes + t * d + first);
-            }
-        }
-        for (int w = 0; w < words; w++)
-            for (int lane = 0; lane < 32; lane++) {
-                uint32_t word = 0;
-                for (int i = 0; i < 16; i++) {
-                    const int e = i >> 3, m = i >> 2 & 1, j = i >> 1 & 1, half = i & 1;
-                    const int channel = channel_of(w % (d / 16), 8 * half + lane / 4);
-                    const int token = 16 * m + 2 * (lane & 3) + 8 * j + e;
-                    word |= (uint32_t)(codes[token * d + channel] >> 2 * (w / (d / 16)) & 3) << 2 * i;
-                }
-                store32(tiles + f->value_meta_bytes + 4 * lane_word(w, words, lane), word);
-            }
-    }
-    block[KT_HEADER_VALUE_FLAGS] = nonfinite || overflows;
-    block[KT_HEADER_VALUE_EXPONENT] = (unsigned char)exponent;
-    return overflows;
+    unsigned char codes[KT__MAX_PAGE * KT__MAX_DIM];
+    group_sums sums = {0, -24};
+    if (f->value_along)
+        seal_channels(f, rows, f->value_group, f->value_range, NULL, f->value_bits, 0, block + f->value_meta, codes, &sums);
+    else
+        seal_tokens(f, rows, f->value_group, f->value_bits, f->value_range, tiles, f->value_tile_bytes, codes, &sums);
+    word_map map;
+    map_value(f, &map);
+    for (int tile = 0; tile < f->page / KT__TILE; tile++)
+        pack_tile(f, KT_VALUE, &map, codes + tile * KT__TILE * f->head_dim, tiles + tile * f->value_tile_bytes + f->value_meta_bytes);
+    block[KT_HEADER_VALUE_FLAGS] = nonfinite || sums.overflows;
+    block[KT_HEADER_VALUE_EXPONENT] = (unsigned char)sums.exponent;
+    return sums.overflows;
 }
 
 void kt__cpu_decode_value_tile(const kt_format *f, const unsigned char *table, const unsigned char *block, int tile, float *out)
@@ -433,27 +504,11 @@ void kt__cpu_decode_value_tile(const kt_format *f, const unsigned char *table, c
         decode_exact(f, KT_VALUE, at, out);
         return;
     }
-    const int d = f->head_dim, words = d / 16 * (f->value_bits / 2);
-    unsigned char codes[KT__TILE * KT__MAX_DIM] = {0};
-    for (int w = 0; w < words; w++)
-        for (int lane = 0; lane < 32; lane++) {
-            const uint32_t word = load32(at + f->value_meta_bytes + 4 * lane_word(w, words, lane));
-            for (int i = 0; i < 16; i++) {
-                const int e = i >> 3, m = i >> 2 & 1, j = i >> 1 & 1, half = i & 1;
-                const int channel = channel_of(w % (d / 16), 8 * half + lane / 4);
-                codes[(16 * m + 2 * (lane & 3) + 8 * j + e) * d + channel] |=
-                    (unsigned char)((word >> 2 * i & 3) << 2 * (w / (d / 16)));
-            }
-        }
-    for (int t = 0; t < KT__TILE; t++) {
-        for (int c = 0; c < d; c++) {
-            const unsigned char *pair = at + (c / f->value_group * KT__TILE + pair_position(t)) * 4;
-            out[t * d + c] = (float)codes[t * d + c] * kt__half_to_float((unsigned short)load16(pair)) +
-                             kt__half_to_float((unsigned short)load16(pair + 2));
-        }
-        if (f->value_rotation)
-            kt__cpu_rotate_back(f, KT_VALUE, table, out + t * d);
-    }
+    unsigned char codes[KT__TILE * KT__MAX_DIM];
+    word_map map;
+    map_value(f, &map);
+    unpack_tile(f, KT_VALUE, &map, at + f->value_meta_bytes, codes);
+    decode_codes(f, KT_VALUE, table, block, tile, codes, out);
 }
 
 void kt__cpu_decode_key(const kt_format *f, const unsigned char *table, const unsigned char *block, float *out)

@@ -97,3 +97,9 @@ __device__ __forceinline__ void put_codes(u32 &word, u32 pair, const Steps &step
     word = (word & ~high) | (upper & high);
     word = (word & ~low) | (lower & low);
 }
+
+// Puts two bits of a code into each plane's word, at bit `at`.
+template <int planes> __device__ __forceinline__ void put_code(u32 (&words)[planes], u32 code, int at) {
+#pragma unroll
+    for (int p = 0; p < planes; p++) words[p] += (code >> (2 * p) & 3u) << at;
+}

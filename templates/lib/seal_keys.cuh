@@ -161,6 +161,7 @@ __device__ __forceinline__ void select_channels(Work *work) {
     }
 }
 
+//@ if not any_key then
 // What needs no selection: pairs and steps of all groups with the spec's bits, and what they would be boosted.
 __device__ __forceinline__ void measure_plain(Work *work, int thread, int threads) {
     for (int i = thread; i < KEY_PAIRS + BOOST_PAIRS; i += threads) {
@@ -250,12 +251,6 @@ __device__ __forceinline__ void step_words(u32 (&words)[2], const Work *work, in
         put_codes(words[1], row[y].z, {one.z, two.z, three.z}, at);
         put_codes(words[1], row[y].w, {one.w, two.w, three.w}, at + 4);
     }
-}
-
-// Puts two bits of a code into each plane's word, at bit `at`.
-template <int planes> __device__ __forceinline__ void put_code(u32 (&words)[planes], u32 code, int at) {
-#pragma unroll
-    for (int p = 0; p < planes; p++) words[p] += (code >> (2 * p) & 3u) << at;
 }
 
 // The k-th words of the planes of all channels, by multiplication: tokens 16 m + 8 half + g, four neighbouring channels.
@@ -402,3 +397,4 @@ __device__ __forceinline__ void seal_key(Work *work, const kt_view &view, int pa
         }
     }
 }
+//@ end

@@ -1,0 +1,84 @@
+// Sealed keys whose scales and zeros are of a token and a group of channels: they fold into the logits, and the operand is the query alone.
+constexpr int KEY_GROUPS = D / KEY_GROUP;
+constexpr u32 HALF_BITS = 0x55555555u;     // of a word that holds a 1-bit plane of two groups of 16 channels, those of the first
+
+struct KeyOperand {
+    u32 high[2 * KD];                                  // columns 8..15 of a product meet codes times 16
+    float zero0[KEY_GROUPS], zero1[KEY_GROUPS];        // sums of q in units of log2, for the heads of columns 2 c and 2 c + 1
+
+    __device__ __forceinline__ void build(const Query &query) {
+        constexpr u32 ones = 0x3c003c00u, sixteenths = 0x2c002c00u;
+#pragma unroll
+        for (int n = 0; n < 2 * KD; n++) high[n] = n % 2 ? half2_multiply(query.half[n], sixteenths) : query.half[n];
+#pragma unroll
+        for (int v = 0; v < KEY_GROUPS; v++) {
+            float sum[4] = {0, 0, 0, 0};
+#pragma unroll
+            for (int k = v * KEY_GROUP / 16; k < (v + 1) * KEY_GROUP / 16; k++)
+                mma_half(sum, ones, ones, ones, ones, query.half[2 * k], query.half[2 * k + 1]); // every row is the sum
+            zero0[v] = sum[0] * query.back0, zero1[v] = sum[1] * query.back1;
+        }
+    }
+};
+
+// Logits in units of log2 of `groups` groups of 16 tokens of a tile, from m0 on, in all columns.
+template <int groups>
+__device__ __forceinline__ void score_tokens(float (*s)[4], const Query &query, const KeyOperand &operand, const u8 *tile, int m0, int lane) {
+    constexpr int FULL = KEY_PLANES * KD; // words of 2-bit planes
+    Words<KEY_WORDS> words(tile + KEY_META_BYTES, lane);
+    const float unit = power_of_two(24), f0 = query.back0 * unit, f1 = query.back1 * unit;
+    float sum[groups][4];
+#pragma unroll
+    for (int m = 0; m < groups; m++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[m][i] = sum[m][i] = 0;
+#pragma unroll
+    for (int w = 0; w < KEY_WORDS; w++) {
+        const bool half = w >= FULL;
+        const int p = w / KD, k = half ? 2 * (w - FULL) : w % KD, v = k * 16 / KEY_GROUP, last = half ? k + 1 : k;
+        const u32 x = words.get(w, w == 0);
+#pragma unroll
+        for (int m = 0; m < groups; m++) {
+            if (half) {
+                mma_codes(sum[m], (x & HALF_BITS) >> (8 * (m0 + m)), operand.high[2 * k], operand.high[2 * k + 1]);
+                mma_codes(sum[m], (x >> 1 & HALF_BITS) >> (8 * (m0 + m)), operand.high[2 * k + 2], operand.high[2 * k + 3]);
+            } else {
+                mma_codes(sum[m], x >> (8 * (m0 + m)), operand.high[2 * k], operand.high[2 * k + 1]);
+            }
+        }
+        if ((last + 1) * 16 % KEY_GROUP) continue;
+        const float weight = (float)(1 << (2 * p)); // of the plane
+        const uint4 four = *(const uint4 *)(tile + v * 128 + (lane >> 2) * 16); // pairs of tokens g, g + 8, g + 16, g + 24
+#pragma unroll
+        for (int m = 0; m < groups; m++) {
+            const u32 a = m0 + m ? four.z : four.x, b = m0 + m ? four.w : four.y;
+            const float scale = half_to_float((u16)a) * weight, scale8 = half_to_float((u16)b) * (weight * 0.25f); // codes times 4
+            s[m][0] += sum[m][0] * f0 * scale, s[m][1] += sum[m][1] * f1 * scale;
+            s[m][2] += sum[m][2] * f0 * scale8, s[m][3] += sum[m][3] * f1 * scale8;
+            if (p == 0) {
+                const float zero = half_to_float((u16)(a >> 16)), zero8 = half_to_float((u16)(b >> 16));
+                s[m][0] += zero * operand.zero0[v], s[m][1] += zero * operand.zero1[v];
+                s[m][2] += zero8 * operand.zero0[v], s[m][3] += zero8 * operand.zero1[v];
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) sum[m][i] = 0;
+        }
+    }
+}
+
+__device__ __forceinline__ void score_group(float (&s)[4], const Query &query, const KeyOperand &operand, const u8 *tile, int m, int lane) {
+    score_tokens<1>(&s, query, operand, tile, m, lane);
+}
+
+// Logits of a sealed tile. PAIR: a lane of columns 0..3 gets tokens 0..15 of the tile, one of columns 4..7 the others, of the same heads.
+__device__ __forceinline__ void score_sealed(float (*s)[4], const Query &query, const KeyOperand &operand, const u8 *tile, int lane) {
+    if constexpr (PAIR) {
+        float both[2][4];
+        score_tokens<2>(both, query, operand, tile, 0, lane);
+        const bool second = second_lane(lane);
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[0][i] = second ? both[1][i] : both[0][i];
+    } else {
+        score_tokens<2>(s, query, operand, tile, 0, lane);
+    }
+}

@@ -1,0 +1,4 @@
+return kitty {
+    model = require "models.qwen3_8b",
+    value = { bits = 16, along = "tokens" },
+}

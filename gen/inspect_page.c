@@ -27,41 +27,98 @@ static void add(list *l, int offset, int size, const char *format, ...)
     va_end(arguments);
 }
 
-// Rows of a matrix of 2-bit codes that come from one place.
+// Rows that a word takes from one place: `width` bits, from `bit` on, of `what` number first to last; what null: zeros.
 typedef struct {
-    int first, count, bit; // bit: the lower of the two
-    const char *what;      // "channels"
-    int from;              // the first row's place in it
-} rows;
+    int bit, width, first, last;
+    const char *what;
+} piece;
 
-// Describes rows [first, end) of `parts`.
-static void describe(const rows *parts, int count, int first, int end, char *text, size_t size)
+enum { MOST_WORDS = 80, MOST_PIECES = 6 };
+
+typedef struct {
+    int count, pieces[MOST_WORDS];
+    piece piece[MOST_WORDS][MOST_PIECES];
+} word_map;
+
+// Whether `next` goes on where the piece ends; then it does.
+static bool join(piece *p, const piece *next)
 {
-    size_t length = 0;
-    for (int i = 0; i < count; i++) {
-        const rows *p = &parts[i];
-        const int low = first > p->first ? first : p->first, high = end < p->first + p->count ? end : p->first + p->count;
-        if (low >= high)
-            continue;
-        length += (size_t)snprintf(text + length, length < size ? size - length : 0, "%s", length ? "; " : "");
-        if (p->what)
-            length += (size_t)snprintf(text + length, length < size ? size - length : 0, "bits %d and %d of %s %d to %d", p->bit, p->bit + 1, p->what,
-                                       p->from + low - p->first, p->from + high - p->first - 1);
-        else
-            length += (size_t)snprintf(text + length, length < size ? size - length : 0, "%d rows of zeros", high - low);
+    if (p->what != next->what || p->bit != next->bit || p->width != next->width || (p->what && p->last + 1 != next->first))
+        return false;
+    p->last += next->last - next->first + 1;
+    return true;
+}
+
+static void add_row(word_map *map, const piece *row)
+{
+    int *count = &map->pieces[map->count];
+    if (*count && join(&map->piece[map->count][*count - 1], row))
+        return;
+    if (*count < MOST_PIECES)
+        map->piece[map->count][(*count)++] = *row;
+}
+
+// The planes of bits [first, last) of `count` channels: 16 rows of 2-bit planes to a word, 32 of a last 1-bit plane.
+static void add_planes(word_map *map, int first, int last, const char *what, int count)
+{
+    const int planes = (last - first) / 2, full = (planes * count + 15) / 16, halves = (last - first) % 2 ? (count + 31) / 32 : 0;
+    for (int w = 0; w < full + halves; w++, map->count++) {
+        const bool wide = w < full;
+        for (int x = 0; x < (wide ? 16 : 32); x++) {
+            const int row = wide ? 16 * w + x : 32 * (w - full) + x, plane = wide ? row / count : planes, at = wide ? row % count : row;
+            const bool real = wide ? plane < planes : at < count;
+            add_row(map, real ? &(piece){first + 2 * plane, wide ? 2 : 1, at, at, what} : &(piece){0});
+        }
     }
 }
 
-// Words of 16 rows each, by fours, then a pair, then one: what lies together in a lane's vector.
-static void add_words(list *l, int offset, int words, const rows *parts, int part_count)
+static void describe(const word_map *map, int first, int end, char *text, size_t size)
 {
-    for (int w = 0; w < words;) {
-        const int left = words - w, width = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        char text[120];
-        describe(parts, part_count, 16 * w, 16 * (w + width), text, sizeof text);
+    piece all[4 * MOST_PIECES];
+    int count = 0;
+    size_t length = 0;
+    for (int w = first; w < end; w++)
+        for (int i = 0; i < map->pieces[w]; i++)
+            if (!count || !join(&all[count - 1], &map->piece[w][i]))
+                all[count++] = map->piece[w][i];
+    for (int i = 0; i < count && length < size; i++) {
+        const piece *p = &all[i];
+        const char *separator = i ? "; " : "";
+        if (!p->what)
+            length += (size_t)snprintf(text + length, size - length, "%s%d rows of zeros", separator, p->last - p->first + 1);
+        else if (p->width == 2)
+            length += (size_t)snprintf(text + length, size - length, "%sbits %d and %d of %s %d to %d", separator, p->bit, p->bit + 1, p->what, p->first, p->last);
+        else
+            length += (size_t)snprintf(text + length, size - length, "%sbit %d of %s %d to %d", separator, p->bit, p->what, p->first, p->last);
+    }
+}
+
+// By fours, then a pair, then one: what lies together in a lane's vector.
+static void add_words(list *l, int offset, const word_map *map)
+{
+    for (int w = 0; w < map->count;) {
+        const int left = map->count - w, width = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        char text[256];
+        describe(map, w, w + width, text, sizeof text);
         add(l, offset + w * WORD, width * WORD, "%d bytes of each lane: %s", 4 * width, text);
         w += width;
     }
+}
+
+// The scales of groups along channels, at the head of a tile.
+static void add_pairs(list *l, int offset, int group, int bytes)
+{
+    for (int g = 0; g < bytes / (TILE * 4); g++)
+        add(l, offset + g * TILE * 4, TILE * 4, "fp16 (scale, zero) of the tile's 32 tokens, channels %d to %d", g * group, (g + 1) * group - 1);
+}
+
+// The scales of groups along tokens, of a whole page.
+static void add_scales(list *l, const kt_format *f, int offset, int group)
+{
+    for (int g = 0; g < f->page / group; g++)
+        for (int zero = 0; zero < 2; zero++)
+            add(l, offset + (2 * g + zero) * 2 * f->head_dim, 2 * f->head_dim, "fp16 %s of channels 0 to %d, tokens %d to %d", zero ? "zeros" : "scales",
+                f->head_dim - 1, g * group, (g + 1) * group - 1);
 }
 
 static void add_key_tiles(list *l, const kt_format *f)
@@ -74,14 +131,11 @@ static void add_key_tiles(list *l, const kt_format *f)
                 f->dtype == KT_BF16 ? "bf16" : "fp16");
         return;
     }
-    rows parts[10];
-    int count = 0, row = 0;
-    for (int bit = 0; bit < f->key_bits; bit += 2, row += f->head_dim)
-        parts[count++] = (rows){row, f->head_dim, bit, "channels", 0};
-    for (int bit = f->key_bits; bit < f->key_boost_bits; bit += 2, row += f->key_boosted)
-        parts[count++] = (rows){row, f->key_boosted, bit, "boosted channels", 0};
-    parts[count++] = (rows){row, f->key_rows - row, 0, 0, 0};
-    add_words(l, f->key_tiles, f->key_rows / 16, parts, count);
+    add_pairs(l, f->key_tiles, f->key_group, f->key_meta_bytes);
+    word_map map = {0};
+    add_planes(&map, 0, f->key_bits, "channels", f->head_dim);
+    add_planes(&map, f->key_bits, f->key_boost_bits, "boosted channels", f->key_boosted);
+    add_words(l, f->key_tiles + f->key_meta_bytes, &map);
 }
 
 static void add_value_tiles(list *l, const kt_format *f)
@@ -92,14 +146,10 @@ static void add_value_tiles(list *l, const kt_format *f)
         add(l, f->value_tiles, f->value_tile_bytes, "values of the tile's 32 tokens, %s", f->dtype == KT_BF16 ? "bf16" : "fp16");
         return;
     }
-    for (int g = 0; g < f->head_dim / f->value_group; g++)
-        add(l, f->value_tiles + g * TILE * 4, TILE * 4, "fp16 (scale, zero) of the tile's 32 tokens, channels %d to %d", g * f->value_group,
-            (g + 1) * f->value_group - 1);
-    rows parts[4];
-    int count = 0;
-    for (int bit = 0; bit < f->value_bits; bit += 2, count++)
-        parts[count] = (rows){count * f->head_dim, f->head_dim, bit, "channels", 0};
-    add_words(l, f->value_tiles + f->value_meta_bytes, count * f->head_dim / 16, parts, count);
+    add_pairs(l, f->value_tiles, f->value_group, f->value_meta_bytes);
+    word_map map = {0};
+    add_planes(&map, 0, f->value_bits, "channels", f->head_dim);
+    add_words(l, f->value_tiles + f->value_meta_bytes, &map);
 }
 
 int kg_page_regions(const kt_format *f, kg_region regions[KG_REGIONS])
@@ -111,15 +161,16 @@ int kg_page_regions(const kt_format *f, kg_region regions[KG_REGIONS])
         add(&l, KT_HEADER_KEY_EXPONENT + 2 * p, 1, "exponent of the %s: the smallest e with every scale <= 2^e", parts[p]);
     }
     add(&l, KT_HEADER_VALUE_EXPONENT + 1, KT_HEADER_BYTES - KT_HEADER_VALUE_EXPONENT - 1, "zero");
-    const int groups = f->key_bits < 16 ? f->page / f->key_group : 0;
-    for (int g = 0; g < groups; g++)
-        for (int zero = 0; zero < 2; zero++)
-            add(&l, f->key_meta + (2 * g + zero) * 2 * f->head_dim, 2 * f->head_dim, "fp16 %s of channels 0 to %d, tokens %d to %d",
-                zero ? "zeros" : "scales", f->head_dim - 1, g * f->key_group, (g + 1) * f->key_group - 1);
+    if (f->key_bits < 16 && !f->key_along)
+        add_scales(&l, f, f->key_meta, f->key_group);
     add(&l, f->key_index, f->key_boosted, "boosted channels, ascending");
     add(&l, f->key_index + f->key_boosted, f->key_tiles - f->key_index - f->key_boosted, "zero, up to a line of 128 bytes");
     add_key_tiles(&l, f);
     add_value_tiles(&l, f);
+    l.tiles = 1;
+    l.tile_bytes = 0;
+    if (f->value_bits < 16 && f->value_along)
+        add_scales(&l, f, f->value_meta, f->value_group);
     return l.count;
 }
 

@@ -302,20 +302,6 @@ static void count_codes(const float *element, int count, int stride, int bits, d
     }
 }
 
-// The same of the groups of a page [page, head_dim] in which each token has its own.
-static void count_tokens(const kt_format *f, const float *page, int group, int bits, double bars[KG_EXPLORE_BARS])
-{
-    for (int i = 0; i < f->page * f->head_dim; i += group)
-        count_codes(page + i, group, 1, bits, bars);
-}
-
-// Of those of one channel.
-static void count_channel(const kt_format *f, const float *page, int channel, int group, int bits, double bars[KG_EXPLORE_BARS])
-{
-    for (int t = 0; t < f->page; t += group)
-        count_codes(page + t * f->head_dim + channel, group, f->head_dim, bits, bars);
-}
-
 static int read_boosted(measurement *m, int layer, int head, unsigned char boosted[256], int page)
 {
     memset(boosted, 0, 256);
@@ -327,31 +313,40 @@ static int read_boosted(measurement *m, int layer, int head, unsigned char boost
     return KG_OK;
 }
 
+// The codes of a part whose groups run along channels.
+static void count_tokens(measurement *m, kt_part part, int group, int bits, int codes)
+{
+    const kt_format *f = &m->format;
+    const int end = f->sink + kt_sealed(f, part, m->bed->tokens) * f->page;
+    for (int t = f->sink; t < end; t++)
+        for (int c = 0; c < f->head_dim; c += group)
+            count_codes(m->scratch.parts[part] + (long)t * f->head_dim + c, group, 1, bits, m->explored->codes[codes]);
+}
+
 // The codes and boosted channels of one head's sealed pages, from the tokens in the scratch; those of rotated ones are not to be seen there.
 static int look_at_pages(measurement *m, int layer, int head)
 {
     const kt_format *f = &m->format;
     const int d = f->head_dim, pages = kt_sealed(f, KT_KEY, m->bed->tokens);
-    double *share = m->explored->boosted + head_at(m->bed, layer, head) * (size_t)d, (*codes)[KG_EXPLORE_BARS] = m->explored->codes;
+    double *share = m->explored->boosted + head_at(m->bed, layer, head) * (size_t)d;
     unsigned char boosted[256];
-    for (int p = 0; p < pages && f->key_bits < 16; p++) {
-        const float *page = m->scratch.parts[KT_KEY] + (long)(f->sink + p * f->page) * d;
-        KG_TRY(read_boosted(m, layer, head, boosted, p));
-        if (f->key_along && !f->key_rotation)
-            count_tokens(f, page, f->key_group, f->key_bits, codes[KG_CODES_KEY]);
+    for (int page = 0; page < pages && f->key_bits < 16; page++) {
+        KG_TRY(read_boosted(m, layer, head, boosted, page));
         for (int c = 0; c < d; c++) {
             share[c] += boosted[c] / (double)pages;
-            if (!f->key_along && !f->key_rotation)
-                count_channel(f, page, c, f->key_group, boosted[c] ? f->key_boost_bits : f->key_bits, codes[boosted[c] ? KG_CODES_BOOSTED : KG_CODES_KEY]);
+            for (int t = 0; t < f->page && !f->key_rotation && !f->key_along; t += f->key_group)
+                count_codes(m->scratch.parts[KT_KEY] + (long)(f->sink + page * f->page + t) * d + c, f->key_group, d,
+                            boosted[c] ? f->key_boost_bits : f->key_bits, m->explored->codes[boosted[c] ? KG_CODES_BOOSTED : KG_CODES_KEY]);
         }
     }
-    for (int p = 0; p < kt_sealed(f, KT_VALUE, m->bed->tokens) && f->value_bits < 16 && !f->value_rotation; p++) {
-        const float *page = m->scratch.parts[KT_VALUE] + (long)(f->sink + p * f->page) * d;
-        if (!f->value_along)
-            count_tokens(f, page, f->value_group, f->value_bits, codes[KG_CODES_VALUE]);
-        for (int c = 0; c < d && f->value_along; c++)
-            count_channel(f, page, c, f->value_group, f->value_bits, codes[KG_CODES_VALUE]);
-    }
+    if (f->key_bits < 16 && f->key_along && !f->key_rotation)
+        count_tokens(m, KT_KEY, f->key_group, f->key_bits, KG_CODES_KEY);
+    if (f->value_bits < 16 && !f->value_along && !f->value_rotation)
+        count_tokens(m, KT_VALUE, f->value_group, f->value_bits, KG_CODES_VALUE);
+    const int end = f->sink + kt_sealed(f, KT_VALUE, m->bed->tokens) * f->page;
+    for (int t = f->sink; t < end && f->value_bits < 16 && f->value_along && !f->value_rotation; t += f->value_group)
+        for (int c = 0; c < d; c++)
+            count_codes(m->scratch.parts[KT_VALUE] + (long)t * d + c, f->value_group, d, f->value_bits, m->explored->codes[KG_CODES_VALUE]);
     return KG_OK;
 }
 

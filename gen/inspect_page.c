@@ -27,98 +27,78 @@ static void add(list *l, int offset, int size, const char *format, ...)
     va_end(arguments);
 }
 
-// Rows that a word takes from one place: `width` bits, from `bit` on, of `what` number first to last; what null: zeros.
+// Rows of a matrix of 2-bit codes that come from one place, or pairs of rows of 1-bit codes.
 typedef struct {
-    int bit, width, first, last;
-    const char *what;
-} piece;
+    int first, count, bit, bits; // bit: the lower of 2, or the one of 1
+    const char *what;            // "channels"; null: zeros
+    int channels;                // in all
+} rows;
 
-enum { MOST_WORDS = 80, MOST_PIECES = 6 };
-
-typedef struct {
-    int count, pieces[MOST_WORDS];
-    piece piece[MOST_WORDS][MOST_PIECES];
-} word_map;
-
-// Whether `next` goes on where the piece ends; then it does.
-static bool join(piece *p, const piece *next)
+// Describes rows [first, end) of `parts`.
+static void describe(const rows *parts, int count, int first, int end, char *text, size_t size)
 {
-    if (p->what != next->what || p->bit != next->bit || p->width != next->width || (p->what && p->last + 1 != next->first))
-        return false;
-    p->last += next->last - next->first + 1;
-    return true;
-}
-
-static void add_row(word_map *map, const piece *row)
-{
-    int *count = &map->pieces[map->count];
-    if (*count && join(&map->piece[map->count][*count - 1], row))
-        return;
-    if (*count < MOST_PIECES)
-        map->piece[map->count][(*count)++] = *row;
-}
-
-// The planes of bits [first, last) of `count` channels: 16 rows of 2-bit planes to a word, 32 of a last 1-bit plane.
-static void add_planes(word_map *map, int first, int last, const char *what, int count)
-{
-    const int planes = (last - first) / 2, full = (planes * count + 15) / 16, halves = (last - first) % 2 ? (count + 31) / 32 : 0;
-    for (int w = 0; w < full + halves; w++, map->count++) {
-        const bool wide = w < full;
-        for (int x = 0; x < (wide ? 16 : 32); x++) {
-            const int row = wide ? 16 * w + x : 32 * (w - full) + x, plane = wide ? row / count : planes, at = wide ? row % count : row;
-            const bool real = wide ? plane < planes : at < count;
-            add_row(map, real ? &(piece){first + 2 * plane, wide ? 2 : 1, at, at, what} : &(piece){0});
-        }
-    }
-}
-
-static void describe(const word_map *map, int first, int end, char *text, size_t size)
-{
-    piece all[4 * MOST_PIECES];
-    int count = 0;
     size_t length = 0;
-    for (int w = first; w < end; w++)
-        for (int i = 0; i < map->pieces[w]; i++)
-            if (!count || !join(&all[count - 1], &map->piece[w][i]))
-                all[count++] = map->piece[w][i];
-    for (int i = 0; i < count && length < size; i++) {
-        const piece *p = &all[i];
-        const char *separator = i ? "; " : "";
+    for (int i = 0; i < count; i++) {
+        const rows *p = &parts[i];
+        const int low = first > p->first ? first : p->first, high = end < p->first + p->count ? end : p->first + p->count;
+        if (low >= high)
+            continue;
+        const int each = p->bits == 1 ? 2 : 1, from = (low - p->first) * each, to = (high - p->first) * each;
+        length += (size_t)snprintf(text + length, length < size ? size - length : 0, "%s", length ? "; " : "");
         if (!p->what)
-            length += (size_t)snprintf(text + length, size - length, "%s%d rows of zeros", separator, p->last - p->first + 1);
-        else if (p->width == 2)
-            length += (size_t)snprintf(text + length, size - length, "%sbits %d and %d of %s %d to %d", separator, p->bit, p->bit + 1, p->what, p->first, p->last);
+            length += (size_t)snprintf(text + length, length < size ? size - length : 0, "%d rows of zeros", high - low);
+        else if (p->bits == 1)
+            length += (size_t)snprintf(text + length, length < size ? size - length : 0, "bit %d of %s %d to %d", p->bit, p->what, from,
+                                       (to < p->channels ? to : p->channels) - 1);
         else
-            length += (size_t)snprintf(text + length, size - length, "%sbit %d of %s %d to %d", separator, p->bit, p->what, p->first, p->last);
+            length += (size_t)snprintf(text + length, length < size ? size - length : 0, "bits %d and %d of %s %d to %d", p->bit, p->bit + 1, p->what,
+                                       from, to - 1);
     }
 }
 
-// By fours, then a pair, then one: what lies together in a lane's vector.
-static void add_words(list *l, int offset, const word_map *map)
+// The planes of bits [bit, end) of so many channels from `row` on: of 2 bits each, then of 1. Returns the row behind, a multiple of 16.
+static int add_planes(rows *parts, int *count, int row, int bit, int end, int channels, const char *what)
 {
-    for (int w = 0; w < map->count;) {
-        const int left = map->count - w, width = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        char text[256];
-        describe(map, w, w + width, text, sizeof text);
-        add(l, offset + w * WORD, width * WORD, "%d bytes of each lane: %s", 4 * width, text);
-        w += width;
+    for (; bit + 2 <= end; bit += 2, row += channels)
+        parts[(*count)++] = (rows){row, channels, bit, 2, what, channels};
+    if (row % 16) {
+        parts[(*count)++] = (rows){row, 16 - row % 16, 0, 0, 0, 0};
+        row += 16 - row % 16;
     }
+    if (bit < end && channels) {
+        const int pairs = (channels + 31) / 32 * 16;
+        parts[(*count)++] = (rows){row, pairs, bit, 1, what, channels};
+        row += pairs;
+    }
+    return row;
 }
 
-// The scales of groups along channels, at the head of a tile.
-static void add_pairs(list *l, int offset, int group, int bytes)
+// (scale, zero) pairs at the head of a tile.
+static void add_pairs(list *l, int offset, int groups, int group)
 {
-    for (int g = 0; g < bytes / (TILE * 4); g++)
+    for (int g = 0; g < groups; g++)
         add(l, offset + g * TILE * 4, TILE * 4, "fp16 (scale, zero) of the tile's 32 tokens, channels %d to %d", g * group, (g + 1) * group - 1);
 }
 
-// The scales of groups along tokens, of a whole page.
+// Scales and zeros by channel.
 static void add_scales(list *l, const kt_format *f, int offset, int group)
 {
     for (int g = 0; g < f->page / group; g++)
         for (int zero = 0; zero < 2; zero++)
-            add(l, offset + (2 * g + zero) * 2 * f->head_dim, 2 * f->head_dim, "fp16 %s of channels 0 to %d, tokens %d to %d", zero ? "zeros" : "scales",
-                f->head_dim - 1, g * group, (g + 1) * group - 1);
+            add(l, offset + (2 * g + zero) * 2 * f->head_dim, 2 * f->head_dim, "fp16 %s of channels 0 to %d, tokens %d to %d",
+                zero ? "zeros" : "scales", f->head_dim - 1, g * group, (g + 1) * group - 1);
+}
+
+// Words of 16 rows each, by fours, then a pair, then one: what lies together in a lane's vector.
+static void add_words(list *l, int offset, int words, const rows *parts, int part_count)
+{
+    for (int w = 0; w < words;) {
+        const int left = words - w, width = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        char text[256];
+        describe(parts, part_count, 16 * w, 16 * (w + width), text, sizeof text);
+        add(l, offset + w * WORD, width * WORD, "%d bytes of each lane: %s", 4 * width, text);
+        w += width;
+    }
 }
 
 static void add_key_tiles(list *l, const kt_format *f)
@@ -131,11 +111,13 @@ static void add_key_tiles(list *l, const kt_format *f)
                 f->dtype == KT_BF16 ? "bf16" : "fp16");
         return;
     }
-    add_pairs(l, f->key_tiles, f->key_group, f->key_meta_bytes);
-    word_map map = {0};
-    add_planes(&map, 0, f->key_bits, "channels", f->head_dim);
-    add_planes(&map, f->key_bits, f->key_boost_bits, "boosted channels", f->key_boosted);
-    add_words(l, f->key_tiles + f->key_meta_bytes, &map);
+    if (f->key_along)
+        add_pairs(l, f->key_tiles, f->head_dim / f->key_group, f->key_group);
+    rows parts[12];
+    int count = 0;
+    const int row = add_planes(parts, &count, 0, 0, f->key_bits, f->head_dim, "channels");
+    add_planes(parts, &count, row, f->key_bits, f->key_boost_bits, f->key_boosted, "boosted channels");
+    add_words(l, f->key_tiles + f->key_meta_bytes, f->key_rows / 16, parts, count);
 }
 
 static void add_value_tiles(list *l, const kt_format *f)
@@ -146,10 +128,15 @@ static void add_value_tiles(list *l, const kt_format *f)
         add(l, f->value_tiles, f->value_tile_bytes, "values of the tile's 32 tokens, %s", f->dtype == KT_BF16 ? "bf16" : "fp16");
         return;
     }
-    add_pairs(l, f->value_tiles, f->value_group, f->value_meta_bytes);
-    word_map map = {0};
-    add_planes(&map, 0, f->value_bits, "channels", f->head_dim);
-    add_words(l, f->value_tiles + f->value_meta_bytes, &map);
+    if (!f->value_along)
+        add_pairs(l, f->value_tiles, f->head_dim / f->value_group, f->value_group);
+    rows parts[6];
+    int count = 0;
+    const int end = add_planes(parts, &count, 0, 0, f->value_bits, f->head_dim, "channels");
+    add_words(l, f->value_tiles + f->value_meta_bytes, end / 16, parts, count);
+    l->tiles = 1, l->tile_bytes = 0;
+    if (f->value_along)
+        add_scales(l, f, f->value_meta, f->value_group);
 }
 
 int kg_page_regions(const kt_format *f, kg_region regions[KG_REGIONS])
@@ -167,10 +154,6 @@ int kg_page_regions(const kt_format *f, kg_region regions[KG_REGIONS])
     add(&l, f->key_index + f->key_boosted, f->key_tiles - f->key_index - f->key_boosted, "zero, up to a line of 128 bytes");
     add_key_tiles(&l, f);
     add_value_tiles(&l, f);
-    l.tiles = 1;
-    l.tile_bytes = 0;
-    if (f->value_bits < 16 && f->value_along)
-        add_scales(&l, f, f->value_meta, f->value_group);
     return l.count;
 }
 

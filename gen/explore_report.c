@@ -307,7 +307,7 @@ static int channels(const page *p)
         kg_text_addf(p->out, ": %d of %d channels</h3>\n", p->shown[i]->format.key_boosted, in->head_dim);
         kg_chart_shares(p->out, names, rows, in->head_dim, p->shown[i]->explored.boosted);
         begin_table(p, "Boosted channels (share of the pages)", true);
-        kg_text_add(p->out, "<th>head</th><th>channels</th></tr></thead>\n<tbody>\n");
+        kg_text_add(p->out, "<th>head</th><th class=\"text\">channels</th></tr></thead>\n<tbody>\n");
         for (int r = 0; r < rows; r++) {
             kg_text_addf(p->out, "<tr><th scope=\"row\">%s</th><td class=\"text\">", names[r]);
             add_channels(p->out, p->shown[i]->explored.boosted + r * in->head_dim, in->head_dim);

@@ -9,23 +9,29 @@
 
 enum { REPLAYS = 60 };
 
-// What a time depends on: the card, the kernels with the table that chooses among them, the shape, and how many KV heads there are.
-static int time_digest(const kg_explore *x, const kg_spec *spec, kg_shape shape, char digest[KT__SHA256_HEX], char *error)
+// What a time depends on beside the shape: the card, the kernels, the table that chooses among them, and how many KV heads there are.
+static int describe(const kg_explore *x, const kg_spec *spec, kg_text *text, char *error)
 {
     kg_package package;
-    kg_text text = {0};
-    int code = kg_package_make(spec, 0, &package, error, KG_ERROR);
+    const int code = kg_package_make(spec, 0, &package, error, KG_ERROR);
     if (!code) {
-        kg_text_addf(&text, "attend of %d x %d on %s\n", shape.sequences, shape.tokens, x->device);
-        kg_manifest(&package, &text);
-        if (text.failed)
-            code = kg_fail(KG_MACHINE, error, KG_ERROR, "out of memory");
-        else
-            kt__sha256_text(text.data, text.size, digest);
+        kg_text_addf(text, "attend on %s\n", x->device);
+        kg_manifest(&package, text);
     }
     kg_package_free(&package);
-    kg_text_free(&text);
-    return code;
+    return code ? code : text->failed ? kg_fail(KG_MACHINE, error, KG_ERROR, "out of memory") : KG_OK;
+}
+
+static void time_digest(const kg_text *text, kg_shape shape, char digest[KT__SHA256_HEX])
+{
+    char line[64];
+    unsigned char bytes[KT__SHA256_BYTES];
+    kt__sha256 sha;
+    kt__sha256_begin(&sha);
+    kt__sha256_add(&sha, text->data, text->size);
+    kt__sha256_add(&sha, line, (size_t)snprintf(line, sizeof line, "%d x %d\n", shape.sequences, shape.tokens));
+    kt__sha256_end(&sha, bytes);
+    kt__sha256_hex(bytes, digest);
 }
 
 static int measure(kg_bench *b, const kg_spec *spec, kt_engine *engine, kg_shape shape, kg_time *time)
@@ -53,11 +59,12 @@ static int measure(kg_bench *b, const kg_spec *spec, kt_engine *engine, kg_shape
 static int time_variant(kg_explore *x, kg_bench *b, kg_variant *v, const volatile sig_atomic_t *stop, int *wrong)
 {
     kt_engine *engine = 0;
-    int code = KG_OK;
+    kg_text text = {0};
+    int code = describe(x, &v->spec, &text, b->error);
     for (int i = 0; i < x->shape_count && !code && !*stop; i++) {
         char digest[KT__SHA256_HEX];
-        code = time_digest(x, &v->spec, x->shapes[i], digest, b->error);
-        if (!code && !kg_explore_load_time(digest, &v->times[i])) {
+        time_digest(&text, x->shapes[i], digest);
+        if (!kg_explore_load_time(digest, &v->times[i])) {
             if (!engine)
                 code = kg_engine_open(&v->spec, KT_DEVICE_CUDA, &engine, b->error, KG_ERROR);
             if (!code)
@@ -74,6 +81,7 @@ static int time_variant(kg_explore *x, kg_bench *b, kg_variant *v, const volatil
         kg_progress_to(&b->progress, ++b->done);
     }
     kt_close(engine);
+    kg_text_free(&text);
     return code;
 }
 

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "explore.h"
 #include "safetensors.h"
@@ -98,6 +99,17 @@ static int add_file(kt__sha256 *sha, const char *path, char *error)
     return whole ? KG_OK : kg_fail(KG_MACHINE, error, KG_ERROR, "%s: cannot be read", path);
 }
 
+// A build of it: when the file was written tells apart those of one version.
+static void add_program(kt__sha256 *sha)
+{
+    struct stat file = {0};
+    char text[128];
+    stat("/proc/self/exe", &file);
+    const int length = snprintf(text, sizeof text, "kittygen " KT_VERSION ", %lld bytes of %lld.%09ld\n", (long long)file.st_size,
+                                (long long)file.st_mtim.tv_sec, file.st_mtim.tv_nsec);
+    kt__sha256_add(sha, text, (size_t)length);
+}
+
 // What python/capture.py writes into the metadata: which layers these are, and that the model attends in a window where here every query
 // attends to all tokens before it. `taken`: layers of the files before.
 static int look_at_file(kg_explore *x, const char *path, int *taken, char *error)
@@ -157,7 +169,7 @@ int kg_explore_inputs(kg_explore *x, const char *const *files, int file_count, i
     KG_TRY(kg_explore_bed_open(&x->variants[0].spec, files, file_count, layers, &x->bed, error));
     // Whatever the errors depend on: this program, what it reads, how much of it, and the spec.
     kt__sha256_begin(&inputs);
-    KG_TRY(add_file(&inputs, "/proc/self/exe", error));
+    add_program(&inputs);
     for (int i = 0; i < file_count; i++) {
         KG_TRY(add_file(&inputs, files[i], error));
         KG_TRY(look_at_file(x, files[i], &taken, error));

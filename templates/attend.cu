@@ -54,7 +54,7 @@ constexpr int VALUE_WORDS = KD * VALUE_PLANES + KD / 2;
 constexpr int VALUE_WORDS = VALUE_BITS == 16 ? 0 : KD * VALUE_PLANES;
 //@ end
 //@ if value_by_channel then
-constexpr int META_BYTES = (TILES * 32 > VALUE_GROUP ? TILES * 32 / VALUE_GROUP : 1) * D * 4; // scales and zeros of a chunk's values
+constexpr int META_BYTES = (TILES * 32 > VALUE_GROUP ? TILES * 32 / VALUE_GROUP : 1) * D * (VALUE_META8 == 1 ? 2 : 4); // scales and zeros of a chunk's values
 constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES) + META_BYTES;
 //@ else
 constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES);
@@ -174,7 +174,13 @@ struct KeyOperand {
     __device__ __forceinline__ void build(const Query &query, const u8 *block, int group, int lane) {
         const int g = lane >> 2, c = lane & 3;
         const u32 low_mask = g >= 4 ? ~0u : 0u;
+//@ if KEY_META8 == 1 then
+        const u8 *scales = block + KEY_META + group * 2 * D, *zeros = scales + D;
+        const Exponents e8 = exponents_of(block, true);
+        const u32 scale_unit = half_power(e8.scale), zero_unit = half_power(e8.zero);
+//@ else
         const u16 *scales = (const u16 *)(block + KEY_META) + group * 2 * D, *zeros = scales + D;
+//@ end
         // Scales become at most 1, unless all are tiny: then a quarter of what a half can hold. Columns 8..15 of a product meet codes
         // times 16.
         exponent = max((int)(signed char)block[KT_HEADER_KEY_EXPONENT], -8);
@@ -183,7 +189,12 @@ struct KeyOperand {
         float zero[4] = {0, 0, 0, 0};
 #pragma unroll
         for (int k = 0; k < D / 32; k++) {
+//@ if KEY_META8 == 1 then
+            const uint4 m = halves_of_bytes(*(const uint2 *)(scales + k * 32 + c * 8), scale_unit);
+            const uint4 z = halves_of_bytes(*(const uint2 *)(zeros + k * 32 + c * 8), zero_unit);
+//@ else
             const uint4 m = *(const uint4 *)(scales + k * 32 + c * 8), z = *(const uint4 *)(zeros + k * 32 + c * 8);
+//@ end
             put(4 * k, query.half[4 * k], half2_multiply(m.x, even), low_mask);
             put(4 * k + 1, query.half[4 * k + 1], half2_multiply(m.y, odd), low_mask);
             put(4 * k + 2, query.half[4 * k + 2], half2_multiply(m.z, even), low_mask);
@@ -213,7 +224,11 @@ struct KeyOperand {
                         const int channel = real ? block[KEY_INDEX + row - plane * BOOST_LIST] : 0;
 //@ end
                         q[e] = real ? query.all[channel * COLUMNS + head] : 0;
+//@ if KEY_META8 == 1 then
+                        scale[e] = float_to_half(meta8_value(scales[channel], e8.scale));
+//@ else
                         scale[e] = scales[channel];
+//@ end
 //@ if key_halves then
                         weight[e] = (float)(1 << (KEY_BITS + 2 * plane)) * (j ? unit * 0.0625f : unit);
 //@ else
@@ -441,12 +456,21 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
         }
     } else {
         const float unit = power_of_two(P_EXPONENT - sealed.exponent);
+//@ if VALUE_META8 == 1 then
+        const Exponents e8 = exponents_of(tiles - TILES * KEY_TILE_BYTES - KEY_TILES, false); // the stage begins with the header
+//@ end
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) {
             u32 b[TILES][4];
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
                 // Pairs of tokens g, g + 8, g + 16, g + 24, or of this lane's two.
+//@ if VALUE_META8 == 1 then
+                const u16 *pairs = (const u16 *)(tiles + t * VALUE_TILE_BYTES + v * 64) + g * 4 + (second_lane(lane) ? 2 : 0);
+                u32 pair[2 * own], packed[2 * own];
+#pragma unroll
+                for (int r = 0; r < 2 * own; r++) pair[r] = pair_of_bytes(pairs[r] & 0xff, pairs[r] >> 8, e8);
+//@ else
                 const u32 *pairs = (const u32 *)(tiles + t * VALUE_TILE_BYTES + v * 128) + g * 4 + (second_lane(lane) ? 2 : 0);
                 u32 pair[2 * own], packed[2 * own];
                 const uint2 front = *(const uint2 *)pairs;
@@ -455,6 +479,7 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
                     const uint2 back = *(const uint2 *)(pairs + 2);
                     pair[2] = back.x, pair[3] = back.y;
                 }
+//@ end
 #pragma unroll
                 for (int r = 0; r < 2 * own; r++) {
                     const int j = r & 1;
@@ -604,7 +629,7 @@ __device__ __forceinline__ void start_copy(u8 *stage, const u8 *block, int tile,
     const u8 *keys = block + KEY_TILES + tile * KEY_TILE_BYTES, *values = block + VALUE_TILES + tile * VALUE_TILE_BYTES;
     u8 *stage_values = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
 //@ if value_by_channel then
-    const u8 *meta = block + VALUE_META + tile * 32 / VALUE_GROUP * D * 4;
+    const u8 *meta = block + VALUE_META + tile * 32 / VALUE_GROUP * D * (VALUE_META8 == 1 ? 2 : 4);
 //@ end
 #if KITTY_BULK
     if (lane == 0) {
@@ -814,6 +839,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
 //@ if not key_by_token then
             if constexpr (KEY_BITS != 16) operand.build(query, block, group * 16 / KEY_GROUP, lane);
 //@ end
+//@ if key_by_token and KEY_META8 == 1 then
+            operand.exponents = exponents_of(block, true);
+//@ end
             score_group(s[0], query, operand, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
         } else {
             load_rows(x, y, exact.key(min(token, limit - 1)), exact.key(min(token + 8, limit - 1)), c);
@@ -848,6 +876,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         const int value_exponent = (signed char)stage[KT_HEADER_VALUE_EXPONENT];
 //@ end
         float s[GROUPS][4], r0, r1;
+//@ if key_by_token and KEY_META8 == 1 then
+        operand.exponents = exponents_of(stage, true);
+//@ end
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
 //@ if not key_by_token then

@@ -15,7 +15,16 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &, 
     const float unit = power_of_two(P_EXPONENT), back = power_of_two(24 - P_EXPONENT);
 #pragma unroll
     for (int t0 = 0; t0 < TILES; t0 += SPAN) {
+//@ if VALUE_META8 == 1 then
+        const u8 *scales = tiles + TILES * VALUE_TILE_BYTES + t0 / SPAN * 2 * D, *zeros = scales + D;
+        const Exponents e8 = exponents_of(tiles - TILES * KEY_TILE_BYTES - KEY_TILES, false); // the stage begins with the header
+        auto scale_at = [&](int channel) { return meta8_value(scales[channel], e8.scale); };
+        auto zero_at = [&](int channel) { return meta8_value(zeros[channel], e8.zero); };
+//@ else
         const u16 *scales = (const u16 *)(tiles + TILES * VALUE_TILE_BYTES) + t0 / SPAN * 2 * D, *zeros = scales + D;
+        auto scale_at = [&](int channel) { return half_to_float(scales[channel]); };
+        auto zero_at = [&](int channel) { return half_to_float(zeros[channel]); };
+//@ end
         float sum0 = 0, sum1 = 0; // of probabilities, then over the lanes of a column
         u32 b[SPAN][4];
 #pragma unroll
@@ -55,12 +64,12 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &, 
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const int channel = channel_of(i0 + i, g), channel8 = channel_of(i0 + i, g + 8);
-                    const float scale = half_to_float(scales[channel]) * weight, scale8 = half_to_float(scales[channel8]) * (weight * 0.25f);
+                    const float scale = scale_at(channel) * weight, scale8 = scale_at(channel8) * (weight * 0.25f);
                     float(&out)[4] = state.out[i0 + i];
                     out[0] += sum[i][0] * scale, out[1] += sum[i][1] * scale;
                     out[2] += sum[i][2] * scale8, out[3] += sum[i][3] * scale8; // codes times 4
                     if (plane == 0) {
-                        const float zero = half_to_float(zeros[channel]), zero8 = half_to_float(zeros[channel8]);
+                        const float zero = zero_at(channel), zero8 = zero_at(channel8);
                         out[0] += zero * sum0, out[1] += zero * sum1;
                         out[2] += zero8 * sum0, out[3] += zero8 * sum1;
                     }

@@ -99,7 +99,7 @@ static void add_words(list *l, int offset, int words, const rows *parts, int par
 {
     for (int w = 0; w < words;) {
         const int left = words - w, width = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        char text[120];
+        char text[256];
         describe(parts, part_count, 16 * w, 16 * (w + width), text, sizeof text);
         add(l, offset + w * WORD, width * WORD, "%d bytes of each lane: %s", 4 * width, text);
         w += width;

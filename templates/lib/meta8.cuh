@@ -16,12 +16,13 @@ __device__ __forceinline__ float meta8_value(u32 byte, int exponent) {
 __device__ __forceinline__ u32 pair_of_bytes(u32 scale, u32 zero, Exponents e) {
     return pack_half(meta8_value(scale, e.scale), meta8_value(zero, e.zero));
 }
-// Eight bytes as halves, times a pair of powers of two.
-__device__ __forceinline__ uint4 halves_of_bytes(uint2 eight, u32 unit) {
+// Eight bytes as halves.
+__device__ __forceinline__ uint4 halves_of_bytes(const u8 *bytes, int exponent) {
+    const uint2 eight = *(const uint2 *)bytes;
+    const u32 unit = pack_half(power_of_two(exponent), power_of_two(exponent));
     auto pair = [&](u32 two) {
         const u32 x = (two & 0xff) | (two & 0xff00) << 8;
         return half2_multiply((x & 0x007f007fu) << 7 | (x & 0x00800080u) << 8, unit);
     };
     return make_uint4(pair(eight.x), pair(eight.x >> 16), pair(eight.y), pair(eight.y >> 16));
 }
-__device__ __forceinline__ u32 half_power(int exponent) { return pack_half(power_of_two(exponent), power_of_two(exponent)); }

@@ -1,6 +1,6 @@
 //@ include "lib/meta8.h"
 
-// The exponents of a block's scales and zeros of 8 bits, of keys [0] or values [2].
+// The exponents of a block's scales and zeros of 8 bits, of its keys or of its values.
 struct Exponents {
     int scale, zero;
 };

@@ -50,9 +50,13 @@ static void add_text(kg_text *out, const kg_spec *spec, const costs *c)
         kg_text_addf(out, ", %d of %d channels at %d", f->key_boosted, f->head_dim, f->key_boost_bits);
     if (f->key_bits < 16)
         kg_text_addf(out, ", groups of %d %s%s", f->key_group, f->key_along ? "channels" : "tokens", f->key_range ? ", ranges by least squares" : "");
+    if (f->key_meta8)
+        kg_text_add(out, ", scales and zeros of 8 bits");
     kg_text_addf(out, "%s, window %d\n  values     %d bits", rotations[f->key_rotation], f->key_window, f->value_bits);
     if (f->value_bits < 16)
         kg_text_addf(out, ", groups of %d %s%s", f->value_group, f->value_along ? "tokens" : "channels", f->value_range ? ", ranges by least squares" : "");
+    if (f->value_meta8)
+        kg_text_add(out, ", scales and zeros of 8 bits");
     kg_text_addf(out, "%s, window %d\n", rotations[f->value_rotation], f->value_window);
     kg_text_addf(out, "  page       %d tokens: %d bytes per KV head (header %d, keys %d, values %d); sink %d\n", f->page, f->block_bytes,
                  KT_HEADER_BYTES, f->value_tiles - KT_HEADER_BYTES, f->block_bytes - f->value_tiles, f->sink);

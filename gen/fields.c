@@ -49,6 +49,8 @@ const kg_field kg_fields[] = {
     {.path = "key.rotation", .kind = KG_FIELD_WORD, .offset = AT(key.rotation), .words = {"none", "hadamard", "matrix"}, .fallback = "none",
      .comment = "rotates keys before they are sealed, and queries; Hadamard: head_dim a power of two; matrix: `key.rotation` of the "
                 "calibration; not with 16 bits"},
+    {.path = "key.metadata", .kind = KG_FIELD_WORD, .offset = AT(key.metadata), .words = {"fp16", "fp8"}, .fallback = "fp16",
+     .comment = "scales and zeros: two bytes each, or one (E4M3 times a power of two per page and head); not with 16 bits"},
     {.path = "key.boost.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.boost_bits), .choices = {3, 4, 8}, .fallback = "4",
      .comment = "bits of a boosted channel; more than key.bits"},
     {.path = "key.boost.fraction", .kind = KG_FIELD_NUMBER, .offset = AT(key.boost_fraction), .low = 0, .high = 1,
@@ -71,6 +73,8 @@ const kg_field kg_fields[] = {
      .fallback = "extremes", .comment = "what a group's codes span, as key.range; not with 16 bits"},
     {.path = "value.rotation", .kind = KG_FIELD_WORD, .offset = AT(value.rotation), .words = {"none", "hadamard", "matrix"},
      .fallback = "none", .comment = "rotates values before they are sealed, and the output back; as key.rotation"},
+    {.path = "value.metadata", .kind = KG_FIELD_WORD, .offset = AT(value.metadata), .words = {"fp16", "fp8"}, .fallback = "fp16",
+     .comment = "scales and zeros, as key.metadata; not with 16 bits"},
 };
 const int kg_field_count = sizeof kg_fields / sizeof *kg_fields;
 
@@ -310,6 +314,10 @@ void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *u
     if (spec->value.range && spec->value.bits == 16)
         REPORT("value.range", "\"least_squares\" with value.bits 16, which is exact; leave it out");
 
+    if (spec->key.metadata && spec->key.bits == 16)
+        REPORT("key.metadata", "\"fp8\" with key.bits 16, which is exact; leave it out");
+    if (spec->value.metadata && spec->value.bits == 16)
+        REPORT("value.metadata", "\"fp8\" with value.bits 16, which is exact; leave it out");
     static const char *const rotated[] = {"key.rotation", "value.rotation"};
     const int rotations[] = {spec->key.rotation, spec->value.rotation}, bits[] = {spec->key.bits, spec->value.bits};
     for (int i = 0; i < 2; i++)
@@ -379,6 +387,8 @@ void kg_spec_json(kg_text *out, const kg_spec *spec)
         if (kg_fields[i].kind == KG_FIELD_FILE && !*spec->calibration)
             continue;
         if ((!strcmp(path, "key.group") && spec->key.bits == 16) || (!strcmp(path, "value.group") && spec->value.bits == 16))
+            continue;
+        if ((!strcmp(path, "key.metadata") && !spec->key.metadata) || (!strcmp(path, "value.metadata") && !spec->value.metadata))
             continue;
         if ((!strcmp(path, "key.along") && !spec->key.along) || (!strcmp(path, "value.along") && !spec->value.along))
             continue;

@@ -73,19 +73,24 @@ static int add_planes(rows *parts, int *count, int row, int bit, int end, int ch
     return row;
 }
 
+static const char *const metas[] = {"fp16", "8-bit"};
+
 // (scale, zero) pairs at the head of a tile.
-static void add_pairs(list *l, int offset, int groups, int group)
+static void add_pairs(list *l, int offset, int groups, int group, int small)
 {
+    const int bytes = TILE * (small ? 2 : 4);
     for (int g = 0; g < groups; g++)
-        add(l, offset + g * TILE * 4, TILE * 4, "fp16 (scale, zero) of the tile's 32 tokens, channels %d to %d", g * group, (g + 1) * group - 1);
+        add(l, offset + g * bytes, bytes, "%s (scale, zero) of the tile's 32 tokens, channels %d to %d", metas[small], g * group,
+            (g + 1) * group - 1);
 }
 
 // Scales and zeros by channel.
-static void add_scales(list *l, const kt_format *f, int offset, int group)
+static void add_scales(list *l, const kt_format *f, int offset, int group, int small)
 {
+    const int bytes = f->head_dim * (small ? 1 : 2);
     for (int g = 0; g < f->page / group; g++)
         for (int zero = 0; zero < 2; zero++)
-            add(l, offset + (2 * g + zero) * 2 * f->head_dim, 2 * f->head_dim, "fp16 %s of channels 0 to %d, tokens %d to %d",
+            add(l, offset + (2 * g + zero) * bytes, bytes, "%s %s of channels 0 to %d, tokens %d to %d", metas[small],
                 zero ? "zeros" : "scales", f->head_dim - 1, g * group, (g + 1) * group - 1);
 }
 
@@ -112,7 +117,7 @@ static void add_key_tiles(list *l, const kt_format *f)
         return;
     }
     if (f->key_along)
-        add_pairs(l, f->key_tiles, f->head_dim / f->key_group, f->key_group);
+        add_pairs(l, f->key_tiles, f->head_dim / f->key_group, f->key_group, f->key_meta8);
     rows parts[12];
     int count = 0;
     const int row = add_planes(parts, &count, 0, 0, f->key_bits, f->head_dim, "channels");
@@ -129,14 +134,14 @@ static void add_value_tiles(list *l, const kt_format *f)
         return;
     }
     if (!f->value_along)
-        add_pairs(l, f->value_tiles, f->head_dim / f->value_group, f->value_group);
+        add_pairs(l, f->value_tiles, f->head_dim / f->value_group, f->value_group, f->value_meta8);
     rows parts[6];
     int count = 0;
     const int end = add_planes(parts, &count, 0, 0, f->value_bits, f->head_dim, "channels");
     add_words(l, f->value_tiles + f->value_meta_bytes, end / 16, parts, count);
     l->tiles = 1, l->tile_bytes = 0;
     if (f->value_along)
-        add_scales(l, f, f->value_meta, f->value_group);
+        add_scales(l, f, f->value_meta, f->value_group, f->value_meta8);
 }
 
 int kg_page_regions(const kt_format *f, kg_region regions[KG_REGIONS])
@@ -147,9 +152,18 @@ int kg_page_regions(const kt_format *f, kg_region regions[KG_REGIONS])
         add(&l, KT_HEADER_KEY_FLAGS + 2 * p, 1, "flags of the %s; bit 0: one was not finite or a group overflowed, and counts as 0", parts[p]);
         add(&l, KT_HEADER_KEY_EXPONENT + 2 * p, 1, "exponent of the %s: the smallest e with every scale <= 2^e", parts[p]);
     }
-    add(&l, KT_HEADER_VALUE_EXPONENT + 1, KT_HEADER_BYTES - KT_HEADER_VALUE_EXPONENT - 1, "zero");
+    const int small[2] = {f->key_meta8, f->value_meta8};
+    int zero = KT_HEADER_KEY_ZERO; // the first byte of which nothing is said
+    for (int p = 0; p < 2; p++) {
+        if (!small[p])
+            continue;
+        add(&l, zero, KT_HEADER_KEY_ZERO + p - zero, "zero");
+        add(&l, KT_HEADER_KEY_ZERO + p, 1, "exponent of the %s' zeros: the smallest e with every zero within 2^e", parts[p]);
+        zero = KT_HEADER_KEY_ZERO + p + 1;
+    }
+    add(&l, zero, KT_HEADER_BYTES - zero, "zero");
     if (f->key_bits < 16 && !f->key_along)
-        add_scales(&l, f, f->key_meta, f->key_group);
+        add_scales(&l, f, f->key_meta, f->key_group, f->key_meta8);
     add(&l, f->key_index, f->key_boosted, "boosted channels, ascending");
     add(&l, f->key_index + f->key_boosted, f->key_tiles - f->key_index - f->key_boosted, "zero, up to a line of 128 bytes");
     add_key_tiles(&l, f);

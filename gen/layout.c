@@ -42,9 +42,11 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->key_group = spec->key.group;
         f->key_range = spec->key.range;
         f->key_along = spec->key.along;
-        f->key_meta_bytes = f->key_along ? d / f->key_group * TILE * 4 : 0;
+        f->key_meta8 = spec->key.metadata;
+        const int pair = f->key_meta8 ? 2 : 4;
+        f->key_meta_bytes = f->key_along ? d / f->key_group * TILE * pair : 0;
         f->key_rows = 16 * (words(d, f->key_bits) + words(f->key_boosted, f->key_boost_bits - f->key_bits));
-        f->key_index = f->key_meta + (f->key_along ? 0 : f->page / f->key_group * d * 4);
+        f->key_index = f->key_meta + (f->key_along ? 0 : f->page / f->key_group * d * pair);
         f->key_tiles = round_up(f->key_index + f->key_boosted, LINE);
         f->key_tile_bytes = f->key_meta_bytes + f->key_rows / 16 * WORDS;
     }
@@ -61,13 +63,14 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
         f->value_along = spec->value.along;
         f->value_range = spec->value.range;
         f->value_group = spec->value.group != KG_GROUP_HEAD ? spec->value.group : d == 256 ? 128 : d;
-        f->value_meta_bytes = f->value_along ? 0 : d / f->value_group * TILE * 4;
+        f->value_meta8 = spec->value.metadata;
+        f->value_meta_bytes = f->value_along ? 0 : d / f->value_group * TILE * (f->value_meta8 ? 2 : 4);
         f->value_tile_bytes = f->value_meta_bytes + words(d, f->value_bits) * WORDS;
     }
     f->block_bytes = f->value_tiles + tiles * f->value_tile_bytes;
     if (f->value_along) {
         f->value_meta = f->block_bytes;
-        f->block_bytes += f->page / f->value_group * d * 4;
+        f->block_bytes += f->page / f->value_group * d * (f->value_meta8 ? 2 : 4);
     }
     f->key_rotation = spec->key.rotation;
     f->value_rotation = spec->value.rotation;
@@ -106,7 +109,7 @@ bool kg_attend_fit(const kt_format *f, int warps, int stages, int tiles, int blo
         return false;
     // Per stage: header, key meta and index, then whole key and value tiles, then what the values' groups have of meta.
     const int value_groups = !f->value_along ? 0 : tiles * TILE > f->value_group ? tiles * TILE / f->value_group : 1;
-    const int64_t stage = f->key_tiles + tiles * (f->key_tile_bytes + f->value_tile_bytes) + value_groups * f->head_dim * 4;
+    const int64_t stage = f->key_tiles + tiles * (f->key_tile_bytes + f->value_tile_bytes) + value_groups * f->head_dim * (f->value_meta8 ? 2 : 4);
     // After the last page the stages are reused for each warp's partial result: head_dim outputs (the rows
     // padded by four), maximum and sum.
     const int64_t partial = (int64_t)warps * c->columns * (f->head_dim + 6) * 4;
@@ -197,7 +200,8 @@ int kg_append_shared(const kt_format *f)
     const int key_pairs = (f->key_along ? d : f->page) / f->key_group * (f->key_along ? f->page : d);
     const int value_pairs = (f->value_along ? f->page : d) / f->value_group * (f->value_along ? d : f->page);
     const int pairs = key_pairs > value_pairs ? key_pairs : value_pairs;
-    const bool key_steps = f->key_bits == 2 && f->key_boost_bits % 2 == 0 && !f->key_along, value_steps = f->value_bits == 2 && !f->value_along;
+    const bool key_steps = f->key_bits == 2 && f->key_boost_bits % 2 == 0 && !f->key_along && !f->key_meta8;
+    const bool value_steps = f->value_bits == 2 && !f->value_along && !f->value_meta8;
     const int key_products = key_steps ? 0 : key_pairs, value_products = value_steps ? 0 : value_pairs;
     const int products = (key_products > value_products ? key_products : value_products) * 8 + (key_products ? d * 4 : 0);
     const int boosts = f->key_boosted ? key_pairs * 12 : 0, patches = key_steps && f->key_boosted ? f->page * d / 4 : 0;

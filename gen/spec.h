@@ -29,6 +29,7 @@ typedef struct {
         int bits, group, window;
         int along;            // what a group runs along: 0 the tokens of a channel, 1 the channels of a token
         int range;            // 0 the extremes of a group, 1 least squares
+        int metadata;         // of scales and zeros: 0 fp16, 1 of 8 bits
         int rotation;         // 0 none, 1 Hadamard, 2 a matrix
         int boost_bits;       // bits where there is no boost
         double boost_fraction;
@@ -38,6 +39,7 @@ typedef struct {
     struct {
         int bits, group, window, range, rotation; // group in channels; KG_GROUP_HEAD: the whole head, 256 as two of 128
         int along;            // 0 the channels of a token, 1 the tokens of a channel
+        int metadata;
     } value;
 } kg_spec;
 

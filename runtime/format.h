@@ -49,7 +49,9 @@
     X(key_along, KEY_ALONG, "what a group of keys runs along: 0 the tokens of a channel, 1 the channels of a token") \
     X(key_meta_bytes, KEY_META_BYTES, "(scale, zero) pairs at the head of a key tile, where groups run along channels") \
     X(value_along, VALUE_ALONG, "what a group of values runs along: 0 the channels of a token, 1 the tokens of a channel") \
-    X(value_meta, VALUE_META, "offset of [groups, 2, head_dim] fp16 scales, then zeros, of values whose groups run along tokens")
+    X(value_meta, VALUE_META, "offset of [groups, 2, head_dim] fp16 scales, then zeros, of values whose groups run along tokens") \
+    X(key_meta8, KEY_META8, "scales and zeros of keys: 0 fp16, 1 a byte each (templates/lib/meta8.h)")       \
+    X(value_meta8, VALUE_META8, "scales and zeros of values, likewise")
 
 typedef struct {
 #define X(field, constant, meaning) int field;
@@ -63,6 +65,8 @@ enum {
     KT_HEADER_KEY_EXPONENT,    // int8: smallest e with every key scale <= 2^e; -24 where all are 0
     KT_HEADER_VALUE_FLAGS,     // as for keys
     KT_HEADER_VALUE_EXPONENT,  // int8, likewise
+    KT_HEADER_KEY_ZERO,        // int8: of scales and zeros of 8 bits, the zeros' exponent; KEY_EXPONENT is the scales'
+    KT_HEADER_VALUE_ZERO,      // int8, likewise
     KT_HEADER_BYTES = 16
 };
 

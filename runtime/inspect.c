@@ -126,7 +126,7 @@ kt_status kt_read_block(const kt_cache *cache, kt_sequence sequence, int layer, 
     if ((status = download_block(&at, page, block)))
         return kt__within(status, "kt_read_block");
     if (page >= values) { // whatever the page held before
-        block[KT_HEADER_VALUE_FLAGS] = block[KT_HEADER_VALUE_EXPONENT] = 0;
+        block[KT_HEADER_VALUE_FLAGS] = block[KT_HEADER_VALUE_EXPONENT] = block[KT_HEADER_VALUE_ZERO] = 0;
         memset(block + f->value_tiles, 0, (size_t)(f->block_bytes - f->value_tiles));
     }
     return KT_OK;

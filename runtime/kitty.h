@@ -243,7 +243,7 @@ KT_API kt_status kt_poll(const kt_batch *batch, kt_poll_info *info);
 typedef enum { KT_KEY, KT_VALUE } kt_part;
 
 // Decoded keys or values of tokens [first, first + count) of one layer and KV head as committed: code * scale + zero in
-// fp32 where sealed, exact where not. out: [count, head_dim].
+// fp32 where sealed, rotated back where the spec rotates, exact where not. out: [count, head_dim].
 KT_API kt_status kt_read(const kt_cache *cache, kt_sequence sequence, int layer, int kv_head, kt_part part, int first,
                          int count, float *out);
 // The bytes of one block, info.block_bytes of them. page < sealed key pages of the sequence.

@@ -242,7 +242,7 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
         {"key_seed", INT_MIN, INT_MAX, 1}, {"key_group", 1, 4096, 1}, {"key_window", 0, 1 << 20, 1}, {"key_rows", 16, 4096, 16},
         {"value_bits", 1, 16, 1}, {"value_group", 1, 256, 1}, {"value_window", 0, 1 << 20, 1}, {"key_ring", 1, 1 << 21, 1},
         {"value_ring", 1, 1 << 21, 1}, {"key_range", 0, 1, 1}, {"value_range", 0, 1, 1},
-        {"key_rotation", 0, 2, 1}, {"value_rotation", 0, 2, 1}, {"key_along", 0, 1, 1}, {"value_along", 0, 1, 1},
+        {"key_rotation", 0, 2, 1}, {"value_rotation", 0, 2, 1}, {"key_along", 0, 1, 1}, {"value_along", 0, 1, 1}, {"key_meta8", 0, 1, 1}, {"value_meta8", 0, 1, 1},
     };
     static const struct { const char *name; size_t offset; } fields[] = {
 #define X(field, constant, meaning) {#field, offsetof(kt_format, field)},
@@ -303,7 +303,7 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
         if (spans[part] % groups[part])
             refuse(r, part ? "value_group" : "key_group", "%d does not divide %s %d", groups[part],
                    (part ? f->value_along : !f->key_along) ? "page" : "head_dim", spans[part]);
-    if (f->value_along && f->value_bits < 16 && f->value_meta + f->page / f->value_group * f->head_dim * 4 > f->block_bytes)
+    if (f->value_along && f->value_bits < 16 && f->value_meta + f->page / f->value_group * f->head_dim * (f->value_meta8 ? 2 : 4) > f->block_bytes)
         refuse(r, "value_meta", "%d leaves no room for the scales in a block of %d", f->value_meta, f->block_bytes);
     if (f->key_along && f->key_boosted)
         refuse(r, "key_boosted", "%d with groups along channels, where a channel has no scale of its own; expected 0", f->key_boosted);

@@ -1,6 +1,6 @@
 //@ -- What the kernels for many values of one kind do not take goes through lib/seal_any.cuh.
-//@ any_key = KEY_BITS < 16 and (KEY_ALONG == 1 or KEY_BITS % 2 + KEY_BOOST_BITS % 2 > 0)
-//@ any_value = VALUE_BITS < 16 and (VALUE_ALONG == 1 or VALUE_BITS % 2 == 1)
+//@ any_key = KEY_BITS < 16 and (KEY_ALONG + KEY_META8 > 0 or KEY_BITS % 2 + KEY_BOOST_BITS % 2 > 0)
+//@ any_value = VALUE_BITS < 16 and (VALUE_ALONG + VALUE_META8 > 0 or VALUE_BITS % 2 == 1)
 //@ include "lib/kernel.cuh"
 // Takes in a step's keys and values of one layer: exact tokens to the slab, completed pages quantised and packed.
 //
@@ -39,7 +39,8 @@ constexpr int ROW = D + 8;                 // elements from one token of the pag
 constexpr int NO_SCALE = -24;              // exponent of a part whose scales are all 0
 constexpr int PARTS = 8;                   // a channel's tokens are gone through in so many parts, by their remainder
 //@ if any_key or any_value then
-constexpr bool KEY_STEPS = KEY_BITS == 2 && KEY_ALONG == 0 && KEY_BOOST_BITS % 2 == 0, VALUE_STEPS = VALUE_BITS == 2 && VALUE_ALONG == 0;
+constexpr bool KEY_STEPS = KEY_BITS == 2 && KEY_ALONG + KEY_META8 == 0 && KEY_BOOST_BITS % 2 == 0;
+constexpr bool VALUE_STEPS = VALUE_BITS == 2 && VALUE_ALONG + VALUE_META8 == 0;
 //@ else
 constexpr bool KEY_STEPS = KEY_BITS == 2, VALUE_STEPS = VALUE_BITS == 2;
 //@ end
@@ -84,6 +85,9 @@ struct Work {
     int damaged;                           // so it was, or a group overflowed
     int count;                             // overflowed groups, and elements of the step's own tokens that were not finite
     u32 largest;                           // scale
+//@ if KEY_META8 + VALUE_META8 > 0 then
+    u32 largest_zero;                      // without its sign
+//@ end
 };
 static_assert(sizeof(Work) <= SHARED_BYTES, "work fits");
 
@@ -164,7 +168,11 @@ __device__ __forceinline__ void clean_exact(Work *work, int page) {
 }
 
 // By one thread, before each page.
+//@ if KEY_META8 + VALUE_META8 > 0 then
+__device__ __forceinline__ void start_part(Work *work) { work->dirty = 0, work->damaged = 0, work->count = 0, work->largest = 0, work->largest_zero = 0; }
+//@ else
 __device__ __forceinline__ void start_part(Work *work) { work->dirty = 0, work->damaged = 0, work->count = 0, work->largest = 0; }
+//@ end
 
 __device__ __forceinline__ int largest_exponent(const Work *work) {
     return work->largest ? ceil_exponent(half_to_float((u16)work->largest)) : NO_SCALE;
@@ -300,7 +308,13 @@ template <bool keys> __device__ __forceinline__ void finish_page(Work *work, con
     if constexpr (keys ? KEY_STEPS : VALUE_STEPS) store_words<keys>(work, block, held);
     if (threadIdx.x != 0) return;
     block[keys ? KT_HEADER_KEY_FLAGS : KT_HEADER_VALUE_FLAGS] = (u8)work->damaged;
+//@ if KEY_META8 + VALUE_META8 > 0 then
+    Exponents e = {(keys ? KEY_BITS : VALUE_BITS) == 16 ? 0 : largest_exponent(work), 0};
+    if (keys ? KEY_META8 : VALUE_META8) e = meta8_exponents(work);
+    block[keys ? KT_HEADER_KEY_EXPONENT : KT_HEADER_VALUE_EXPONENT] = (u8)e.scale, block[keys ? KT_HEADER_KEY_ZERO : KT_HEADER_VALUE_ZERO] = (u8)e.zero;
+//@ else
     block[keys ? KT_HEADER_KEY_EXPONENT : KT_HEADER_VALUE_EXPONENT] = (keys ? KEY_BITS : VALUE_BITS) == 16 ? 0 : (u8)largest_exponent(work);
+//@ end
     if (work->count) atomicAdd(&view.control->nonfinite, (u64)work->count);
     start_part(work);
 }

@@ -57,7 +57,7 @@ constexpr int VALUE_WORDS = KD * VALUE_PLANES + KD / 2;
 constexpr int VALUE_WORDS = VALUE_BITS == 16 ? 0 : KD * VALUE_PLANES;
 //@ end
 //@ if value_by_channel then
-constexpr int META_BYTES = (TILES * 32 > VALUE_GROUP ? TILES * 32 / VALUE_GROUP : 1) * D * 4; // scales and zeros of a chunk's values
+constexpr int META_BYTES = (TILES * 32 > VALUE_GROUP ? TILES * 32 / VALUE_GROUP : 1) * D * (VALUE_META8 == 1 ? 2 : 4); // scales and zeros of a chunk's values
 constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES) + META_BYTES;
 //@ else
 constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES);
@@ -219,7 +219,11 @@ struct KeyOperand {
 //@ end
             if constexpr (HALVES == 2) both[e] = real ? *(const u32 *)(query.all + (channel * 8 + g) * 2) : 0;
             else both[e] = real ? query.all[channel * (PAIR ? COLUMNS : 8) + head] : 0;
+//@ if KEY_META8 == 1 then
+            two[e] = float_to_half(meta8_value(((const u8 *)scales)[channel], exponents_of(block, true).scale));
+//@ else
             two[e] = scales[channel];
+//@ end
         }
 #pragma unroll
         for (int h = 0; h < HALVES; h++) q[h] = __byte_perm(both[0], both[1], h ? 0x7632 : 0x5410);
@@ -236,7 +240,11 @@ struct KeyOperand {
         const u32 even = pack_half(unit, unit), odd = pack_half(unit * 0.0625f, unit * 0.0625f);
 #pragma unroll
         for (int k = 0; k < D / 32; k++) {
+//@ if KEY_META8 == 1 then
+            const uint4 m = halves_of_bytes((const u8 *)scales + k * 32 + c * 8, exponents_of(block, true).scale), q = query.four(0, k, lane);
+//@ else
             const uint4 m = *(const uint4 *)(scales + k * 32 + c * 8), q = query.four(0, k, lane);
+//@ end
             put(4 * k, q.x, half2_multiply(m.x, even), low_mask);
             put(4 * k + 1, q.y, half2_multiply(m.y, odd), low_mask);
             put(4 * k + 2, q.z, half2_multiply(m.z, even), low_mask);
@@ -263,7 +271,11 @@ struct KeyOperand {
         scale[4 * KEY_PAIRS - 2] = scale[4 * KEY_PAIRS - 1] = 0; // of a word that is not there
 #pragma unroll
         for (int k = 0; k < D / 32; k++) {
+//@ if KEY_META8 == 1 then
+            const uint4 m = halves_of_bytes((const u8 *)scales + k * 32 + c * 8, exponents_of(block, true).scale);
+//@ else
             const uint4 m = *(const uint4 *)(scales + k * 32 + c * 8);
+//@ end
             scale[4 * k] = half2_multiply(m.x, units), scale[4 * k + 1] = half2_multiply(m.y, units);
             scale[4 * k + 2] = half2_multiply(m.z, units), scale[4 * k + 3] = half2_multiply(m.w, units);
 #pragma unroll
@@ -318,7 +330,11 @@ struct KeyOperand {
     }
 
     __device__ __forceinline__ void build(const Query &query, const u8 *block, int group, int lane) {
+//@ if KEY_META8 == 1 then
+        const u16 *scales = (const u16 *)(block + KEY_META) + group * D; // bytes
+//@ else
         const u16 *scales = (const u16 *)(block + KEY_META) + group * 2 * D, *zeros = scales + D;
+//@ end
         float zero[HALVES][4];
 #pragma unroll
         for (int h = 0; h < HALVES; h++)
@@ -326,7 +342,11 @@ struct KeyOperand {
             for (int i = 0; i < 4; i++) zero[h][i] = 0;
 #pragma unroll
         for (int k = 0; k < D / 32; k++) {
+//@ if KEY_META8 == 1 then
+            const uint4 z = halves_of_bytes((const u8 *)scales + D + k * 32 + (lane & 3) * 8, exponents_of(block, true).zero);
+//@ else
             const uint4 z = *(const uint4 *)(zeros + k * 32 + (lane & 3) * 8);
+//@ end
 #pragma unroll
             for (int h = 0; h < HALVES; h++) { // every row is the zeros
                 const uint4 q = query.four(h, k, lane);
@@ -601,6 +621,9 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
                                                   const float (&p)[HALVES][GROUPS][4], const u8 *tiles, int first, int lane) {
     constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane has
     const int g = lane >> 2;
+//@ if VALUE_META8 == 1 then
+    const Exponents e8 = exponents_of(tiles - TILES * KEY_TILE_BYTES - KEY_TILES, false); // the stage begins with the header
+//@ end
     tiles += first * VALUE_TILE_BYTES;
     if constexpr (VALUE_BITS == 16) {
         u32 b[HALVES][HELD][4];
@@ -642,6 +665,12 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
 #pragma unroll
             for (int t = 0; t < HELD; t++) {
                 // Pairs of tokens g, g + 8, g + 16, g + 24, or of this lane's two.
+//@ if VALUE_META8 == 1 then
+                const u16 *pairs = (const u16 *)(tiles + t * VALUE_TILE_BYTES + v * 64) + g * 4 + (second_lane(lane) ? 2 : 0);
+                u32 pair[2 * own];
+#pragma unroll
+                for (int r = 0; r < 2 * own; r++) pair[r] = pair_of_bytes(pairs[r] & 0xff, pairs[r] >> 8, e8);
+//@ else
                 const u32 *pairs = (const u32 *)(tiles + t * VALUE_TILE_BYTES + v * 128) + g * 4 + (second_lane(lane) ? 2 : 0);
                 u32 pair[2 * own];
                 const uint2 front = *(const uint2 *)pairs;
@@ -650,6 +679,7 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
                     const uint2 back = *(const uint2 *)(pairs + 2);
                     pair[2] = back.x, pair[3] = back.y;
                 }
+//@ end
 #pragma unroll
                 for (int h = 0; h < HALVES; h++) {
                     u32 packed[2 * own], spread[4];
@@ -816,7 +846,7 @@ __device__ __forceinline__ void start_copy(u8 *stage, const u8 *block, int tile,
     const u8 *keys = block + KEY_TILES + tile * KEY_TILE_BYTES, *values = block + VALUE_TILES + tile * VALUE_TILE_BYTES;
     u8 *stage_values = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
 //@ if value_by_channel then
-    const u8 *meta = block + VALUE_META + tile * 32 / VALUE_GROUP * D * 4;
+    const u8 *meta = block + VALUE_META + tile * 32 / VALUE_GROUP * D * (VALUE_META8 == 1 ? 2 : 4);
 //@ end
 #if KITTY_BULK
     if (lane == 0) {
@@ -1042,6 +1072,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
 //@ if not key_by_token then
             if constexpr (KEY_BITS != 16) operand.build(query, block, group * 16 / KEY_GROUP, lane);
 //@ end
+//@ if key_by_token and KEY_META8 == 1 then
+            operand.exponents = exponents_of(block, true);
+//@ end
             score_group(s, query, operand, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
         } else {
             if constexpr (HALVES > 1 && KEY_BITS != 16) // again: no registers could keep them
@@ -1083,6 +1116,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         const int tile = (item - units) % PAGE_CHUNKS * TILES;
 //@ if not value_by_channel then
         const int value_exponent = (signed char)stage[KT_HEADER_VALUE_EXPONENT];
+//@ end
+//@ if key_by_token and KEY_META8 == 1 then
+        operand.exponents = exponents_of(stage, true);
 //@ end
         const u8 *keys = stage + KEY_TILES, *values = keys + TILES * KEY_TILE_BYTES;
 #pragma unroll 1

@@ -62,7 +62,12 @@ __device__ double key_element(const u8 *block, const u8 *place, int token, int c
     } else {
         u32 code = 0;
 //@ if KEY_ALONG == 1 then
+//@ if KEY_META8 == 1 then
+        const u8 *bytes = tile_base + (channel / KEY_GROUP * 32 + t % 8 * 4 + t / 8) * 2;
+        const u32 pair = pair_of_bytes(bytes[0], bytes[1], exponents_of(block, true));
+//@ else
         const u32 pair = ((const u32 *)tile_base)[channel / KEY_GROUP * 32 + t % 8 * 4 + t / 8];
+//@ end
         tile_base += KEY_META_BYTES;
 //@ end
         for (int p = 0; p < KEY_PLANES; p++) code |= key_plane(tile_base, t, p * D + tile * 16 + x) << (2 * p);
@@ -83,6 +88,9 @@ __device__ double key_element(const u8 *block, const u8 *place, int token, int c
 //@ end
 //@ if KEY_ALONG == 1 then
         return pair_value(code, pair);
+//@ elseif KEY_META8 == 1 then
+        const u8 *scales = block + KEY_META + token / KEY_GROUP * 2 * D;
+        return pair_value(code, pair_of_bytes(scales[channel], scales[D + channel], exponents_of(block, true)));
 //@ else
         const u16 *scales = (const u16 *)(block + KEY_META) + token / KEY_GROUP * 2 * D;
         return pair_value(code, scales[channel] | (u32)scales[D + channel] << 16);
@@ -108,7 +116,13 @@ __device__ double value_element(const u8 *block, int token, int channel) {
         const u32 last = ((const u32 *)(tile_base + VALUE_META_BYTES))[lane_word(VALUE_PLANES * KD + tile / 2, VALUE_WORDS, 4 * g + c)];
         code |= (last >> (16 * e + 8 * m + 4 * j + 2 * half + tile % 2) & 1) << (2 * VALUE_PLANES);
 //@ end
-//@ if VALUE_ALONG == 1 then
+//@ if VALUE_ALONG == 1 and VALUE_META8 == 1 then
+        const u8 *scales = block + VALUE_META + token / VALUE_GROUP * 2 * D;
+        return pair_value(code, pair_of_bytes(scales[channel], scales[D + channel], exponents_of(block, false)));
+//@ elseif VALUE_META8 == 1 then
+        const u8 *bytes = tile_base + (channel / VALUE_GROUP * 32 + t % 8 * 4 + t / 8) * 2;
+        return pair_value(code, pair_of_bytes(bytes[0], bytes[1], exponents_of(block, false)));
+//@ elseif VALUE_ALONG == 1 then
         const u16 *scales = (const u16 *)(block + VALUE_META) + token / VALUE_GROUP * 2 * D;
         return pair_value(code, scales[channel] | (u32)scales[D + channel] << 16);
 //@ else

@@ -498,6 +498,41 @@ START_TEST(refusals_in_steps)
 }
 END_TEST
 
+// What a calibration gives, and all that a spec can say of scales: attention is that over what kt_read has, pages are what is sealed alone.
+START_TEST(calibrated)
+{
+    ref_world world;
+    ref_sequence a;
+    kg_spec spec;
+    kt_cache *cache;
+    ck_assert(ref_spec("kitty-pro", 64, 2, KT_F16, 64, &spec));
+    snprintf(spec.calibration_path, sizeof spec.calibration_path, "%s/emulate/calibration.safetensors", ref_data());
+    if (_i) {
+        spec.key.boost_fraction = 0, spec.key.boost_bits = spec.key.bits = 3;
+        spec.key.along = spec.value.along = 1;
+        spec.key.group = 32, spec.value.group = 64;
+        spec.key.metadata = spec.value.metadata = 1;
+        spec.value.bits = 1;
+    } else {
+        spec.key.score = KG_SCORE_STATIC;
+        spec.key.range = spec.value.range = 1;
+    }
+    spec.key.rotation = 2, spec.value.rotation = 2 - _i;
+    spec.value.window = 32;
+    ref_open_spec(&world, &spec, 12, 2, 1);
+    kt_batch *batch = ref_batch(&world, 1, 400, 256);
+    ref_join(&world, &a, 11);
+    const int fresh[] = {190, 1, 60, 5, 1, 1};
+    for (int i = 0; i < 6; i++)
+        ref_step(&world, batch, (ref_sequence *[]){&a}, &fresh[i], 1, i > 0);
+    ref_verify(&world, &a);
+    FAILS(KT_INVALID, "kt_cache_open: layers is 3, kv_heads 2; test.kitty-pro is calibrated for 2 layers of 2 KV heads",
+          kt_cache_open(world.engine, &(kt_cache_args){.size = sizeof(kt_cache_args), .layers = 3, .max_sequences = 1, .budget_bytes = 1 << 30}, &cache));
+    kt_batch_close(batch);
+    ref_close(&world);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("api");
@@ -513,6 +548,7 @@ int main(void)
     tcase_add_test(tcase, budget);
     tcase_add_test(tcase, refusals_outside_steps);
     tcase_add_test(tcase, refusals_in_steps);
+    tcase_add_loop_test(tcase, calibrated, 0, 2);
     suite_add_tcase(suite, tcase);
     return run_suite(suite);
 }

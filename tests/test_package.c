@@ -27,6 +27,7 @@ static const char good[] =
     "  \"key_range\": 0, \"value_range\": 0,\n"
     "  \"key_rotation\": 0, \"value_rotation\": 0, \"table_key_rotation\": 0, \"table_value_rotation\": 0,\n"
     "  \"key_along\": 0, \"key_meta_bytes\": 0, \"value_along\": 0, \"value_meta\": 0,\n"
+    "  \"key_meta8\": 0, \"value_meta8\": 0,\n"
     "  \"table_boosted\": 0, \"table_bytes\": 0},\n"
     " \"kernels\": [\n"
     "  {\"name\": \"append\", \"op\": \"append\", \"file\": \"a.cu\", \"entry\": \"kitty_append\", \"sha256\": \"@\", \"threads\": 256,\n"

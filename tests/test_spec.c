@@ -321,7 +321,7 @@ START_TEST(whole_range)
         "page = 256, key = { group = 128 }", "page = 256, key = { group = 256, bits = 8 }", "sink = 1024, value = { window = 4096 }",
         "sink = 0, value = { bits = 8, group = 64 }", "value = { bits = 4, group = 128 }", "value = { bits = 16 }, key = { bits = 16 }",
         "key = { boost = { bits = 8, fraction = 1, score = 'random', seed = 2147483647 } }", "key = { boost = { fraction = 0 } }",
-        "key = { bits = 1, boost = { bits = 3, fraction = 0.5 } }, value = { bits = 1 }", "key = { bits = 3, along = 'channels' }, value = { bits = 3 }",
+        "key = { metadata = 'fp8', group = 32 }, value = { metadata = 'fp8', group = 32 }", "key = { bits = 1, boost = { bits = 3, fraction = 0.5 } }, value = { bits = 1 }", "key = { bits = 3, along = 'channels' }, value = { bits = 3 }",
         "page = 256, key = { along = 'channels', group = 32 }, value = { along = 'tokens', group = 256 }",
         "page = 64, key = { along = 'channels', group = 'head' }, value = { along = 'tokens', group = 'page' }",
         "key = { rotation = 'hadamard', range = 'least_squares' }, value = { rotation = 'hadamard', range = 'least_squares' }",

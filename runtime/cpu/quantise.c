@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "../../templates/lib/hash.h"
+#include "../../templates/lib/meta8.h"
 
 // ---- order ----
 
@@ -208,59 +209,115 @@ static int exponent_of(unsigned scale)
     return frexpf(kt__half_to_float((unsigned short)scale), &exponent) == 0.5f ? exponent - 1 : exponent;
 }
 
-// Of a part: groups that overflowed, and the exponent of its largest scale.
+// Of a part: groups that overflowed, and the exponents of its largest scale and zero.
 typedef struct {
-    int overflows, exponent;
+    int overflows, exponent, zero_exponent;
 } group_sums;
+
+static int larger(int a, int b) { return a > b ? a : b; }
 
 static void count_group(group_sums *sums, group_meta g)
 {
-    const int exponent = exponent_of(g.scale);
     sums->overflows += g.overflow;
-    sums->exponent = exponent > sums->exponent ? exponent : sums->exponent;
+    sums->exponent = larger(sums->exponent, exponent_of(g.scale));
+    sums->zero_exponent = larger(sums->zero_exponent, exponent_of(g.zero & 0x7fff));
 }
 
-// Codes [page, head_dim] of groups of tokens of a channel; meta: [groups, 2, head_dim]. boosted: flags, may be null.
-static void seal_channels(const kt_format *f, const unsigned short *const *rows, int group, int range, const bool *boosted, int bits,
-                          int boost_bits, unsigned char *meta, unsigned char *codes, group_sums *sums)
+enum { LEAST_META8 = -7, MOST_META8 = 15 }; // exponents with which fp16 holds what a byte stands for
+
+static int meta8_exponent(int exponent) { return exponent < LEAST_META8 ? LEAST_META8 : exponent > MOST_META8 ? MOST_META8 : exponent; }
+
+static float meta8_value(unsigned byte, int exponent) { return ldexpf(kt__half_to_float((unsigned short)kt_meta8_half(byte)), exponent); }
+
+static unsigned meta8_byte(float x, int exponent, int up)
 {
-    const int d = f->head_dim;
-    float x[KT__MAX_PAGE];
-    unsigned char group_codes[KT__MAX_PAGE];
-    for (int c = 0; c < d; c++) {
-        const int own = boosted && boosted[c] ? boost_bits : bits;
-        for (int first = 0; first < f->page; first += group) {
-            for (int i = 0; i < group; i++)
-                x[i] = kt__element(f->dtype, rows[first + i][c]);
-            const group_meta g = measure(x, group, own, range);
-            unsigned char *scale = meta + first / group * d * 4 + c * 2;
-            store16(scale, g.scale);
-            store16(scale + d * 2, g.zero);
-            count_group(sums, g);
-            encode(x, group, own, g, group_codes);
-            for (int i = 0; i < group; i++)
-                codes[(first + i) * d + c] = group_codes[i];
-        }
+    const float units = ldexpf(fabsf(x), 8 - exponent);
+    uint32_t bits;
+    memcpy(&bits, &units, sizeof bits);
+    return kt_meta8_round(bits, up) | (x < 0 ? 0x80u : 0);
+}
+
+// Where the scales and zeros of a part are, and how they are stored; by_token: pairs at the head of tiles, else [groups, 2, head_dim].
+typedef struct {
+    unsigned char *at;
+    int group, bits, boost_bits, range;
+    const bool *boosted;     // flags by channel; null: none
+    bool by_token, small;    // small: of 8 bits
+    int tile_bytes;
+    group_sums sums;
+} group_plan;
+
+static void store_meta(const kt_format *f, group_plan *p, int token, int channel, unsigned scale, unsigned zero)
+{
+    const int size = p->small ? 1 : 2;
+    unsigned char *to = p->at, *second;
+    if (p->by_token) {
+        to += token / KT__TILE * p->tile_bytes + (channel / p->group * KT__TILE + pair_position(token % KT__TILE)) * 2 * size;
+        second = to + size;
+    } else {
+        to += (token / p->group * 2 * f->head_dim + channel) * size;
+        second = to + f->head_dim * size;
+    }
+    if (p->small) {
+        *to = (unsigned char)scale;
+        *second = (unsigned char)zero;
+    } else {
+        store16(to, scale);
+        store16(second, zero);
     }
 }
 
-// The same of groups of channels of a token; tiles begin with their pairs.
-static void seal_tokens(const kt_format *f, const unsigned short *const *rows, int group, int bits, int range, unsigned char *tiles,
-                        int tile_bytes, unsigned char *codes, group_sums *sums)
+// The nearest zero of 8 bits, and the smallest scale that reaches from it to where the group ended.
+static group_meta pack_meta8(group_meta g, int bits, const group_sums *sums, unsigned *scale_byte, unsigned *zero_byte)
 {
-    const int d = f->head_dim;
-    float x[KT__MAX_DIM];
-    for (int t = 0; t < f->page; t++) {
-        for (int c = 0; c < d; c++)
-            x[c] = kt__element(f->dtype, rows[t][c]);
-        for (int first = 0; first < d; first += group) {
-            const group_meta g = measure(x + first, group, bits, range);
-            unsigned char *pair = tiles + t / KT__TILE * tile_bytes + (first / group * KT__TILE + pair_position(t % KT__TILE)) * 4;
-            store16(pair, g.scale);
-            store16(pair + 2, g.zero);
-            count_group(sums, g);
-            encode(x + first, group, bits, g, codes + t * d + first);
-        }
+    const int e = meta8_exponent(sums->exponent), ez = meta8_exponent(sums->zero_exponent);
+    const float most = (float)((1 << bits) - 1), zero = kt__half_to_float((unsigned short)g.zero);
+    const float end = zero + kt__half_to_float((unsigned short)g.scale) * most;
+    *zero_byte = meta8_byte(zero, ez, 0);
+    const float from = meta8_value(*zero_byte, ez), scale = (end - from) / most;
+    *scale_byte = g.scale && scale > 0 ? meta8_byte(scale, e, 1) : 0;
+    g.scale = kt__float_to_half(meta8_value(*scale_byte, e));
+    g.zero = kt__float_to_half(from);
+    return g;
+}
+
+// Elements of the group that begins at a token and a channel; returns its scale and zero before they are packed.
+static group_meta load_group(const kt_format *f, const group_plan *p, const unsigned short *const *rows, int token, int channel, int bits, float *x)
+{
+    for (int i = 0; i < p->group; i++)
+        x[i] = kt__element(f->dtype, p->by_token ? rows[token][channel + i] : rows[token + i][channel]);
+    return measure(x, p->group, bits, p->range);
+}
+
+// Codes [page, head_dim] of a part, and its scales and zeros.
+static void seal_groups(const kt_format *f, const unsigned short *const *rows, group_plan *p, unsigned char *codes)
+{
+    const int d = f->head_dim, down = p->by_token ? 1 : p->group, across = p->by_token ? p->group : 1;
+    float x[KT__MAX_PAGE];
+    unsigned char group_codes[KT__MAX_PAGE];
+    p->sums = (group_sums){0, -24, -24};
+    for (int pass = p->small ? 0 : 1; pass < 2; pass++) // what is small needs the part's exponents first
+        for (int t = 0; t < f->page; t += down)
+            for (int c = 0; c < d; c += across) {
+                const int bits = p->boosted && p->boosted[c] ? p->boost_bits : p->bits;
+                group_meta g = load_group(f, p, rows, t, c, bits, x);
+                unsigned scale = g.scale, zero = g.zero;
+                if (!p->small || !pass)
+                    count_group(&p->sums, g);
+                if (!pass)
+                    continue;
+                if (p->small)
+                    g = pack_meta8(g, bits, &p->sums, &scale, &zero);
+                store_meta(f, p, t, c, scale, zero);
+                encode(x, p->group, bits, g, group_codes);
+                for (int i = 0; i < p->group; i++)
+                    codes[(p->by_token ? t : t + i) * d + (p->by_token ? c + i : c)] = group_codes[i];
+            }
+    if (p->small) {
+        p->sums.exponent = meta8_exponent(p->sums.exponent);
+        p->sums.zero_exponent = meta8_exponent(p->sums.zero_exponent);
+    } else {
+        p->sums.zero_exponent = 0; // nothing is said of it
     }
 }
 
@@ -409,32 +466,41 @@ int kt__cpu_seal_key(const kt_format *f, const unsigned char *table, const unsig
     }
 
     unsigned char codes[KT__MAX_PAGE * KT__MAX_DIM];
-    group_sums sums = {0, -24};
-    if (f->key_along)
-        seal_tokens(f, rows, f->key_group, f->key_bits, f->key_range, block + f->key_tiles, f->key_tile_bytes, codes, &sums);
-    else
-        seal_channels(f, rows, f->key_group, f->key_range, boosted, f->key_bits, f->key_boost_bits, block + f->key_meta, codes, &sums);
+    group_plan plan = {.at = block + (f->key_along ? f->key_tiles : f->key_meta), .group = f->key_group, .bits = f->key_bits,
+                       .boost_bits = f->key_boost_bits, .range = f->key_range, .boosted = boosted, .by_token = f->key_along,
+                       .small = f->key_meta8, .tile_bytes = f->key_tile_bytes};
+    seal_groups(f, rows, &plan, codes);
     word_map map;
     map_key(f, block + f->key_index, &map);
     for (int tile = 0; tile < f->page / KT__TILE; tile++)
         pack_tile(f, KT_KEY, &map, codes + tile * KT__TILE * f->head_dim, block + f->key_tiles + tile * f->key_tile_bytes + f->key_meta_bytes);
-    block[KT_HEADER_KEY_FLAGS] = nonfinite || sums.overflows;
-    block[KT_HEADER_KEY_EXPONENT] = (unsigned char)sums.exponent;
-    return sums.overflows;
+    block[KT_HEADER_KEY_FLAGS] = nonfinite || plan.sums.overflows;
+    block[KT_HEADER_KEY_EXPONENT] = (unsigned char)plan.sums.exponent;
+    block[KT_HEADER_KEY_ZERO] = (unsigned char)plan.sums.zero_exponent;
+    return plan.sums.overflows;
 }
 
 // The scale and zero of a group of keys or values, at a token of the page and a channel.
-static group_meta meta_at(const kt_format *f, kt_part part, const unsigned char *block, int token, int channel)
+static void meta_at(const kt_format *f, kt_part part, const unsigned char *block, int token, int channel, float *scale, float *zero)
 {
-    const int d = f->head_dim, group = part == KT_KEY ? f->key_group : f->value_group;
-    const unsigned char *at;
-    if (part == KT_KEY ? f->key_along : !f->value_along) {
-        at = block + (part == KT_KEY ? f->key_tiles + token / KT__TILE * f->key_tile_bytes : f->value_tiles + token / KT__TILE * f->value_tile_bytes);
-        at += (channel / group * KT__TILE + pair_position(token % KT__TILE)) * 4;
-        return (group_meta){load16(at), load16(at + 2), false};
+    const bool keys = part == KT_KEY, by_token = keys ? f->key_along : !f->value_along;
+    const int d = f->head_dim, group = keys ? f->key_group : f->value_group, size = (keys ? f->key_meta8 : f->value_meta8) ? 1 : 2;
+    const unsigned char *at, *second;
+    if (by_token) {
+        at = block + (keys ? f->key_tiles + token / KT__TILE * f->key_tile_bytes : f->value_tiles + token / KT__TILE * f->value_tile_bytes);
+        at += (channel / group * KT__TILE + pair_position(token % KT__TILE)) * 2 * size;
+        second = at + size;
+    } else {
+        at = block + (keys ? f->key_meta : f->value_meta) + (token / group * 2 * d + channel) * size;
+        second = at + d * size;
     }
-    at = block + (part == KT_KEY ? f->key_meta : f->value_meta) + token / group * d * 4 + channel * 2;
-    return (group_meta){load16(at), load16(at + 2 * d), false};
+    if (size == 1) {
+        *scale = meta8_value(*at, (signed char)block[keys ? KT_HEADER_KEY_EXPONENT : KT_HEADER_VALUE_EXPONENT]);
+        *zero = meta8_value(*second, (signed char)block[keys ? KT_HEADER_KEY_ZERO : KT_HEADER_VALUE_ZERO]);
+    } else {
+        *scale = kt__half_to_float((unsigned short)load16(at));
+        *zero = kt__half_to_float((unsigned short)load16(second));
+    }
 }
 
 static void decode_codes(const kt_format *f, kt_part part, const unsigned char *table, const unsigned char *block, int tile,
@@ -443,8 +509,9 @@ static void decode_codes(const kt_format *f, kt_part part, const unsigned char *
     const int d = f->head_dim;
     for (int t = 0; t < KT__TILE; t++) {
         for (int c = 0; c < d; c++) {
-            const group_meta g = meta_at(f, part, block, tile * KT__TILE + t, c);
-            out[t * d + c] = (float)codes[t * d + c] * kt__half_to_float((unsigned short)g.scale) + kt__half_to_float((unsigned short)g.zero);
+            float scale, zero;
+            meta_at(f, part, block, tile * KT__TILE + t, c, &scale, &zero);
+            out[t * d + c] = (float)codes[t * d + c] * scale + zero;
         }
         if (kt__cpu_rotated(f, part))
             kt__cpu_rotate_back(f, part, table, out + t * d);
@@ -483,18 +550,17 @@ int kt__cpu_seal_value(const kt_format *f, const unsigned char *table, const uns
     const unsigned short *rotated[KT__MAX_PAGE];
     rows = rotate_rows(f, KT_VALUE, table, rows, storage, rotated);
     unsigned char codes[KT__MAX_PAGE * KT__MAX_DIM];
-    group_sums sums = {0, -24};
-    if (f->value_along)
-        seal_channels(f, rows, f->value_group, f->value_range, NULL, f->value_bits, 0, block + f->value_meta, codes, &sums);
-    else
-        seal_tokens(f, rows, f->value_group, f->value_bits, f->value_range, tiles, f->value_tile_bytes, codes, &sums);
+    group_plan plan = {.at = block + (f->value_along ? f->value_meta : f->value_tiles), .group = f->value_group, .bits = f->value_bits,
+                       .range = f->value_range, .by_token = !f->value_along, .small = f->value_meta8, .tile_bytes = f->value_tile_bytes};
+    seal_groups(f, rows, &plan, codes);
     word_map map;
     map_value(f, &map);
     for (int tile = 0; tile < f->page / KT__TILE; tile++)
         pack_tile(f, KT_VALUE, &map, codes + tile * KT__TILE * f->head_dim, tiles + tile * f->value_tile_bytes + f->value_meta_bytes);
-    block[KT_HEADER_VALUE_FLAGS] = nonfinite || sums.overflows;
-    block[KT_HEADER_VALUE_EXPONENT] = (unsigned char)sums.exponent;
-    return sums.overflows;
+    block[KT_HEADER_VALUE_FLAGS] = nonfinite || plan.sums.overflows;
+    block[KT_HEADER_VALUE_EXPONENT] = (unsigned char)plan.sums.exponent;
+    block[KT_HEADER_VALUE_ZERO] = (unsigned char)plan.sums.zero_exponent;
+    return plan.sums.overflows;
 }
 
 void kt__cpu_decode_value_tile(const kt_format *f, const unsigned char *table, const unsigned char *block, int tile, float *out)

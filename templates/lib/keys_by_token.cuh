@@ -6,6 +6,9 @@ struct KeyOperand {
     u32 high[HALVES][2 * KD];                                    // columns 8..15 of a product meet codes times 16
     float factor0[HALVES], factor1[HALVES];                      // of q, to units of log2, for the heads of columns 2 c and 2 c + 1
     float zero0[HALVES][KEY_GROUPS], zero1[HALVES][KEY_GROUPS];  // sums of q in units of log2
+//@ if KEY_META8 == 1 then
+    Exponents exponents;                                         // of the page at hand
+//@ end
 
     __device__ __forceinline__ void build(const Query &query, int lane) {
         constexpr u32 ones = 0x3c003c00u, sixteenths = 0x2c002c00u;
@@ -61,7 +64,13 @@ __device__ __forceinline__ void score_tokens(float (&s)[HALVES][most][4], int at
         }
         if ((last + 1) * 16 % KEY_GROUP) continue;
         const float weight = (float)(1 << (2 * p)); // of the plane
+//@ if KEY_META8 == 1 then
+        const uint2 bytes = *(const uint2 *)(tile + v * 64 + (lane >> 2) * 8); // of tokens g, g + 8, g + 16, g + 24
+        auto pair = [&](u32 two) { return pair_of_bytes(two & 0xff, two >> 8 & 0xff, operand.exponents); };
+        const uint4 four = make_uint4(pair(bytes.x), pair(bytes.x >> 16), pair(bytes.y), pair(bytes.y >> 16));
+//@ else
         const uint4 four = *(const uint4 *)(tile + v * 128 + (lane >> 2) * 16); // pairs of tokens g, g + 8, g + 16, g + 24
+//@ end
 #pragma unroll
         for (int m = 0; m < groups; m++) {
             const u32 a = m0 + m ? four.z : four.x, b = m0 + m ? four.w : four.y;

@@ -18,6 +18,7 @@
 // bit: channel channel_of(i, 8 half + g), token 16 m + 2 c + 8 j + e of the tile.
 // Odd numbers of bits have one plane of 1 bit, the last of its channels: two groups of 16 rows share a word, the first in the lower bit
 // of each place, the second in the upper. It begins with a word of its own: the 2-bit planes before it are padded to 16 rows.
+// With KEY_META8 or VALUE_META8 a scale or zero is a byte (lib/meta8.h) times 2^exponent of the header; zeros have exponents of their own.
 // What is rotated (KEY_ROTATION, VALUE_ROTATION) is sealed as R x, rounded to the element type.
 // Words of a lane are grouped by four into 16-byte vectors (the last group may have two or one): word w of the tile is at
 // lane_word(w, words, lane).
@@ -27,7 +28,13 @@
 // A value tile: for i < HEAD_DIM / 16, m < 2, words a0..a3: a[half + 2 j] = elements
 // (channel channel_of(i, 8 half + g), tokens 16 m + 2 c + 8 j and the next).
 
+//@ if KEY_META8 + VALUE_META8 > 0 then
+enum { KT_HEADER_KEY_FLAGS, KT_HEADER_KEY_EXPONENT, KT_HEADER_VALUE_FLAGS, KT_HEADER_VALUE_EXPONENT, KT_HEADER_KEY_ZERO, KT_HEADER_VALUE_ZERO };
+
+//@ include "lib/meta8.cuh"
+//@ else
 enum { KT_HEADER_KEY_FLAGS, KT_HEADER_KEY_EXPONENT, KT_HEADER_VALUE_FLAGS, KT_HEADER_VALUE_EXPONENT };
+//@ end
 
 // Channel at index `x` (0..15) of the `tile`-th group of 16: within 32 channels, a lane's eight are neighbours, so that exact rows
 // in natural order load as 16 bytes per lane into the same fragments.

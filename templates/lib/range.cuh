@@ -22,7 +22,7 @@ __device__ __forceinline__ u32 fit_pair(float most, int part, bool &over, const 
         inverse[j] = scale[j] != 0 ? __fdiv_rn(1.0f, scale[j]) : 0.0f;
         error[j] = 0;
     }
-#pragma unroll 4
+#pragma unroll 2
     for (int i = 0; i < count; i++) {
         const float x = element(i);
 #pragma unroll

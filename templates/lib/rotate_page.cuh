@@ -42,10 +42,10 @@ __device__ __forceinline__ void hadamard_page(Work *work) {
 
 //@ end
 //@ if KEY_ROTATION == 2 or VALUE_ROTATION == 2 then
-// A matrix R, fp16: channel j of a token becomes the sum of R[j, i] x[i] from i = 0 on. `transposed` has [i, j]. A warp takes eight tokens,
-// a lane every 32nd channel.
+// A matrix R, fp16: channel j of a token becomes the sum of R[j, i] x[i] from i = 0 on. `transposed` has [i, j]. A warp takes some tokens at
+// once, a lane every 32nd channel.
 __device__ __forceinline__ void multiply_page(Work *work, const u16 *transposed) {
-    constexpr int EACH = D / 32, TOKENS = 8;
+    constexpr int EACH = D / 32, TOKENS = D > 96 ? 4 : 8;
     static_assert(PAGE % TOKENS == 0, "whole runs");
     const int lane = threadIdx.x % 32;
     for (int first = threadIdx.x / 32 * TOKENS; first < PAGE; first += THREADS / 32 * TOKENS) {

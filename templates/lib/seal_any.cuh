@@ -8,12 +8,56 @@ template <bool keys> struct Part {
     static constexpr int WORDS = keys ? KEY_WORDS : VALUE_WORDS;
     static constexpr int TILES = keys ? KEY_TILES : VALUE_TILES, TILE_BYTES = keys ? KEY_TILE_BYTES : VALUE_TILE_BYTES;
     static constexpr int PAIR_BYTES = TILE_BYTES - WORDS * 128;                                   // at the head of a tile
+//@ if KEY_META8 + VALUE_META8 > 0 then
+    static constexpr bool SMALL = keys ? KEY_META8 == 1 : VALUE_META8 == 1;
+//@ end
     // Where a token and channel have their pair in `work`.
     static __device__ __forceinline__ int pair_at(int token, int channel) {
         return BY_TOKEN ? token * GROUPS + channel / GROUP : token / GROUP * D + channel;
     }
 };
 
+//@ if KEY_META8 + VALUE_META8 > 0 then
+// Exponents with which fp16 holds what a byte stands for; of the pairs that have been noted.
+__device__ __forceinline__ int meta8_exponent(u32 half) {
+    return half ? min(max(ceil_exponent(half_to_float((u16)half)), -7), 15) : -7;
+}
+__device__ __forceinline__ Exponents meta8_exponents(const Work *work) { return {meta8_exponent(work->largest), meta8_exponent(work->largest_zero)}; }
+
+__device__ __forceinline__ u32 meta8_byte(float x, int exponent, int up) {
+    return kt_meta8_round((u32)__float_as_int(__fmul_rn(fabsf(x), power_of_two(8 - exponent))), up) | (x < 0 ? 0x80u : 0);
+}
+// The nearest zero of 8 bits, and the smallest scale that reaches from it to where the group ended; the pair that they are, as fp16.
+__device__ __forceinline__ u32 pack_meta8(u32 pair, float most, Exponents e, u32 &scale_byte, u32 &zero_byte) {
+    const float end = __fadd_rn(zero_of(pair), __fmul_rn(scale_of(pair), most));
+    zero_byte = meta8_byte(zero_of(pair), e.zero, 0);
+    const float scale = __fdiv_rn(__fsub_rn(end, meta8_value(zero_byte, e.zero)), most);
+    scale_byte = (pair & 0xffff) && scale > 0 ? meta8_byte(scale, e.scale, 1) : 0;
+    return pair_of_bytes(scale_byte, zero_byte, e);
+}
+
+// Packs the pairs of a part, and stores them.
+template <bool keys> __device__ __forceinline__ void small_pairs(Work *work, u8 *block) {
+    using P = Part<keys>;
+    const Exponents e = meta8_exponents(work);
+    for (int n = threadIdx.x; n < P::COUNT; n += THREADS) {
+        const int group = n / (P::BY_TOKEN ? PAGE : D), token = n % PAGE, channel = n % D, at = P::BY_TOKEN ? token * P::GROUPS + group : n;
+        const bool boosted = keys && KEY_BOOSTED > 0 && !P::BY_TOKEN && work->boosted[channel];
+        const float most = boosted ? largest_code(KEY_BOOST_BITS) : largest_code(P::BITS);
+        u32 scale, zero;
+        const u32 pair = pack_meta8(work->pair[at], most, e, scale, zero);
+        work->pair[at] = pair, work->quantiser[at] = quantiser_of(pair, most);
+        if constexpr (P::BY_TOKEN) {
+            const int t = token % 32;
+            ((u16 *)(block + P::TILES + token / 32 * P::TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = (u16)(scale | zero << 8);
+        } else {
+            u8 *scales = block + (keys ? KEY_META : VALUE_META) + group * 2 * D;
+            scales[channel] = (u8)scale, scales[D + channel] = (u8)zero;
+        }
+    }
+}
+
+//@ end
 template <int count, class Element> __device__ __forceinline__ u32 plain_pair(float most, bool &over, const Element &element) {
     float low = element(0), high = low;
     for (int i = 1; i < count; i++) low = fminf(low, element(i)), high = fmaxf(high, element(i));
@@ -25,6 +69,9 @@ template <bool keys> __device__ __forceinline__ void any_pairs(Work *work, u8 *b
     using P = Part<keys>;
     constexpr int LANES = P::RANGE ? RANGE_LANES : 1, STRIDE = P::BY_TOKEN ? 1 : ROW;
     u32 largest = 0;
+//@ if KEY_META8 + VALUE_META8 > 0 then
+    u32 largest_zero = 0;
+//@ end
     int overflows = 0;
     for (int i = threadIdx.x; i < P::COUNT * LANES; i += THREADS) {
         const int part = i % LANES, n = i / LANES, group = n / (P::BY_TOKEN ? PAGE : D), token = n % PAGE, channel = n % D;
@@ -40,6 +87,12 @@ template <bool keys> __device__ __forceinline__ void any_pairs(Work *work, u8 *b
         const int at = P::BY_TOKEN ? token * P::GROUPS + group : n;
         work->pair[at] = pair, work->quantiser[at] = quantiser_of(pair, most);
         overflows += over, largest = max(largest, pair & 0xffff);
+//@ if KEY_META8 + VALUE_META8 > 0 then
+        if (P::SMALL) {
+            largest_zero = max(largest_zero, pair >> 16 & 0x7fff);
+            continue;
+        }
+//@ end
         if constexpr (P::BY_TOKEN) {
             const int t = token % 32;
             ((u32 *)(block + P::TILES + token / 32 * P::TILE_BYTES))[group * 32 + (t & 7) * 4 + (t >> 3)] = pair;
@@ -49,6 +102,13 @@ template <bool keys> __device__ __forceinline__ void any_pairs(Work *work, u8 *b
         }
     }
     note_scales(work, largest, overflows);
+//@ if KEY_META8 + VALUE_META8 > 0 then
+    if constexpr (P::SMALL) { // the page's exponents are known behind a barrier
+        if (largest_zero) atomicMax(&work->largest_zero, largest_zero);
+        __syncthreads();
+        small_pairs<keys>(work, block);
+    }
+//@ end
 }
 
 template <bool keys> __device__ __forceinline__ u32 any_code(const Work *work, int token, int channel) {

@@ -16,7 +16,16 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
     const float unit = power_of_two(P_EXPONENT), back = power_of_two(24 - P_EXPONENT);
 #pragma unroll
     for (int t0 = 0; t0 < HELD; t0 += SPAN) {
+//@ if VALUE_META8 == 1 then
+        const u8 *scales = tiles + TILES * VALUE_TILE_BYTES + (first + t0) * 32 / VALUE_GROUP * 2 * D, *zeros = scales + D;
+        const Exponents e8 = exponents_of(tiles - TILES * KEY_TILE_BYTES - KEY_TILES, false); // the stage begins with the header
+        auto scale_at = [&](int channel) { return meta8_value(scales[channel], e8.scale); };
+        auto zero_at = [&](int channel) { return meta8_value(zeros[channel], e8.zero); };
+//@ else
         const u16 *scales = (const u16 *)(tiles + TILES * VALUE_TILE_BYTES) + (first + t0) * 32 / VALUE_GROUP * 2 * D, *zeros = scales + D;
+        auto scale_at = [&](int channel) { return half_to_float(scales[channel]); };
+        auto zero_at = [&](int channel) { return half_to_float(zeros[channel]); };
+//@ end
         float sum0[HALVES], sum1[HALVES]; // of probabilities, then over the lanes of a column
         u32 b[HALVES][4 * SPAN];
 #pragma unroll
@@ -68,8 +77,8 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const int channel = channel_of(i0 + i, g), channel8 = channel_of(i0 + i, g + 8);
-                    const float scale = half_to_float(scales[channel]) * weight, scale8 = half_to_float(scales[channel8]) * (weight * 0.25f);
-                    const float zero = half_to_float(zeros[channel]), zero8 = half_to_float(zeros[channel8]);
+                    const float scale = scale_at(channel) * weight, scale8 = scale_at(channel8) * (weight * 0.25f);
+                    const float zero = zero_at(channel), zero8 = zero_at(channel8);
 #pragma unroll
                     for (int h = 0; h < HALVES; h++) {
                         float(&out)[4] = state[h].out[i0 + i];

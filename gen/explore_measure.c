@@ -313,6 +313,16 @@ static int read_boosted(measurement *m, int layer, int head, unsigned char boost
     return KG_OK;
 }
 
+// The codes of a part whose groups run along channels.
+static void count_tokens(measurement *m, kt_part part, int group, int bits, int codes)
+{
+    const kt_format *f = &m->format;
+    const int end = f->sink + kt_sealed(f, part, m->bed->tokens) * f->page;
+    for (int t = f->sink; t < end; t++)
+        for (int c = 0; c < f->head_dim; c += group)
+            count_codes(m->scratch.parts[part] + (long)t * f->head_dim + c, group, 1, bits, m->explored->codes[codes]);
+}
+
 // The codes and boosted channels of one head's sealed pages, from the tokens in the scratch; those of rotated ones are not to be seen there.
 static int look_at_pages(measurement *m, int layer, int head)
 {
@@ -324,15 +334,19 @@ static int look_at_pages(measurement *m, int layer, int head)
         KG_TRY(read_boosted(m, layer, head, boosted, page));
         for (int c = 0; c < d; c++) {
             share[c] += boosted[c] / (double)pages;
-            for (int t = 0; t < f->page && !f->key_rotation; t += f->key_group)
+            for (int t = 0; t < f->page && !f->key_rotation && !f->key_along; t += f->key_group)
                 count_codes(m->scratch.parts[KT_KEY] + (long)(f->sink + page * f->page + t) * d + c, f->key_group, d,
                             boosted[c] ? f->key_boost_bits : f->key_bits, m->explored->codes[boosted[c] ? KG_CODES_BOOSTED : KG_CODES_KEY]);
         }
     }
+    if (f->key_bits < 16 && f->key_along && !f->key_rotation)
+        count_tokens(m, KT_KEY, f->key_group, f->key_bits, KG_CODES_KEY);
+    if (f->value_bits < 16 && !f->value_along && !f->value_rotation)
+        count_tokens(m, KT_VALUE, f->value_group, f->value_bits, KG_CODES_VALUE);
     const int end = f->sink + kt_sealed(f, KT_VALUE, m->bed->tokens) * f->page;
-    for (int t = f->sink; t < end && f->value_bits < 16 && !f->value_rotation; t++)
-        for (int c = 0; c < d; c += f->value_group)
-            count_codes(m->scratch.parts[KT_VALUE] + (long)t * d + c, f->value_group, 1, f->value_bits, m->explored->codes[KG_CODES_VALUE]);
+    for (int t = f->sink; t < end && f->value_bits < 16 && f->value_along && !f->value_rotation; t += f->value_group)
+        for (int c = 0; c < d; c++)
+            count_codes(m->scratch.parts[KT_VALUE] + (long)t * d + c, f->value_group, d, f->value_bits, m->explored->codes[KG_CODES_VALUE]);
     return KG_OK;
 }
 

@@ -9,7 +9,7 @@
 // A stretch of bytes, `count` times, `stride` apart. Stretches ascend by offset; those of one stride follow each other within it.
 typedef struct {
     int offset, size, count, stride;
-    char what[160];
+    char what[320];
 } kg_region;
 
 enum { KG_REGIONS = 96 };

@@ -27,11 +27,11 @@ static void add(list *l, int offset, int size, const char *format, ...)
     va_end(arguments);
 }
 
-// Rows of a matrix of 2-bit codes that come from one place.
+// Rows of a matrix of 2-bit codes that come from one place, or pairs of rows of 1-bit codes.
 typedef struct {
-    int first, count, bit; // bit: the lower of the two
-    const char *what;      // "channels"
-    int from;              // the first row's place in it
+    int first, count, bit, bits; // bit: the lower of 2, or the one of 1
+    const char *what;            // "channels"; null: zeros
+    int channels;                // in all
 } rows;
 
 // Describes rows [first, end) of `parts`.
@@ -43,13 +43,50 @@ static void describe(const rows *parts, int count, int first, int end, char *tex
         const int low = first > p->first ? first : p->first, high = end < p->first + p->count ? end : p->first + p->count;
         if (low >= high)
             continue;
+        const int each = p->bits == 1 ? 2 : 1, from = (low - p->first) * each, to = (high - p->first) * each;
         length += (size_t)snprintf(text + length, length < size ? size - length : 0, "%s", length ? "; " : "");
-        if (p->what)
-            length += (size_t)snprintf(text + length, length < size ? size - length : 0, "bits %d and %d of %s %d to %d", p->bit, p->bit + 1, p->what,
-                                       p->from + low - p->first, p->from + high - p->first - 1);
-        else
+        if (!p->what)
             length += (size_t)snprintf(text + length, length < size ? size - length : 0, "%d rows of zeros", high - low);
+        else if (p->bits == 1)
+            length += (size_t)snprintf(text + length, length < size ? size - length : 0, "bit %d of %s %d to %d", p->bit, p->what, from,
+                                       (to < p->channels ? to : p->channels) - 1);
+        else
+            length += (size_t)snprintf(text + length, length < size ? size - length : 0, "bits %d and %d of %s %d to %d", p->bit, p->bit + 1, p->what,
+                                       from, to - 1);
     }
+}
+
+// The planes of bits [bit, end) of so many channels from `row` on: of 2 bits each, then of 1. Returns the row behind, a multiple of 16.
+static int add_planes(rows *parts, int *count, int row, int bit, int end, int channels, const char *what)
+{
+    for (; bit + 2 <= end; bit += 2, row += channels)
+        parts[(*count)++] = (rows){row, channels, bit, 2, what, channels};
+    if (row % 16) {
+        parts[(*count)++] = (rows){row, 16 - row % 16, 0, 0, 0, 0};
+        row += 16 - row % 16;
+    }
+    if (bit < end && channels) {
+        const int pairs = (channels + 31) / 32 * 16;
+        parts[(*count)++] = (rows){row, pairs, bit, 1, what, channels};
+        row += pairs;
+    }
+    return row;
+}
+
+// (scale, zero) pairs at the head of a tile.
+static void add_pairs(list *l, int offset, int groups, int group)
+{
+    for (int g = 0; g < groups; g++)
+        add(l, offset + g * TILE * 4, TILE * 4, "fp16 (scale, zero) of the tile's 32 tokens, channels %d to %d", g * group, (g + 1) * group - 1);
+}
+
+// Scales and zeros by channel.
+static void add_scales(list *l, const kt_format *f, int offset, int group)
+{
+    for (int g = 0; g < f->page / group; g++)
+        for (int zero = 0; zero < 2; zero++)
+            add(l, offset + (2 * g + zero) * 2 * f->head_dim, 2 * f->head_dim, "fp16 %s of channels 0 to %d, tokens %d to %d",
+                zero ? "zeros" : "scales", f->head_dim - 1, g * group, (g + 1) * group - 1);
 }
 
 // Words of 16 rows each, by fours, then a pair, then one: what lies together in a lane's vector.
@@ -57,7 +94,7 @@ static void add_words(list *l, int offset, int words, const rows *parts, int par
 {
     for (int w = 0; w < words;) {
         const int left = words - w, width = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        char text[120];
+        char text[256];
         describe(parts, part_count, 16 * w, 16 * (w + width), text, sizeof text);
         add(l, offset + w * WORD, width * WORD, "%d bytes of each lane: %s", 4 * width, text);
         w += width;
@@ -74,14 +111,13 @@ static void add_key_tiles(list *l, const kt_format *f)
                 f->dtype == KT_BF16 ? "bf16" : "fp16");
         return;
     }
-    rows parts[10];
-    int count = 0, row = 0;
-    for (int bit = 0; bit < f->key_bits; bit += 2, row += f->head_dim)
-        parts[count++] = (rows){row, f->head_dim, bit, "channels", 0};
-    for (int bit = f->key_bits; bit < f->key_boost_bits; bit += 2, row += f->key_boosted)
-        parts[count++] = (rows){row, f->key_boosted, bit, "boosted channels", 0};
-    parts[count++] = (rows){row, f->key_rows - row, 0, 0, 0};
-    add_words(l, f->key_tiles, f->key_rows / 16, parts, count);
+    if (f->key_along)
+        add_pairs(l, f->key_tiles, f->head_dim / f->key_group, f->key_group);
+    rows parts[12];
+    int count = 0;
+    const int row = add_planes(parts, &count, 0, 0, f->key_bits, f->head_dim, "channels");
+    add_planes(parts, &count, row, f->key_bits, f->key_boost_bits, f->key_boosted, "boosted channels");
+    add_words(l, f->key_tiles + f->key_meta_bytes, f->key_rows / 16, parts, count);
 }
 
 static void add_value_tiles(list *l, const kt_format *f)
@@ -92,14 +128,15 @@ static void add_value_tiles(list *l, const kt_format *f)
         add(l, f->value_tiles, f->value_tile_bytes, "values of the tile's 32 tokens, %s", f->dtype == KT_BF16 ? "bf16" : "fp16");
         return;
     }
-    for (int g = 0; g < f->head_dim / f->value_group; g++)
-        add(l, f->value_tiles + g * TILE * 4, TILE * 4, "fp16 (scale, zero) of the tile's 32 tokens, channels %d to %d", g * f->value_group,
-            (g + 1) * f->value_group - 1);
-    rows parts[4];
+    if (!f->value_along)
+        add_pairs(l, f->value_tiles, f->head_dim / f->value_group, f->value_group);
+    rows parts[6];
     int count = 0;
-    for (int bit = 0; bit < f->value_bits; bit += 2, count++)
-        parts[count] = (rows){count * f->head_dim, f->head_dim, bit, "channels", 0};
-    add_words(l, f->value_tiles + f->value_meta_bytes, count * f->head_dim / 16, parts, count);
+    const int end = add_planes(parts, &count, 0, 0, f->value_bits, f->head_dim, "channels");
+    add_words(l, f->value_tiles + f->value_meta_bytes, end / 16, parts, count);
+    l->tiles = 1, l->tile_bytes = 0;
+    if (f->value_along)
+        add_scales(l, f, f->value_meta, f->value_group);
 }
 
 int kg_page_regions(const kt_format *f, kg_region regions[KG_REGIONS])
@@ -111,11 +148,8 @@ int kg_page_regions(const kt_format *f, kg_region regions[KG_REGIONS])
         add(&l, KT_HEADER_KEY_EXPONENT + 2 * p, 1, "exponent of the %s: the smallest e with every scale <= 2^e", parts[p]);
     }
     add(&l, KT_HEADER_VALUE_EXPONENT + 1, KT_HEADER_BYTES - KT_HEADER_VALUE_EXPONENT - 1, "zero");
-    const int groups = f->key_bits < 16 ? f->page / f->key_group : 0;
-    for (int g = 0; g < groups; g++)
-        for (int zero = 0; zero < 2; zero++)
-            add(&l, f->key_meta + (2 * g + zero) * 2 * f->head_dim, 2 * f->head_dim, "fp16 %s of channels 0 to %d, tokens %d to %d",
-                zero ? "zeros" : "scales", f->head_dim - 1, g * f->key_group, (g + 1) * f->key_group - 1);
+    if (f->key_bits < 16 && !f->key_along)
+        add_scales(&l, f, f->key_meta, f->key_group);
     add(&l, f->key_index, f->key_boosted, "boosted channels, ascending");
     add(&l, f->key_index + f->key_boosted, f->key_tiles - f->key_index - f->key_boosted, "zero, up to a line of 128 bytes");
     add_key_tiles(&l, f);

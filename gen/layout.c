@@ -90,9 +90,10 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
     return 0;
 }
 
-void kg_attend_passes(int group_heads, int *passes, int *columns)
+void kg_attend_passes(int group_heads, int head_dim, int *passes, int *columns)
 {
-    *passes = (group_heads + 7) / 8;
+    const int most = head_dim <= 128 ? 16 : 8; // for whose outputs there are registers
+    *passes = (group_heads + most - 1) / most;
     *columns = (group_heads + *passes - 1) / *passes;
 }
 
@@ -100,7 +101,7 @@ bool kg_attend_fit(const kt_format *f, int warps, int stages, int tiles, int blo
 {
     const int barriers = 128, tiles_of_page = f->page / TILE;
     *c = (kg_attend_config){.warps = warps, .stages = stages, .tiles = tiles, .blocks = blocks};
-    kg_attend_passes(f->group_heads, &c->passes, &c->columns);
+    kg_attend_passes(f->group_heads, f->head_dim, &c->passes, &c->columns);
     if (tiles > tiles_of_page || tiles_of_page % tiles || warps * stages * 8 > barriers)
         return false;
     // Per stage: header, key meta and index, then whole key and value tiles, then what the values' groups have of meta.
@@ -109,7 +110,12 @@ bool kg_attend_fit(const kt_format *f, int warps, int stages, int tiles, int blo
     // After the last page the stages are reused for each warp's partial result: head_dim outputs (the rows
     // padded by four), maximum and sum.
     const int64_t partial = (int64_t)warps * c->columns * (f->head_dim + 6) * 4;
-    const int query = round_up(f->head_dim * c->columns * 2, 128);
+    // Up to 4 columns in natural order only; more, in eights, as an operand too; of two eights also each warp's bytes of q' for 32 rows
+    // of keys at a time.
+    const int eights = (c->columns + 7) / 8, more = f->key_boost_bits - f->key_bits;
+    const int steps = f->head_dim / 32 + (words(f->key_boosted, more / 2 * 2) + 1) / 2 + words(f->key_boosted, more % 2);
+    const int query = (c->columns <= 4 ? round_up(f->head_dim * c->columns * 2, 128) : eights * f->head_dim * 32) +
+                      (eights > 1 && f->key_bits != 16 && !f->key_along ? warps * eights * steps * 512 : 0);
     const int64_t buffers = warps * stages * stage, most = buffers > partial ? buffers : partial;
     if (most > limit)
         return false;
@@ -145,8 +151,8 @@ void kg_attend_rules(const kt_format *f, kg_attend_plan *plan)
     enum { LONE = sizeof lone / sizeof *lone };
     *plan = (kg_attend_plan){0};
     add_first(f, lone, LONE, KG_LARGE_SHARED, 1, 2, 64 * 1024 / f->page, plan);
-    // Small pages: more warps keep as many bytes under way.
-    if (f->head_dim > 96 || !add_first(f, many, 1, KG_LARGE_SHARED, 3, 0, 0, plan))
+    // Small pages: more warps keep as many bytes under way, where there are registers for them.
+    if (f->head_dim > 96 || f->group_heads > 8 || !add_first(f, many, 1, KG_LARGE_SHARED, 3, 0, 0, plan))
         add_first(f, many, MANY, KG_LARGE_SHARED, 2, 0, 0, plan);
     kg_attend_small(f, plan);
 }

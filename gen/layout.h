@@ -40,8 +40,8 @@ typedef struct {
 // Null, or why the (valid) spec has no layout; static text.
 const char *kg_layout(const kg_spec *spec, kt_format *format);
 
-// Passes over a KV head's pages, at most eight query heads each, and the most query heads of one.
-void kg_attend_passes(int group_heads, int *passes, int *columns);
+// Passes over a KV head's pages, at most 16 query heads each (8 where head_dim > 128), and the most query heads of one.
+void kg_attend_passes(int group_heads, int head_dim, int *passes, int *columns);
 // Fills *config; false if the kernel cannot be: tiles that do not divide a page, more copies than barriers, or blocks that do not fit
 // a multiprocessor whose blocks may have `limit` bytes each.
 bool kg_attend_fit(const kt_format *format, int warps, int stages, int tiles, int blocks, int limit, kg_attend_config *config);

@@ -43,8 +43,8 @@ void kg_tuned_free(kg_tuned *table);
 kg_tuned_set kg_tuned_set_for(const kt_format *format, int kv_heads);
 // The set of just this format and number of KV heads, or null.
 kg_tuned_set *kg_tuned_find(const kg_tuned *table, const kt_format *format, int kv_heads);
-// The set that a format goes by: its own; else, of those with the same head_dim, page and passes, the same side of four query heads
-// a pass, and blocks between 4/5 and 5/4 as large, the nearest in size, then in query heads, then in KV heads, then the first; else null.
+// The set that a format goes by: its own; else, of those with the same head_dim, page and passes, the same sides of four and
+// eight query heads a pass, and blocks between 4/5 and 5/4 as large, the nearest in size, then in query heads, then in KV heads, then the first; else null.
 kg_tuned_set *kg_tuned_nearest(const kg_tuned *table, const kt_format *format, int kv_heads);
 // Puts a set in its place, instead of one that is for the same.
 int kg_tuned_put(kg_tuned *table, const kg_tuned_set *set, char *error);

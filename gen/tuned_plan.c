@@ -30,9 +30,9 @@ kg_tuned_set *kg_tuned_find(const kg_tuned *table, const kt_format *f, int kv_he
 static bool alike(const kg_tuned_set *set, const kt_format *f)
 {
     int passes, columns, set_passes, set_columns;
-    kg_attend_passes(f->group_heads, &passes, &columns);
-    kg_attend_passes(set->group_heads, &set_passes, &set_columns);
-    return set->head_dim == f->head_dim && set->page == f->page && passes == set_passes && (columns <= 4) == (set_columns <= 4) &&
+    kg_attend_passes(f->group_heads, f->head_dim, &passes, &columns);
+    kg_attend_passes(set->group_heads, set->head_dim, &set_passes, &set_columns);
+    return set->head_dim == f->head_dim && set->page == f->page && passes == set_passes && (columns <= 4) == (set_columns <= 4) && (columns <= 8) == (set_columns <= 8) &&
            4LL * set->block_bytes <= 5LL * f->block_bytes && 4LL * f->block_bytes <= 5LL * set->block_bytes;
 }
 

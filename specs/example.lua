@@ -24,10 +24,13 @@ return kitty {
         bits = 2,
         group = "page", -- tokens of a page that share a channel's scale and zero; or 32, 64, 128
         window = 0,     -- newest tokens kept exact, on top of the unfinished page
+        along = "tokens",   -- a channel has scales of its own; "channels": a token has
+        range = "extremes", -- a group's codes span it whole; "least_squares": the part of it with the least error
+        rotation = "none",  -- or "hadamard", or "matrix" with a calibration
         boost = {       -- the channels that score highest in a page get more bits; boost = false: none
             bits = 4,
             fraction = 0.25,
-            score = "magnitude", -- or "variance", "range", "random" with a seed
+            score = "magnitude", -- or "variance", "range", "random" with a seed, "static" with a calibration
         },
     },
 

@@ -17,12 +17,14 @@
 // the last block to arrive merges all of them in split order.
 //
 // Matrix products have tokens (for q k^T) or channels (for the output) as rows and query heads as columns. Lane = 4 g + c.
-// q' = q * scale is a pair of halves, high and low, exact to 2^-22. Where a pass has at most 4 heads (PAIR), columns 4..7 carry the
-// low halves of columns 0..3 in q k^T, and other tokens of the same heads in the output: no column is idle. Otherwise the low half
-// takes a second product.
+// A product has 8 columns. Where a pass has at most 4 heads (PAIR), q' = q * scale is a pair of halves, high and low, exact to 2^-22:
+// columns 4..7 carry the low halves of columns 0..3 in q k^T, and other tokens of the same heads in the output, so that no column is
+// idle. Otherwise a pass takes one or two products of 8 heads (HALVES) with the same codes, and sealed keys meet q' as two signed
+// bytes (m16n8k32): half as many products, and half as many registers, as a pair of halves.
 constexpr int D = HEAD_DIM;
 constexpr int KD = D / 16;                 // groups of 16 channels
 constexpr bool PAIR = COLUMNS <= 4;
+constexpr int HALVES = (COLUMNS + 7) / 8;  // products of 8 columns
 constexpr int HEAD_MASK = PAIR ? 3 : 7;
 constexpr int PAGE_TILES = PAGE / 32;
 constexpr int PAGE_CHUNKS = PAGE_TILES / TILES;
@@ -37,7 +39,8 @@ constexpr int KEY_WORDS = KEY_TILE_BYTES / 128;
 //@ if key_halves then
 constexpr int BASE_WORDS = KEY_PLANES * KD + KEY_BITS % 2 * KD / 2;            // planes of all channels, the last of 1 bit in KD / 2 words
 constexpr int EXTRA_WORDS = (KEY_EXTRA * KEY_BOOSTED + 15) / 16;               // further 2-bit planes of the boosted ones, then a 1-bit one
-constexpr int BOOST_TILES = EXTRA_WORDS + (KEY_BOOST_BITS - KEY_BITS) % 2 * ((KEY_BOOSTED + 31) / 32 * 2);
+constexpr int EXTRA_TILES = PAIR ? EXTRA_WORDS : (EXTRA_WORDS + 1) / 2 * 2;    // of q', where bytes of two words side by side
+constexpr int BOOST_TILES = EXTRA_TILES + (KEY_BOOST_BITS - KEY_BITS) % 2 * ((KEY_BOOSTED + 31) / 32 * 2);
 //@ elseif not key_by_token then
 constexpr int BOOST_TILES = KEY_BITS == 16 ? 0 : KEY_ROWS / 16 - KEY_PLANES * KD;
 //@ end
@@ -59,12 +62,13 @@ constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYT
 //@ else
 constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES);
 //@ end
-constexpr int QUERY_BYTES = (D * COLUMNS * 2 + 127) / 128 * 128;
-constexpr bool VALUES_AHEAD = D <= 128;    // exact values are loaded with their keys, where there are registers for both
+constexpr bool VALUES_AHEAD = D * HALVES <= 128; // exact values are loaded with their keys, where there are registers for both
 constexpr int BARRIER_BYTES = 128;
 constexpr int OUT_STRIDE = D + 4;          // floats of a warp's result, off the bank stride
 constexpr float LOG2E = 1.4426950408889634f;
-constexpr int GROUPS = PAIR ? TILES : 2 * TILES; // of 16 tokens of a sealed chunk whose logits a lane holds
+// Tiles whose logits are held at once: where there are two products, as many as registers allow.
+constexpr int HELD = HALVES == 1 || TILES == 1 ? TILES : KEY_BITS > 2 && KEY_BITS < 16 ? 1 : 2;
+constexpr int GROUPS = PAIR ? HELD : 2 * HELD; // of 16 tokens whose logits a lane holds
 // q' is at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products with codes, which
 // are subnormal halves, are off by 2^-24. Probabilities likewise.
 //@ if key_halves then
@@ -72,6 +76,14 @@ constexpr int Q_EXPONENT = 8;
 //@ else
 constexpr int Q_EXPONENT = 9;
 //@ end
+//@ if not key_by_token then
+constexpr int DIGIT = 254; // the low byte of q' is in units of 1 / DIGIT of the high byte, so that halves of these are at most 127
+constexpr int KEY_PAIRS = (KD + BOOST_TILES + 1) / 2; // of words that meet q' as bytes; planes of all channels meet the same q'
+constexpr int DIGIT_BYTES = HALVES > 1 && KEY_BITS != 16 ? KEY_PAIRS * HALVES * 512 : 0; // of a warp, where registers cannot hold them
+//@ else
+constexpr int DIGIT_BYTES = 0;
+//@ end
+constexpr int QUERY_BYTES = PAIR ? (D * COLUMNS * 2 + 127) / 128 * 128 : D * HALVES * 32 + WARPS * DIGIT_BYTES;
 //@ if value_by_channel then
 constexpr int P_EXPONENT = 15;
 //@ elseif value_halves then
@@ -84,16 +96,23 @@ static_assert(WARPS * STAGES * 8 <= BARRIER_BYTES, "barriers fit");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * STAGES * STAGE_BYTES <= SHARED_BYTES, "stages fit");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * COLUMNS * (OUT_STRIDE + 2) * 4 <= SHARED_BYTES, "partial results fit");
 
-// What a lane knows of the query: the column g, channels as channel_of orders them.
+// What a lane knows of the query: column g of each product, channels as channel_of orders them.
 struct Query {
-    u32 pair[2 * KD];   // element pairs in DTYPE: [2 k + j] channels channel_of(k, 2 c + 8 j) and the next
-    u32 half[2 * KD];   // the same in fp16, times 2^(Q_EXPONENT - e) with every |q| of the column's head <= 2^e
-    float back0, back1; // scale * log2(e) * 2^(e - Q_EXPONENT) of the heads of columns 2 c and 2 c + 1
-    float scale;        // scale * log2(e)
-    const u16 *all;     // `half` of all channels, shared [D, COLUMNS]
+    u32 pair[HALVES][2 * KD];            // element pairs in DTYPE: [2 k + j] channels channel_of(k, 2 c + 8 j) and the next
+    u32 half[PAIR ? 2 * KD : 1];         // the same in fp16, times 2^(Q_EXPONENT - e) with every |q| of the column's head <= 2^e
+    const uint4 *halves;                 // unless PAIR: that, shared [D / 32, HALVES, 32 lanes]
+    const u16 *all;                      // that of all channels, shared [D, COLUMNS]; unless PAIR [D, 8, HALVES]
+    float back[HALVES];                  // scale * log2(e) * 2^(e - Q_EXPONENT) of the column's head
+    float scale;                         // scale * log2(e)
+
+    // half[4 k ... 4 k + 3] of product h.
+    __device__ __forceinline__ uint4 four(int h, int k, int lane) const {
+        if constexpr (PAIR) return make_uint4(half[4 * k], half[4 * k + 1], half[4 * k + 2], half[4 * k + 3]);
+        else return halves[(k * HALVES + h) * 32 + lane];
+    }
 };
 
-// Running softmax of a warp. Heads of columns 2 c (0) and 2 c + 1 (1); rows of `out` are channels channel_of(i, g + 8 half).
+// Running softmax of a warp, per product. Heads of columns 2 c (0) and 2 c + 1 (1); rows of `out` are channels channel_of(i, g + 8 half).
 struct State {
     float out[KD][4];
     float max0, max1;   // of logits in units of log2
@@ -115,7 +134,7 @@ __device__ __forceinline__ u32 pack_element_part(float x, float y, bool low_part
 }
 
 // Words of a lane out of a tile of `words` per lane, read in ascending order and as vectors of four; w must be a constant after
-// unrolling, `first` true for the first word read.
+// unrolling, `first` true for the first word read and wherever the order starts anew.
 template <int words> struct Words {
     const u32 *base;
     int lane;
@@ -139,9 +158,13 @@ template <int words> struct Words {
     }
 };
 
-// One word's codes as subnormal halves, times the weights 1, 4, 16, 64 of their bit positions; `shift` 8 for the second product.
-__device__ __forceinline__ void mma_codes(float (&c)[4], u32 word, u32 b0, u32 b1) {
-    mma_half(c, word & 0x00030003u, word & 0x000c000cu, word & 0x00300030u, word & 0x00c000c0u, b0, b1);
+// One word's codes as subnormal halves, times the weights 1, 4, 16, 64 of their bit positions, times product h's b[h][at], b[h][at + 1];
+// `word` is shifted by 8 for the second group of 16.
+template <int count, int most>
+__device__ __forceinline__ void mma_codes(float (&c)[HALVES][count][4], int to, u32 word, const u32 (&b)[HALVES][most], int at) {
+#pragma unroll
+    for (int h = 0; h < HALVES; h++)
+        mma_half(c[h][to], word & 0x00030003u, word & 0x000c000cu, word & 0x00300030u, word & 0x00c000c0u, b[h][at], b[h][at + 1]);
 }
 
 // ---- keys ----
@@ -155,74 +178,170 @@ __device__ __forceinline__ void mma_codes(float (&c)[4], u32 word, u32 b0, u32 b
 //@ else
 // q' = q * scale for one group of a sealed key page, as the B operand, and the zeros' share of the logits.
 struct KeyOperand {
-    u32 high[2 * (KD + BOOST_TILES)];          // PAIR: the low half in columns 4..7
-    u32 low[PAIR ? 1 : 2 * (KD + BOOST_TILES)];
-    float zero0, zero1; // q . zero in units of log2, for the heads of columns 2 c and 2 c + 1
-    int exponent;       // what q' was divided by, as a power of two
+    u32 high[HALVES][PAIR ? 2 * (KD + BOOST_TILES) : 1]; // PAIR: the low half in columns 4..7
+    // Otherwise bytes, of words 2 i and 2 i + 1: x, y high and z, w low ones of rows 2 c and 2 c + 8.
+    uint4 digits[PAIR || HALVES > 1 ? 1 : KEY_PAIRS];
+    uint4 *stored;                                       // the warp's [KEY_PAIRS, HALVES, 32 lanes], shared, where there are two products
+    float factor0[HALVES], factor1[HALVES];              // of the products with codes, to logits in units of log2, columns 2 c and 2 c + 1
+    float zero0[HALVES], zero1[HALVES];                  // q . zero in units of log2
 
-    // The product of two pairs of halves, and what its rounding left over, exact.
+    __device__ __forceinline__ uint4 digits_of(int i, int h, int lane) const {
+        if constexpr (HALVES > 1) return stored[(i * HALVES + h) * 32 + lane];
+        else return digits[i];
+    }
+
+    // The product of two pairs of halves; in columns 4..7 what its rounding left over, exact.
     __device__ __forceinline__ void put(int at, u32 q, u32 scale, u32 low_mask) {
         const u32 product = half2_multiply(q, scale);
-        if (PAIR) {
-            high[at] = half2_multiply_add(q, scale, (product ^ 0x80008000u) & low_mask);
-        } else {
-            high[at] = product;
-            low[at] = half2_multiply_add(q, scale, product ^ 0x80008000u);
+        high[0][at] = half2_multiply_add(q, scale, (product ^ 0x80008000u) & low_mask);
+    }
+
+    // The boosted channels' rows 2 c + 8 j and the next of their k-th tile: q of the lane's columns, scales, and the weights of their
+    // planes times `unit`.
+    __device__ __forceinline__ static void gather(u32 (&q)[HALVES], u32 &scale, u32 &weight, const Query &query, const u8 *block,
+                                                  const u16 *scales, int k, int j, float unit, int lane) {
+        const int g = lane >> 2, head = g & HEAD_MASK;
+        u32 both[2], two[2];
+        float times[2];
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+//@ if key_halves then
+            const bool half = k >= EXTRA_TILES;
+            const int row = (half ? k - EXTRA_TILES : k) * 16 + 2 * (lane & 3) + 8 * j + e, plane = half ? KEY_EXTRA : row / BOOST_LIST;
+            const bool real = row < (half ? KEY_BOOSTED : KEY_EXTRA * KEY_BOOSTED) && head < COLUMNS;
+            const int channel = real ? block[KEY_INDEX + (half ? row : row - plane * BOOST_LIST)] : 0;
+            times[e] = real ? (float)(1 << (KEY_BITS + 2 * plane)) * unit : 0;
+//@ else
+            const int row = k * 16 + 2 * (lane & 3) + 8 * j + e, plane = row / BOOST_LIST;
+            const bool real = row < KEY_EXTRA * KEY_BOOSTED && head < COLUMNS;
+            const int channel = real ? block[KEY_INDEX + row - plane * BOOST_LIST] : 0;
+            times[e] = real ? (float)(1 << (KEY_BITS + 2 * (KEY_EXTRA > 1 ? plane : 0))) * unit : 0;
+//@ end
+            if constexpr (HALVES == 2) both[e] = real ? *(const u32 *)(query.all + (channel * 8 + g) * 2) : 0;
+            else both[e] = real ? query.all[channel * (PAIR ? COLUMNS : 8) + head] : 0;
+            two[e] = scales[channel];
+        }
+#pragma unroll
+        for (int h = 0; h < HALVES; h++) q[h] = __byte_perm(both[0], both[1], h ? 0x7632 : 0x5410);
+        scale = two[0] | two[1] << 16, weight = pack_half(times[0], times[1]);
+    }
+
+    __device__ __forceinline__ void build_pairs(const Query &query, const u8 *block, const u16 *scales, int lane) {
+        const int c = lane & 3;
+        const u32 low_mask = lane >= 16 ? ~0u : 0u;
+        // Scales become at most 1, unless all are tiny: then a quarter of what a half can hold. Columns 8..15 of a product meet codes
+        // times 16.
+        const int exponent = max((int)(signed char)block[KT_HEADER_KEY_EXPONENT], -8);
+        const float unit = power_of_two(-exponent);
+        const u32 even = pack_half(unit, unit), odd = pack_half(unit * 0.0625f, unit * 0.0625f);
+#pragma unroll
+        for (int k = 0; k < D / 32; k++) {
+            const uint4 m = *(const uint4 *)(scales + k * 32 + c * 8), q = query.four(0, k, lane);
+            put(4 * k, q.x, half2_multiply(m.x, even), low_mask);
+            put(4 * k + 1, q.y, half2_multiply(m.y, odd), low_mask);
+            put(4 * k + 2, q.z, half2_multiply(m.z, even), low_mask);
+            put(4 * k + 3, q.w, half2_multiply(m.w, odd), low_mask);
+        }
+#pragma unroll
+        for (int k = 0; k < 2 * BOOST_TILES; k++) {
+            u32 q[HALVES], scale, weight;
+            gather(q, scale, weight, query, block, scales, k / 2, k & 1, k & 1 ? unit * 0.0625f : unit, lane);
+            put(2 * KD + k, q[0], half2_multiply(scale, weight), low_mask);
+        }
+        factor0[0] = factor1[0] = power_of_two(exponent + 24);
+    }
+
+    // A column's q' becomes high + low / DIGIT, two bytes, times a power of two that its largest |q'| allows: within 2^-14 of that.
+    __device__ __forceinline__ void build_digits(const Query &query, const u8 *block, const u16 *scales, int lane) {
+        constexpr int COUNT = 2 * (KD + BOOST_TILES);
+        constexpr u32 ROUND = 0x66006600u; // 1536: a half near it is an integer, its low byte two's complement
+        const int c = lane & 3, exponent = max((int)(signed char)block[KT_HEADER_KEY_EXPONENT], -15);
+        const float unit = power_of_two(-exponent);
+        const u32 units = pack_half(unit, unit);
+        u32 q[HALVES][4 * KEY_PAIRS], scale[4 * KEY_PAIRS]; // scales at most 1, times the weights of higher planes
+        q[0][4 * KEY_PAIRS - 2] = q[0][4 * KEY_PAIRS - 1] = q[HALVES - 1][4 * KEY_PAIRS - 2] = q[HALVES - 1][4 * KEY_PAIRS - 1] = 0;
+        scale[4 * KEY_PAIRS - 2] = scale[4 * KEY_PAIRS - 1] = 0; // of a word that is not there
+#pragma unroll
+        for (int k = 0; k < D / 32; k++) {
+            const uint4 m = *(const uint4 *)(scales + k * 32 + c * 8);
+            scale[4 * k] = half2_multiply(m.x, units), scale[4 * k + 1] = half2_multiply(m.y, units);
+            scale[4 * k + 2] = half2_multiply(m.z, units), scale[4 * k + 3] = half2_multiply(m.w, units);
+#pragma unroll
+            for (int h = 0; h < HALVES; h++) {
+                const uint4 x = query.four(h, k, lane);
+                q[h][4 * k] = x.x, q[h][4 * k + 1] = x.y, q[h][4 * k + 2] = x.z, q[h][4 * k + 3] = x.w;
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < 2 * BOOST_TILES; k++) {
+            u32 x[HALVES], weight;
+            gather(x, scale[2 * KD + k], weight, query, block, scales, k / 2, k & 1, 1.0f, lane);
+            scale[2 * KD + k] = half2_multiply(half2_multiply(scale[2 * KD + k], units), weight);
+#pragma unroll
+            for (int h = 0; h < HALVES; h++) q[h][2 * KD + k] = x[h];
+        }
+#pragma unroll
+        for (int h = 0; h < HALVES; h++) {
+            u32 peaks = 0;
+#pragma unroll
+            for (int k = 0; k < COUNT; k++) peaks = half2_peak(peaks, half2_multiply(q[h][k], scale[k]));
+            float peak = fmaxf(half_to_float((u16)peaks), half_to_float((u16)(peaks >> 16)));
+            peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, 1));
+            peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, 2));
+            // q' times 2^(7 - x) is at most 126. Where every q' is less than 2^-9 of the largest q times the largest scale, its last bits do
+            // not matter, and x stays where scale * 2^(7 - x) is below 65504.
+            const int x = max(ceil_exponent(peak * (128.0f / 126.0f)), -1);
+            const float grow = power_of_two(7 - x), back = power_of_two(exponent + x - 7) * (1.0f / DIGIT);
+            const u32 grows = pack_half(grow, grow);
+#pragma unroll
+            for (int i = 0; i < KEY_PAIRS; i++) {
+                u32 digit[2][2];
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    u32 high[2], low[2];
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        const u32 y = q[h][4 * i + 2 * e + j], s = half2_multiply(scale[4 * i + 2 * e + j], grows);
+                        high[e] = half2_multiply_add(y, s, ROUND);
+                        const u32 rest = half2_multiply_add(y, s, half2_multiply_add(high[e], 0xbc00bc00u, ROUND)); // less what is in `high`
+                        low[e] = half2_multiply_add(rest, 0x5bf05bf0u, ROUND);                                      // times DIGIT
+                    }
+                    digit[0][j] = __byte_perm(high[0], high[1], 0x6420);
+                    digit[1][j] = __byte_perm(low[0], low[1], 0x6420);
+                }
+                const uint4 four = make_uint4(digit[0][0], digit[0][1], digit[1][0], digit[1][1]);
+                if constexpr (HALVES > 1) stored[(i * HALVES + h) * 32 + lane] = four;
+                else digits[i] = four;
+            }
+            factor0[h] = __shfl_sync(~0u, back, 8 * c), factor1[h] = __shfl_sync(~0u, back, 8 * c + 4);
         }
     }
 
     __device__ __forceinline__ void build(const Query &query, const u8 *block, int group, int lane) {
-        const int g = lane >> 2, c = lane & 3;
-        const u32 low_mask = g >= 4 ? ~0u : 0u;
         const u16 *scales = (const u16 *)(block + KEY_META) + group * 2 * D, *zeros = scales + D;
-        // Scales become at most 1, unless all are tiny: then a quarter of what a half can hold. Columns 8..15 of a product meet codes
-        // times 16.
-        exponent = max((int)(signed char)block[KT_HEADER_KEY_EXPONENT], -8);
-        const float unit = power_of_two(-exponent);
-        const u32 even = pack_half(unit, unit), odd = pack_half(unit * 0.0625f, unit * 0.0625f);
-        float zero[4] = {0, 0, 0, 0};
+        float zero[HALVES][4];
+#pragma unroll
+        for (int h = 0; h < HALVES; h++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) zero[h][i] = 0;
 #pragma unroll
         for (int k = 0; k < D / 32; k++) {
-            const uint4 m = *(const uint4 *)(scales + k * 32 + c * 8), z = *(const uint4 *)(zeros + k * 32 + c * 8);
-            put(4 * k, query.half[4 * k], half2_multiply(m.x, even), low_mask);
-            put(4 * k + 1, query.half[4 * k + 1], half2_multiply(m.y, odd), low_mask);
-            put(4 * k + 2, query.half[4 * k + 2], half2_multiply(m.z, even), low_mask);
-            put(4 * k + 3, query.half[4 * k + 3], half2_multiply(m.w, odd), low_mask);
-            mma_half(zero, z.x, z.x, z.y, z.y, query.half[4 * k], query.half[4 * k + 1]); // every row is the zeros
-            mma_half(zero, z.z, z.z, z.w, z.w, query.half[4 * k + 2], query.half[4 * k + 3]);
+            const uint4 z = *(const uint4 *)(zeros + k * 32 + (lane & 3) * 8);
+#pragma unroll
+            for (int h = 0; h < HALVES; h++) { // every row is the zeros
+                const uint4 q = query.four(h, k, lane);
+                mma_half(zero[h], z.x, z.x, z.y, z.y, q.x, q.y);
+                mma_half(zero[h], z.z, z.z, z.w, z.w, q.z, q.w);
+            }
         }
-        zero0 = zero[0] * query.back0, zero1 = zero[1] * query.back1;
-        if constexpr (BOOST_TILES > 0) {
-            const int head = g & HEAD_MASK;
+        if constexpr (PAIR) build_pairs(query, block, scales, lane);
+        else build_digits(query, block, scales, lane);
 #pragma unroll
-            for (int k = 0; k < BOOST_TILES; k++)
-#pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    u32 q[2], scale[2];
-                    float weight[2];
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-//@ if key_halves then
-                        const bool half = k >= EXTRA_WORDS;
-                        const int row = (half ? k - EXTRA_WORDS : k) * 16 + 2 * c + 8 * j + e, plane = half ? KEY_EXTRA : row / BOOST_LIST;
-                        const bool real = row < (half ? KEY_BOOSTED : KEY_EXTRA * KEY_BOOSTED) && head < COLUMNS;
-                        const int channel = real ? block[KEY_INDEX + (half ? row : row - plane * BOOST_LIST)] : 0;
-//@ else
-                        const int row = k * 16 + 2 * c + 8 * j + e, plane = row / BOOST_LIST;
-                        const bool real = row < KEY_EXTRA * KEY_BOOSTED && head < COLUMNS;
-                        const int channel = real ? block[KEY_INDEX + row - plane * BOOST_LIST] : 0;
-//@ end
-                        q[e] = real ? query.all[channel * COLUMNS + head] : 0;
-                        scale[e] = scales[channel];
-//@ if key_halves then
-                        weight[e] = (float)(1 << (KEY_BITS + 2 * plane)) * (j ? unit * 0.0625f : unit);
-//@ else
-                        weight[e] = (float)(1 << (KEY_BITS + 2 * (KEY_EXTRA > 1 ? plane : 0))) * (j ? unit * 0.0625f : unit);
-//@ end
-                    }
-                    put(2 * (KD + k) + j, q[0] | q[1] << 16, half2_multiply(scale[0] | scale[1] << 16, pack_half(weight[0], weight[1])),
-                        low_mask);
-                }
+        for (int h = 0; h < HALVES; h++) {
+            const int from = 8 * (lane & 3 & (HEAD_MASK >> 1)); // lane of column 2 c's head
+            const float back0 = __shfl_sync(~0u, query.back[h], from), back1 = __shfl_sync(~0u, query.back[h], from + 4);
+            factor0[h] *= back0, factor1[h] *= back1;
+            zero0[h] = zero[h][0] * back0, zero1[h] = zero[h][1] * back1;
         }
     }
 };
@@ -231,96 +350,164 @@ struct KeyOperand {
 //@ include "lib/score_planes.cuh"
 
 //@ else
-// Raw products of `groups` groups of 16 tokens of a key tile, from group m0 on: s[m] rows are tokens g (elements 0, 1) and g + 8
-// (2, 3) of the group.
-template <int groups>
-__device__ __forceinline__ void score_codes(float (*s)[4], const KeyOperand &operand, const u8 *tile, int m0, int lane) {
+// Raw products of `groups` groups of 16 tokens of a key tile, from group m0 on: s[h][at + m] rows are tokens g (elements 0, 1) and
+// g + 8 (2, 3) of the group.
+template <int groups, int most>
+__device__ __forceinline__ void score_codes(float (&s)[HALVES][most][4], int at, const KeyOperand &operand, const u8 *tile, int m0, int lane) {
     Words<KEY_WORDS> words(tile, lane);
-    float plane[groups][4];
+    float sum[HALVES][groups][4], plane[HALVES][groups][4];
 #pragma unroll
     for (int m = 0; m < groups; m++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) s[m][i] = plane[m][i] = 0;
+        for (int i = 0; i < 4; i++) sum[0][m][i] = plane[0][m][i] = 0;
 #pragma unroll
     for (int k = 0; k < KEY_WORDS; k++) {
         const int p = k / KD; // planes 1.. of all channels reuse the operand and are weighted afterwards
         const bool weighted = p >= 1 && p < KEY_PLANES;
-        const int at = p < KEY_PLANES ? k % KD : KD + k - KEY_PLANES * KD;
+        const int row = p < KEY_PLANES ? k % KD : KD + k - KEY_PLANES * KD;
         const u32 x = words.get(k, k == 0);
 #pragma unroll
         for (int m = 0; m < groups; m++) {
-            float(&to)[4] = weighted ? plane[m] : s[m];
-            mma_codes(to, x >> (8 * (m0 + m)), operand.high[2 * at], operand.high[2 * at + 1]);
-            if (!PAIR) mma_codes(to, x >> (8 * (m0 + m)), operand.low[2 * at], operand.low[2 * at + 1]);
+            if (weighted) mma_codes(plane, m, x >> (8 * (m0 + m)), operand.high, 2 * row);
+            else mma_codes(sum, m, x >> (8 * (m0 + m)), operand.high, 2 * row);
             if (weighted && k % KD == KD - 1)
 #pragma unroll
-                for (int i = 0; i < 4; i++) s[m][i] += plane[m][i] * (float)(1 << (2 * p)), plane[m][i] = 0;
+                for (int i = 0; i < 4; i++) sum[0][m][i] += plane[0][m][i] * (float)(1 << (2 * p)), plane[0][m][i] = 0;
         }
     }
+#pragma unroll
+    for (int m = 0; m < groups; m++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[0][at + m][i] = sum[0][m][i];
 }
 
 //@ end
-// Logits in units of log2 of one group.
-__device__ __forceinline__ void scale_logits(float (&s)[4], const Query &query, const KeyOperand &operand) {
+// The same with q' as bytes, in units of the low one, exact. Codes are bytes too: two words' of a group side by side.
+template <int groups, int most>
+__device__ __forceinline__ void score_digits(float (&s)[HALVES][most][4], int at, const KeyOperand &operand, const u8 *tile, int m0, int lane) {
+    // Steps, of two words or of one that holds a 1-bit plane of two, by the higher plane first: each is 4 times the next.
+    constexpr int PLANE = KD / 2, HALF = KEY_BITS % 2 * PLANE, BASE = HALF + KEY_PLANES * PLANE;
+    constexpr int EXTRA = (KEY_EXTRA * KEY_BOOSTED + 15) / 16, FURTHER = BASE + (EXTRA + 1) / 2; // boosted channels' words, steps
+    constexpr int STEPS = FURTHER + (KEY_BOOST_BITS - KEY_BITS) % 2 * ((KEY_BOOSTED + 31) / 32);
+    Words<KEY_WORDS> words(tile, lane);
+    int sum[groups][HALVES][2][4];
+#pragma unroll
+    for (int m = 0; m < groups; m++)
+#pragma unroll
+        for (int h = 0; h < HALVES; h++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) sum[m][h][0][i] = sum[m][h][1][i] = 0;
+#pragma unroll
+    for (int i = 0; i < STEPS; i++) {
+        const bool base = i < BASE, half = i < HALF || i >= FURTHER;
+        const int row = base ? i % PLANE : PLANE + i - BASE; // of q'
+        const int from = i < HALF        ? KEY_PLANES * KD + i
+                         : base          ? KD * (KEY_PLANES - 1 - (i - HALF) / PLANE) + i % PLANE * 2
+                         : i < FURTHER   ? KEY_PLANES * KD + HALF + 2 * (i - BASE)
+                                         : KEY_PLANES * KD + HALF + EXTRA + i - FURTHER;
+        const bool two = !half && (base || 2 * (i - BASE) + 1 < EXTRA);
+        u32 x = words.get(from, base ? i % PLANE == 0 : i == BASE || i == FURTHER), y = two ? words.get(from + 1, false) : 0;
+        if (half) y = x >> 1 & 0x55555555u, x &= 0x55555555u;
+#pragma unroll
+        for (int m = 0; m < groups; m++) {
+            const u32 codes = __byte_perm(x, y, m0 + m ? 0x7531 : 0x6420), next = codes >> 4;
+#pragma unroll
+            for (int h = 0; h < HALVES; h++) {
+                const uint4 b = operand.digits_of(row, h, lane);
+#pragma unroll
+                for (int d = 0; d < 2; d++) {
+                    if (base && i >= PLANE && i % PLANE == 0)
+#pragma unroll
+                        for (int e = 0; e < 4; e++) sum[m][h][d][e] *= 4;
+                    mma_bytes(sum[m][h][d], codes & 0x03030303u, codes & 0x0c0c0c0cu, next & 0x03030303u, next & 0x0c0c0c0cu,
+                              d ? b.z : b.x, d ? b.w : b.y);
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int m = 0; m < groups; m++)
+#pragma unroll
+        for (int h = 0; h < HALVES; h++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) { // codes of several planes may reach past 32 bits
+                const int high = sum[m][h][0][i], low = sum[m][h][1][i];
+                s[h][at + m][i] = KEY_BITS > 2 ? (float)high * DIGIT + (float)low : (float)(high * DIGIT + low);
+            }
+}
+
+// Logits in units of log2 of one group, product h.
+__device__ __forceinline__ void scale_logits(float (&s)[4], const Query &query, const KeyOperand &operand, int h) {
     if constexpr (KEY_BITS == 16) {
 #pragma unroll
         for (int i = 0; i < 4; i++) s[i] *= query.scale;
     } else {
-        const float unit = power_of_two(operand.exponent + 24), f0 = query.back0 * unit, f1 = query.back1 * unit;
-        s[0] = s[0] * f0 + operand.zero0, s[1] = s[1] * f1 + operand.zero1;
-        s[2] = s[2] * (f0 * 0.25f) + operand.zero0, s[3] = s[3] * (f1 * 0.25f) + operand.zero1; // rows g + 8 meet codes times 4
+        const float f0 = operand.factor0[h], f1 = operand.factor1[h];
+        s[0] = s[0] * f0 + operand.zero0[h], s[1] = s[1] * f1 + operand.zero1[h];
+        s[2] = s[2] * (f0 * 0.25f) + operand.zero0[h], s[3] = s[3] * (f1 * 0.25f) + operand.zero1[h]; // rows g + 8 meet codes times 4
     }
 }
 
 // Raw products of `groups` groups of a sealed key tile, from m0 on; PAIR: the low halves are still in columns 4..7.
-template <int groups>
-__device__ __forceinline__ void score_tile(float (*s)[4], const Query &query, const KeyOperand &operand, const u8 *tile, int m0, int lane) {
+template <int groups, int most>
+__device__ __forceinline__ void score_tile(float (&s)[HALVES][most][4], int at, const Query &query, const KeyOperand &operand, const u8 *tile,
+                                           int m0, int lane) {
     if constexpr (KEY_BITS == 16) {
         const uint4 *a = (const uint4 *)tile + lane;
 #pragma unroll
         for (int m = 0; m < groups; m++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) s[m][i] = 0;
+            for (int h = 0; h < HALVES; h++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) s[h][at + m][i] = 0;
 #pragma unroll
             for (int k = 0; k < KD; k++) {
                 const uint4 w = a[((m0 + m) * KD + k) * 32];
-                mma_element(s[m], w.x, w.y, w.z, w.w, query.pair[2 * k], query.pair[2 * k + 1]);
+#pragma unroll
+                for (int h = 0; h < HALVES; h++)
+                    mma_element(s[h][at + m], w.x, w.y, w.z, w.w, query.pair[h][2 * k], query.pair[h][2 * k + 1]);
             }
         }
+    } else if constexpr (PAIR) {
+        score_codes<groups>(s, at, operand, tile, m0, lane);
     } else {
-        score_codes<groups>(s, operand, tile, m0, lane);
+        score_digits<groups>(s, at, operand, tile, m0, lane);
     }
 }
 
 // Logits of one group of a sealed tile, in all columns.
-__device__ __forceinline__ void score_group(float (&s)[4], const Query &query, const KeyOperand &operand, const u8 *tile, int m, int lane) {
-    score_tile<1>(&s, query, operand, tile, m, lane);
+__device__ __forceinline__ void score_group(float (&s)[HALVES][1][4], const Query &query, const KeyOperand &operand, const u8 *tile, int m,
+                                            int lane) {
+    score_tile<1>(s, 0, query, operand, tile, m, lane);
     if (PAIR && KEY_BITS != 16)
 #pragma unroll
-        for (int i = 0; i < 4; i++) s[i] += __shfl_xor_sync(~0u, s[i], 2);
-    scale_logits(s, query, operand);
+        for (int i = 0; i < 4; i++) s[0][0][i] += __shfl_xor_sync(~0u, s[0][0][i], 2);
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) scale_logits(s[h][0], query, operand, h);
 }
 
-// Logits of a sealed tile. PAIR: a lane of columns 0..3 gets tokens 0..15 of the tile, one of columns 4..7 the others, of the same heads.
-__device__ __forceinline__ void score_sealed(float (*s)[4], const Query &query, const KeyOperand &operand, const u8 *tile, int lane) {
+// Logits of the t-th sealed tile of a chunk. PAIR: a lane of columns 0..3 gets tokens 0..15 of the tile, one of columns 4..7 the others,
+// of the same heads.
+__device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int t, const Query &query, const KeyOperand &operand, const u8 *tile,
+                                             int lane) {
     if constexpr (PAIR) {
-        float both[2][4];
-        score_tile<2>(both, query, operand, tile, 0, lane);
+        float both[HALVES][2][4];
+        score_tile<2>(both, 0, query, operand, tile, 0, lane);
         const bool second = second_lane(lane);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const float keep = second ? both[1][i] : both[0][i], give = second ? both[0][i] : both[1][i];
-            s[0][i] = KEY_BITS == 16 ? keep : keep + __shfl_xor_sync(~0u, give, 2);
+            const float keep = second ? both[0][1][i] : both[0][0][i], give = second ? both[0][0][i] : both[0][1][i];
+            s[0][t][i] = KEY_BITS == 16 ? keep : keep + __shfl_xor_sync(~0u, give, 2);
         }
-        scale_logits(s[0], query, operand);
+        scale_logits(s[0][t], query, operand, 0);
     } else {
-        score_tile<2>(s, query, operand, tile, 0, lane);
-        scale_logits(s[0], query, operand);
-        scale_logits(s[1], query, operand);
+        score_tile<2>(s, 2 * t, query, operand, tile, 0, lane);
+#pragma unroll
+        for (int h = 0; h < HALVES; h++) scale_logits(s[h][2 * t], query, operand, h), scale_logits(s[h][2 * t + 1], query, operand, h);
     }
 }
-//@ end
 
+//@ end
 // ---- softmax ----
 
 // Raises the running maximum to cover `groups` groups of logits, scales what was summed before (the output by `also` too), and
@@ -359,21 +546,19 @@ __device__ __forceinline__ void softmax_update(State &state, float (&s)[groups][
 // ---- sealed values ----
 
 //@ if not value_by_channel then
-// While sealed chunks are worked on, state.out is in units of 2^(exponent + 24 - P_EXPONENT), rows g + 8 in a quarter of that: what
+// While sealed chunks are worked on, State::out is in units of 2^(exponent + 24 - P_EXPONENT), exponent that of the largest scale so far, rows g + 8 in a quarter of that: what
 // the products give. Zeros are summed apart.
 struct SealedOutput {
-    int exponent;
     float zero0[VALUE_GROUPS], zero1[VALUE_GROUPS]; // this lane's tokens only
 };
 
-__device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed, int lane) {
+__device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed, int exponent, int lane) {
     // Until here both lanes of a head had the same tokens.
     if (second_lane(lane)) state.sum0 = state.sum1 = 0;
-    sealed.exponent = -24; // of the smallest scale there is
 #pragma unroll
     for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] = sealed.zero1[v] = 0;
     if constexpr (VALUE_BITS != 16) {
-        const float f = power_of_two(P_EXPONENT - 24 - sealed.exponent);
+        const float f = power_of_two(P_EXPONENT - 24 - exponent);
 #pragma unroll
         for (int i = 0; i < KD; i++) {
             state.out[i][0] *= f, state.out[i][1] *= f;
@@ -410,45 +595,55 @@ __device__ __forceinline__ u32 value_word(Words<VALUE_WORDS> &words, int plane, 
 //@ include "lib/values_by_channel.cuh"
 
 //@ else
-// Adds the values of a chunk. Its products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum,
+// Adds the values of HELD tiles of a chunk, from `first` on. Their products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum,
 // always towards zero, and over a long context that would show where codes and zeros nearly cancel.
-__device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &sealed, const float (&p)[GROUPS][4], const u8 *tiles,
-                                                  int lane) {
+__device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], SealedOutput (&sealed)[HALVES], int exponent,
+                                                  const float (&p)[HALVES][GROUPS][4], const u8 *tiles, int first, int lane) {
     constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane has
     const int g = lane >> 2;
+    tiles += first * VALUE_TILE_BYTES;
     if constexpr (VALUE_BITS == 16) {
-        u32 b[TILES][4];
+        u32 b[HALVES][HELD][4];
 #pragma unroll
-        for (int t = 0; t < TILES; t++) {
-            u32 packed[2 * own];
+        for (int t = 0; t < HELD; t++)
 #pragma unroll
-            for (int r = 0; r < 2 * own; r++) {
-                const float(&from)[4] = p[own * t + r / 2];
-                packed[r] = pack_element(from[2 * (r & 1)], from[2 * (r & 1) + 1]);
+            for (int h = 0; h < HALVES; h++) {
+                u32 packed[2 * own];
+#pragma unroll
+                for (int r = 0; r < 2 * own; r++) {
+                    const float(&from)[4] = p[h][own * t + r / 2];
+                    packed[r] = pack_element(from[2 * (r & 1)], from[2 * (r & 1) + 1]);
+                }
+                spread_weights(b[h][t], packed, lane);
             }
-            spread_weights(b[t], packed, lane);
-        }
 #pragma unroll
         for (int i = 0; i < KD; i++) {
-            float sum[4] = {0, 0, 0, 0};
+            float sum[HALVES][4];
 #pragma unroll
-            for (int m = 0; m < 2 * TILES; m++) {
+            for (int h = 0; h < HALVES; h++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) sum[h][e] = 0;
+#pragma unroll
+            for (int m = 0; m < 2 * HELD; m++) {
                 const uint4 w = ((const uint4 *)(tiles + m / 2 * VALUE_TILE_BYTES))[(i * 2 + m % 2) * 32 + lane];
-                mma_element(sum, w.x, w.y, w.z, w.w, b[m / 2][m % 2 * 2], b[m / 2][m % 2 * 2 + 1]);
+#pragma unroll
+                for (int h = 0; h < HALVES; h++) mma_element(sum[h], w.x, w.y, w.z, w.w, b[h][m / 2][m % 2 * 2], b[h][m / 2][m % 2 * 2 + 1]);
             }
 #pragma unroll
-            for (int e = 0; e < 4; e++) state.out[i][e] += sum[e];
+            for (int h = 0; h < HALVES; h++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) state[h].out[i][e] += sum[h][e];
         }
     } else {
-        const float unit = power_of_two(P_EXPONENT - sealed.exponent);
+        const float unit = power_of_two(P_EXPONENT - exponent);
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) {
-            u32 b[TILES][4];
+            u32 b[HALVES][4 * HELD];
 #pragma unroll
-            for (int t = 0; t < TILES; t++) {
+            for (int t = 0; t < HELD; t++) {
                 // Pairs of tokens g, g + 8, g + 16, g + 24, or of this lane's two.
                 const u32 *pairs = (const u32 *)(tiles + t * VALUE_TILE_BYTES + v * 128) + g * 4 + (second_lane(lane) ? 2 : 0);
-                u32 pair[2 * own], packed[2 * own];
+                u32 pair[2 * own];
                 const uint2 front = *(const uint2 *)pairs;
                 pair[0] = front.x, pair[1] = front.y;
                 if constexpr (!PAIR) {
@@ -456,15 +651,21 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
                     pair[2] = back.x, pair[3] = back.y;
                 }
 #pragma unroll
-                for (int r = 0; r < 2 * own; r++) {
-                    const int j = r & 1;
-                    const float(&from)[4] = p[own * t + r / 2];
-                    const float zero = half_to_float((u16)(pair[r] >> 16));
-                    const float scale = half_to_float((u16)pair[r]) * (j ? unit * 0.0625f : unit);
-                    sealed.zero0[v] += from[2 * j] * zero, sealed.zero1[v] += from[2 * j + 1] * zero;
-                    packed[r] = pack_half(from[2 * j] * scale, from[2 * j + 1] * scale);
+                for (int h = 0; h < HALVES; h++) {
+                    u32 packed[2 * own], spread[4];
+#pragma unroll
+                    for (int r = 0; r < 2 * own; r++) {
+                        const int j = r & 1;
+                        const float(&from)[4] = p[h][own * t + r / 2];
+                        const float zero = half_to_float((u16)(pair[r] >> 16));
+                        const float scale = half_to_float((u16)pair[r]) * (j ? unit * 0.0625f : unit);
+                        sealed[h].zero0[v] += from[2 * j] * zero, sealed[h].zero1[v] += from[2 * j + 1] * zero;
+                        packed[r] = pack_half(from[2 * j] * scale, from[2 * j + 1] * scale);
+                    }
+                    spread_weights(spread, packed, lane);
+#pragma unroll
+                    for (int r = 0; r < 4; r++) b[h][4 * t + r] = spread[r];
                 }
-                spread_weights(b[t], packed, lane);
             }
 #pragma unroll
 //@ if value_halves then
@@ -475,13 +676,15 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
                 constexpr int step = 4; // words of a vector
 #pragma unroll
                 for (int i0 = 0; i0 < VALUE_GROUP / 16; i0 += step) {
-                    float sum[step][4];
+                    float sum[HALVES][step][4];
 #pragma unroll
-                    for (int i = 0; i < step; i++)
+                    for (int h = 0; h < HALVES; h++)
 #pragma unroll
-                        for (int e = 0; e < 4; e++) sum[i][e] = 0;
+                        for (int i = 0; i < step; i++)
 #pragma unroll
-                    for (int t = 0; t < TILES; t++) {
+                            for (int e = 0; e < 4; e++) sum[h][i][e] = 0;
+#pragma unroll
+                    for (int t = 0; t < HELD; t++) {
                         Words<VALUE_WORDS> words(tiles + t * VALUE_TILE_BYTES + VALUE_META_BYTES, lane);
 #pragma unroll
                         for (int i = 0; i < step; i++)
@@ -491,15 +694,17 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
 //@ else
                                 const u32 x = words.get(plane * KD + v * (VALUE_GROUP / 16) + i0 + i, i == 0);
 //@ end
-                                mma_codes(sum[i], x, b[t][0], b[t][1]);
-                                mma_codes(sum[i], x >> 8, b[t][2], b[t][3]);
+                                mma_codes(sum, i, x, b, 4 * t);
+                                mma_codes(sum, i, x >> 8, b, 4 * t + 2);
                             }
                     }
 #pragma unroll
-                    for (int i = 0; i < step; i++)
-                        if (i0 + i < VALUE_GROUP / 16)
+                    for (int h = 0; h < HALVES; h++)
 #pragma unroll
-                            for (int e = 0; e < 4; e++) state.out[v * (VALUE_GROUP / 16) + i0 + i][e] += sum[i][e];
+                        for (int i = 0; i < step; i++)
+                            if (i0 + i < VALUE_GROUP / 16)
+#pragma unroll
+                                for (int e = 0; e < 4; e++) state[h].out[v * (VALUE_GROUP / 16) + i0 + i][e] += sum[h][i][e];
                 }
 //@ if value_halves then
                 if (plane + 1 < VALUE_LAYERS)
@@ -507,18 +712,18 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
                 if (plane + 1 < VALUE_PLANES)
 //@ end
 #pragma unroll
-                    for (int t = 0; t < TILES; t++)
+                    for (int h = 0; h < HALVES; h++)
 #pragma unroll
-                        for (int r = 0; r < 4; r++) b[t][r] = half2_multiply(b[t][r], 0x44004400u); // times 4
+                        for (int r = 0; r < 4 * HELD; r++) b[h][r] = half2_multiply(b[h][r], 0x44004400u); // times 4
             }
         }
     }
 }
 
 // state.out in true units, zeros added once.
-__device__ __forceinline__ void finish_sealed(State &state, SealedOutput &sealed, int lane) {
+__device__ __forceinline__ void finish_sealed(State &state, const SealedOutput &sealed, int exponent, int lane) {
     if constexpr (VALUE_BITS != 16) {
-        const float f = power_of_two(sealed.exponent + 24 - P_EXPONENT);
+        const float f = power_of_two(exponent + 24 - P_EXPONENT);
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) {
             float z0 = sealed.zero0[v], z1 = sealed.zero1[v];
@@ -573,28 +778,35 @@ __device__ __forceinline__ bool rows_damaged(const uint4 (&x)[D / 32], const uin
 
 // Logits of 16 exact keys from `first` on, whose rows x (token g) and y (token g + 8) this lane holds; tokens from `end` on do not
 // exist.
-__device__ __forceinline__ void score_exact(float (&s)[4], const Query &query, const uint4 (&x)[D / 32], const uint4 (&y)[D / 32],
+__device__ __forceinline__ void score_exact(float (&s)[4], const Query &query, int h, const uint4 (&x)[D / 32], const uint4 (&y)[D / 32],
                                             int token, int end) {
 #pragma unroll
     for (int i = 0; i < 4; i++) s[i] = 0;
 #pragma unroll
     for (int k = 0; k < D / 32; k++) {
-        mma_element(s, x[k].x, y[k].x, x[k].y, y[k].y, query.pair[4 * k], query.pair[4 * k + 1]);
-        mma_element(s, x[k].z, y[k].z, x[k].w, y[k].w, query.pair[4 * k + 2], query.pair[4 * k + 3]);
+        mma_element(s, x[k].x, y[k].x, x[k].y, y[k].y, query.pair[h][4 * k], query.pair[h][4 * k + 1]);
+        mma_element(s, x[k].z, y[k].z, x[k].w, y[k].w, query.pair[h][4 * k + 2], query.pair[h][4 * k + 3]);
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) s[i] = token + (i >= 2 ? 8 : 0) < end ? s[i] * query.scale : -infinity();
 }
 
-__device__ __forceinline__ void add_exact_values(State &state, const float (&p)[4], const uint4 (&x)[D / 32], const uint4 (&y)[D / 32],
-                                                 int lane) {
+__device__ __forceinline__ void add_exact_values(State (&state)[HALVES], const float (&p)[HALVES][1][4], const uint4 (&x)[D / 32],
+                                                 const uint4 (&y)[D / 32], int lane) {
     const bool low_part = (lane & 3) >= 2;
-    const u32 b0 = transpose8(pack_element_part(p[0], p[1], low_part));
-    const u32 b1 = transpose8(pack_element_part(p[2], p[3], low_part));
+    u32 b[HALVES][2];
 #pragma unroll
-    for (int k = 0; k < D / 32; k++) {
-        mma_element(state.out[2 * k], transpose8(x[k].x), transpose8(x[k].y), transpose8(y[k].x), transpose8(y[k].y), b0, b1);
-        mma_element(state.out[2 * k + 1], transpose8(x[k].z), transpose8(x[k].w), transpose8(y[k].z), transpose8(y[k].w), b0, b1);
+    for (int h = 0; h < HALVES; h++) {
+        b[h][0] = transpose8(pack_element_part(p[h][0][0], p[h][0][1], low_part));
+        b[h][1] = transpose8(pack_element_part(p[h][0][2], p[h][0][3], low_part));
+    }
+#pragma unroll
+    for (int i = 0; i < KD; i++) {
+        const uint4 &u = x[i / 2], &v = y[i / 2];
+        const u32 a0 = transpose8(i & 1 ? u.z : u.x), a1 = transpose8(i & 1 ? u.w : u.y);
+        const u32 a2 = transpose8(i & 1 ? v.z : v.x), a3 = transpose8(i & 1 ? v.w : v.y);
+#pragma unroll
+        for (int h = 0; h < HALVES; h++) mma_element(state[h].out[i], a0, a1, a2, a3, b[h][0], b[h][1]);
     }
 }
 
@@ -703,9 +915,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     const int first_chunk = first_item >= units ? first_item : first_item + (units - first_item + stride - 1) / stride * stride;
 
     const int *table = p.view.table + (long long)slot_index * p.view.table_stride;
-    auto block_of = [&](int page) {
-        return p.view.pages + ((long long)load_settled(table + page) * p.view.kv_heads + kv_head) * BLOCK_BYTES;
-    };
+    const u8 *blocks = p.view.pages + (long long)kv_head * BLOCK_BYTES;
+    auto block_of = [&](int page) { return blocks + (long long)load_settled(table + page) * p.view.kv_heads * BLOCK_BYTES; };
 
 #if KITTY_BULK
     if (lane < STAGES) barrier_init(barriers + lane, 1);
@@ -741,64 +952,81 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     const bool ready = load_through(&p.view.control->ready);
 
     Query query;
-    {
-        const int column = g & HEAD_MASK;
+    query.halves = (const uint4 *)(shared_query + (PAIR ? 0 : D * HALVES * 8));
+    query.all = shared_query;
+    query.scale = p.scale * LOG2E;
+    auto load_pairs = [&](int h) {
+        const int column = 8 * h + (g & HEAD_MASK);
         const u16 *q = p.query + row * p.query_row + (first_head + column) * p.query_head;
-        float largest = 0;
 #pragma unroll
         for (int k = 0; k < D / 32; k++) {
             uint4 w = make_uint4(0, 0, 0, 0);
             if (column < columns) w = *(const uint4 *)(q + k * 32 + c * 8);
-            query.pair[4 * k] = w.x, query.pair[4 * k + 1] = w.y, query.pair[4 * k + 2] = w.z, query.pair[4 * k + 3] = w.w;
+            query.pair[h][4 * k] = w.x, query.pair[h][4 * k + 1] = w.y, query.pair[h][4 * k + 2] = w.z, query.pair[h][4 * k + 3] = w.w;
         }
+    };
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) {
+        float largest = 0;
+        load_pairs(h);
 #pragma unroll
         for (int k = 0; k < 2 * KD; k++)
-            largest = fmaxf(largest, fmaxf(fabsf(low_element(query.pair[k])), fabsf(high_element(query.pair[k]))));
+            largest = fmaxf(largest, fmaxf(fabsf(low_element(query.pair[h][k])), fabsf(high_element(query.pair[h][k]))));
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
         const int exponent = max(ceil_exponent(largest), -90);
 //@ if KEY_ROTATION > 0 then
         // A rotation keeps the length, so that no channel grows by more than 16 >= sqrt(D).
-        const float normal = power_of_two(Q_EXPONENT - 4 - exponent), denormal = power_of_two(exponent - Q_EXPONENT + 4);
+        const float normal = power_of_two(Q_EXPONENT - 4 - exponent);
+        query.back[h] = query.scale * power_of_two(exponent - Q_EXPONENT + 4);
 //@ else
         const float normal = power_of_two(Q_EXPONENT - exponent);
+        query.back[h] = query.scale * power_of_two(exponent - Q_EXPONENT);
 //@ end
+        u32 half[2 * KD];
 #pragma unroll
         for (int k = 0; k < 2 * KD; k++)
-            query.half[k] = pack_half(low_element(query.pair[k]) * normal, high_element(query.pair[k]) * normal);
-        query.scale = p.scale * LOG2E;
+            half[k] = pack_half(low_element(query.pair[h][k]) * normal, high_element(query.pair[h][k]) * normal);
 //@ if KEY_ROTATION > 0 then
-        rotate_query(query.half, p.view.calibration + kv_head * TABLE_BYTES + TABLE_KEY_ROTATION, lane);
-        const float back = query.scale * denormal;
-//@ else
-        const float back = query.scale * power_of_two(exponent - Q_EXPONENT);
+        rotate_query(half, p.view.calibration + kv_head * TABLE_BYTES + TABLE_KEY_ROTATION, lane);
 //@ end
-        query.back0 = __shfl_sync(~0u, back, ((2 * c) & HEAD_MASK) * 4);
-        query.back1 = __shfl_sync(~0u, back, ((2 * c + 1) & HEAD_MASK) * 4);
-        query.all = shared_query;
-    }
-    if constexpr (KEY_BOOSTED > 0) {
-        if (g < COLUMNS)
+        if constexpr (PAIR)
 #pragma unroll
-            for (int k = 0; k < 2 * KD; k++)
-                if (k % WARPS == warp) {
-                    const int channel = channel_of(k / 2, 2 * c + 8 * (k & 1));
-                    shared_query[channel * COLUMNS + g] = (u16)query.half[k];
-                    shared_query[(channel + 1) * COLUMNS + g] = (u16)(query.half[k] >> 16);
-                }
-        __syncthreads();
+            for (int k = 0; k < 2 * KD; k++) query.half[k] = half[k];
+        if constexpr (KEY_BITS != 16 && (!PAIR || KEY_BOOSTED > 0)) {
+            if (!PAIR || g < COLUMNS)
+#pragma unroll
+                for (int k = 0; k < D / 32; k++)
+                    if (k % WARPS == warp) {
+                        if constexpr (!PAIR)
+                            ((uint4 *)query.halves)[(k * HALVES + h) * 32 + lane] =
+                                make_uint4(half[4 * k], half[4 * k + 1], half[4 * k + 2], half[4 * k + 3]);
+#pragma unroll
+                        for (int i = 0; i < 4; i++) {
+                            const u32 two = half[4 * k + i];
+                            u16 *to = shared_query + (PAIR ? (k * 32 + c * 8 + 2 * i) * COLUMNS + g : ((k * 32 + c * 8 + 2 * i) * 8 + g) * HALVES + h);
+                            to[0] = (u16)two, to[PAIR ? COLUMNS : 8 * HALVES] = (u16)(two >> 16);
+                        }
+                    }
+        }
     }
+    if constexpr (KEY_BITS != 16 && (!PAIR || KEY_BOOSTED > 0)) __syncthreads();
 
-    State state;
+    State state[HALVES];
     KeyOperand operand;
 //@ if key_by_token then
-    operand.build(query);
+    operand.build(query, lane);
+//@ else
+    operand.stored = (uint4 *)(shared_memory() + D * HALVES * 32 + warp * DIGIT_BYTES);
 //@ end
 #pragma unroll
-    for (int i = 0; i < KD; i++)
+    for (int h = 0; h < HALVES; h++) {
 #pragma unroll
-        for (int e = 0; e < 4; e++) state.out[i][e] = 0;
-    state.max0 = state.max1 = -infinity(), state.sum0 = state.sum1 = 0;
+        for (int i = 0; i < KD; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) state[h].out[i][e] = 0;
+        state[h].max0 = state[h].max1 = -infinity(), state[h].sum0 = state[h].sum1 = 0;
+    }
 
     int item = first_item;
     for (; item < units; item += stride) {
@@ -807,33 +1035,42 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         uint4 x[D / 32], y[D / 32], value_x[D / 32], value_y[D / 32];
         const u16 *row_x = exact.value(min(token, limit - 1)), *row_y = exact.value(min(token + 8, limit - 1));
         if (VALUES_AHEAD) load_rows(value_x, value_y, row_x, row_y, c);
-        float s[1][4], r0, r1;
+        float s[HALVES][1][4], r0, r1;
         if (half) {
             const int group = (item - sink_units) % (PAGE / 16);
             const u8 *block = block_of(full_pages + (item - sink_units) / (PAGE / 16));
 //@ if not key_by_token then
             if constexpr (KEY_BITS != 16) operand.build(query, block, group * 16 / KEY_GROUP, lane);
 //@ end
-            score_group(s[0], query, operand, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
+            score_group(s, query, operand, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
         } else {
+            if constexpr (HALVES > 1 && KEY_BITS != 16) // again: no registers could keep them
+#pragma unroll
+                for (int h = 0; h < HALVES; h++) load_pairs(h);
             load_rows(x, y, exact.key(min(token, limit - 1)), exact.key(min(token + 8, limit - 1)), c);
             if (__any_sync(~0u, rows_damaged(x, y))) clean_rows(x, y);
-            score_exact(s[0], query, x, y, token, limit);
+#pragma unroll
+            for (int h = 0; h < HALVES; h++) score_exact(s[h][0], query, h, x, y, token, limit);
         }
-        softmax_update<1>(state, s, 1.0f, r0, r1);
+#pragma unroll
+        for (int h = 0; h < HALVES; h++) softmax_update<1>(state[h], s[h], 1.0f, r0, r1);
         if (!VALUES_AHEAD) load_rows(value_x, value_y, row_x, row_y, c);
         if (__any_sync(~0u, rows_damaged(value_x, value_y))) clean_rows(value_x, value_y);
-        add_exact_values(state, s[0], value_x, value_y, lane);
+        add_exact_values(state, s, value_x, value_y, lane);
     }
 
-    SealedOutput sealed;
+    SealedOutput sealed[HALVES];
 //@ if VALUE_ROTATION > 0 then
     // What comes from sealed values is rotated, and so is what there is already.
     const u8 *rotation = p.view.calibration + kv_head * TABLE_BYTES + TABLE_VALUE_ROTATION;
     const bool chunks = item < items;
-    if (chunks) rotate_output(state.out, rotation, lane);
+    if (chunks)
+#pragma unroll
+        for (int h = 0; h < HALVES; h++) rotate_output(state[h].out, rotation, lane);
 //@ end
-    start_sealed(state, sealed, lane);
+    int exponent = -24; // of the smallest scale there is
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) start_sealed(state[h], sealed[h], exponent, lane);
     int at = 0, parity = 0;
     for (; item < items; item += stride) {
         u8 *stage = stages + at * STAGE_BYTES;
@@ -847,28 +1084,36 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
 //@ if not value_by_channel then
         const int value_exponent = (signed char)stage[KT_HEADER_VALUE_EXPONENT];
 //@ end
-        float s[GROUPS][4], r0, r1;
+        const u8 *keys = stage + KEY_TILES, *values = keys + TILES * KEY_TILE_BYTES;
+#pragma unroll 1
+        for (int first = 0; first < TILES; first += HELD) {
+            float s[HALVES][GROUPS][4], r0, r1;
 #pragma unroll
-        for (int t = 0; t < TILES; t++) {
+            for (int t = 0; t < HELD; t++) {
 //@ if not key_by_token then
-            if constexpr (KEY_BITS != 16)
-                if (t == 0 || t * 32 % KEY_GROUP == 0) operand.build(query, stage, (tile + t) * 32 / KEY_GROUP, lane);
+                if constexpr (KEY_BITS != 16)
+                    if (first + t == 0 || (first + t) * 32 % KEY_GROUP == 0)
+                        operand.build(query, stage, (tile + first + t) * 32 / KEY_GROUP, lane);
 //@ end
-            score_sealed(s + (PAIR ? 1 : 2) * t, query, operand, stage + KEY_TILES + t * KEY_TILE_BYTES, lane);
-        }
-        float also = 1;
+                score_sealed(s, t, query, operand, keys + (first + t) * KEY_TILE_BYTES, lane);
+            }
+            float also = 1;
 //@ if not value_by_channel then
-        if (VALUE_BITS != 16 && value_exponent > sealed.exponent) {
-            also = power_of_two(sealed.exponent - value_exponent);
-            sealed.exponent = value_exponent;
-        }
+            if (VALUE_BITS != 16 && value_exponent > exponent) {
+                also = power_of_two(exponent - value_exponent);
+                exponent = value_exponent;
+            }
 //@ end
-        softmax_update<GROUPS>(state, s, also, r0, r1);
+#pragma unroll
+            for (int h = 0; h < HALVES; h++) {
+                softmax_update<GROUPS>(state[h], s[h], also, r0, r1);
 //@ if not value_by_channel then
 #pragma unroll
-        for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] *= r0, sealed.zero1[v] *= r1;
+                for (int v = 0; v < VALUE_GROUPS; v++) sealed[h].zero0[v] *= r0, sealed[h].zero1[v] *= r1;
 //@ end
-        add_sealed_values(state, sealed, s, stage + KEY_TILES + TILES * KEY_TILE_BYTES, lane);
+            }
+            add_sealed_values(state, sealed, exponent, s, values, first, lane);
+        }
         __syncwarp(); // every lane is done with the stage
         const int next = item + STAGES * stride, chunk = next - units;
         if (next < items) start_copy(stage, block_of(chunk / PAGE_CHUNKS), chunk % PAGE_CHUNKS * TILES, barriers + at, lane);
@@ -877,38 +1122,44 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
 #endif
         if (++at == STAGES) at = 0, parity ^= 1;
     }
-    finish_sealed(state, sealed, lane);
-//@ if VALUE_ROTATION > 0 then
-    if (chunks) rotate_output(state.out, rotation + D * D * 2, lane); // the transpose, or Hadamard again
-//@ end
 
     // One result per warp: sums over all lanes' tokens; columns 4..7 onto columns 0..3 where they are of the same heads.
 #pragma unroll
-    for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
-        state.sum0 += __shfl_xor_sync(~0u, state.sum0, x);
-        state.sum1 += __shfl_xor_sync(~0u, state.sum1, x);
+    for (int h = 0; h < HALVES; h++) {
+        finish_sealed(state[h], sealed[h], exponent, lane);
+//@ if VALUE_ROTATION > 0 then
+        if (chunks) rotate_output(state[h].out, rotation + D * D * 2, lane); // the transpose, or Hadamard again
+//@ end
+#pragma unroll
+        for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
+            state[h].sum0 += __shfl_xor_sync(~0u, state[h].sum0, x);
+            state[h].sum1 += __shfl_xor_sync(~0u, state[h].sum1, x);
+        }
+        if (PAIR)
+#pragma unroll
+            for (int i = 0; i < KD; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) state[h].out[i][e] += __shfl_xor_sync(~0u, state[h].out[i][e], 2);
     }
-    if (PAIR)
-#pragma unroll
-        for (int i = 0; i < KD; i++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) state.out[i][e] += __shfl_xor_sync(~0u, state.out[i][e], 2);
     __syncthreads(); // the stages are free
     float *outs = (float *)(shared_memory() + QUERY_BYTES + BARRIER_BYTES); // [WARPS, COLUMNS, OUT_STRIDE]
     float2 *stats = (float2 *)(outs + WARPS * COLUMNS * OUT_STRIDE);        // [WARPS, COLUMNS] maximum and sum
 #pragma unroll
-    for (int e = 0; e < 2; e++) {
-        const int column = 2 * c + e;
-        if (column < columns) {
-            float *out = outs + (warp * COLUMNS + column) * OUT_STRIDE;
+    for (int h = 0; h < HALVES; h++)
 #pragma unroll
-            for (int i = 0; i < KD; i++) {
-                out[channel_of(i, g)] = state.out[i][e];
-                out[channel_of(i, g + 8)] = state.out[i][2 + e];
+        for (int e = 0; e < 2; e++) {
+            const State &from = state[h];
+            const int column = 8 * h + 2 * c + e;
+            if (column < columns) {
+                float *out = outs + (warp * COLUMNS + column) * OUT_STRIDE;
+#pragma unroll
+                for (int i = 0; i < KD; i++) {
+                    out[channel_of(i, g)] = from.out[i][e];
+                    out[channel_of(i, g + 8)] = from.out[i][2 + e];
+                }
+                if (g == 0) stats[warp * COLUMNS + column] = make_float2(e ? from.max1 : from.max0, e ? from.sum1 : from.sum0);
             }
-            if (g == 0) stats[warp * COLUMNS + column] = make_float2(e ? state.max1 : state.max0, e ? state.sum1 : state.sum0);
         }
-    }
     __syncthreads();
     const long long first_row = (long long)row * (p.view.kv_heads * GROUP_HEADS) + first_head; // of [rows, heads]
     for (int i = threadIdx.x; i < columns * (D / 4); i += WARPS * 32) {

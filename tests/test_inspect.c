@@ -51,7 +51,7 @@ static void check_cover(const char *name, const kg_region *regions, int count, i
 START_TEST(every_byte_once)
 {
     static const char *const models[] = {"smollm2_135m", "phi3_mini", "qwen3_8b", "gemma3_270m", KT_TEST_DATA "/emulate/shapes.lua",
-                                         KT_TEST_DATA "/../specs/sweeps/smollm2.lua"};
+                                         KT_TEST_DATA "/../specs/sweeps/smollm2.lua", KT_TEST_DATA "/../specs/sweeps/gemma3.lua"};
     kg_region regions[KG_REGIONS];
     for (size_t m = 0; m < sizeof models / sizeof *models; m++) {
         kg_spec *specs;
@@ -117,15 +117,16 @@ static const kg_region *region_that_says(const kg_region *regions, int count, co
     ck_abort_msg("no region says \"%s\"", what);
 }
 
-// Data whose groups keep least and greatest: the first two tokens (values: channels) of 32 have them, so that another element in between
-// changes its own code alone. Channels 40 to 55 are 8 times as wide: they are boosted.
-static void fill(float *key, float *value)
+// Data whose groups keep least and greatest: the first two of 32 that a group runs along have them, so that another element in between
+// changes its own code alone. Channels 40 to 55 of keys are 8 times as wide: they are boosted.
+static void fill(const kt_format *f, float *key, float *value)
 {
     for (int t = 0; t < TOKENS; t++)
         for (int c = 0; c < DIM; c++) {
-            const float width = c >= 40 && c < 56 ? 8 : 1;
-            key[t * DIM + c] = t % 32 < 2 ? (t % 2 ? width : -width) : 0.9f * width;
-            value[t * DIM + c] = c % 32 < 2 ? (c % 2 ? 1 : -1) : 0.9f;
+            const float width = !f->key_along && c >= 40 && c < 56 ? 8 : 1;
+            const int k = f->key_along ? c : t, v = f->value_along ? t : c;
+            key[t * DIM + c] = width * (k % 32 < 2 ? (k % 2 ? 1 : -1) : 0.9f);
+            value[t * DIM + c] = v % 32 < 2 ? (v % 2 ? 1 : -1) : 0.9f;
         }
 }
 
@@ -137,20 +138,27 @@ static const struct {
     {"return kitty { " MODEL ", page = 64, sink = 0, key = { bits = 4, group = 32, boost = { bits = 8, fraction = 0.25 } }, value = { bits = 4, group = 32, window = 0 } }",
      4, 8},
     {"return kitty { " MODEL ", page = 64, sink = 0, key = { bits = 8 }, value = { bits = 8, window = 0 } }", 8, 8},
+    {"return kitty { " MODEL ", page = 64, sink = 0, key = { bits = 1, boost = { bits = 4, fraction = 0.25 } }, value = { bits = 3, window = 0 } }", 1, 4},
+    {"return kitty { " MODEL ", page = 64, sink = 0, key = { bits = 3, along = 'channels', group = 32 }, value = { bits = 1, along = 'tokens', group = 32, window = 0 } }",
+     3, 3},
 };
 
-// Whether the text names bits `bit` and the next of something that `place` lies in: "bits 2 and 3 of channels 0 to 31".
-static bool says_bits(const char *what, int bit, const char *of, int place)
+// The bits of something that the text names for what `place` lies in: "bits 2 and 3 of channels 0 to 31; bit 4 of ...", as a set.
+static unsigned bits_said(const char *what, const char *of, int place)
 {
-    char begin[64];
-    snprintf(begin, sizeof begin, "bits %d and %d of %s ", bit, bit + 1, of);
-    for (const char *at = what; (at = strstr(at, begin)); at++) {
-        int first, last;
-        ck_assert_int_eq(sscanf(at + strlen(begin), "%d to %d", &first, &last), 2);
-        if (place >= first && place <= last)
-            return true;
+    unsigned bits = 0;
+    for (const char *at = strstr(what, "bit"); at; at = strstr(at + 1, "bit")) {
+        int low, high, first, last;
+        char name[32];
+        if (sscanf(at, "bits %d and %d of %31[a-z ]%d to %d", &low, &high, name, &first, &last) != 5) {
+            ck_assert_msg(sscanf(at, "bit %d of %31[a-z ]%d to %d", &low, name, &first, &last) == 4, "%s", at);
+            high = low;
+        }
+        name[strlen(name) - 1] = 0; // the blank
+        if (!strcmp(name, of) && place >= first && place <= last)
+            bits |= 1u << low | 1u << high;
     }
-    return false;
+    return bits;
 }
 
 // Flips an element and looks which bytes change: only those of its own codes, in its own tile.
@@ -161,12 +169,12 @@ static void check_element(kt_engine *engine, const kt_format *f, bool is_key, in
     const bool boosted = is_key && f->key_boosted && channel >= 40 && channel < 56;
     float *data = malloc(2 * sizeof *data * TOKENS * DIM), *key = data, *value = data + TOKENS * DIM;
     unsigned char *before = calloc(2, (size_t)f->block_bytes), *after = before + f->block_bytes;
-    fill(key, value);
+    fill(f, key, value);
     seal(engine, key, value, before);
     float *element = (is_key ? key : value) + token * DIM + channel;
     *element = -*element;
     seal(engine, key, value, after);
-    unsigned seen = 0; // planes
+    unsigned seen = 0; // bits
     for (int b = 0; b < f->block_bytes; b++) {
         if (before[b] == after[b])
             continue;
@@ -174,17 +182,11 @@ static void check_element(kt_engine *engine, const kt_format *f, bool is_key, in
         const kg_region *r = region_of(regions, count, b, &tile);
         ck_assert_int_eq(tile, token / 32);
         ck_assert(is_key ? b < f->value_tiles : b >= f->value_tiles);
-        bool own = false;
-        for (int bit = 0; bit < (boosted ? boost_bits : bits); bit += 2) {
-            const bool further = bit >= bits;
-            if (!says_bits(r->what, bit, further ? "boosted channels" : "channels", further ? channel - 40 : channel))
-                continue;
-            own = true;
-            seen |= 1u << bit / 2;
-        }
-        ck_assert_msg(own, "%s token %d, channel %d changed byte %d: %s", is_key ? "key" : "value", token, channel, b, r->what);
+        const unsigned own = bits_said(r->what, "channels", channel) | (boosted ? bits_said(r->what, "boosted channels", channel - 40) : 0);
+        ck_assert_msg(own != 0, "%s token %d, channel %d changed byte %d: %s", is_key ? "key" : "value", token, channel, b, r->what);
+        seen |= own;
     }
-    ck_assert_uint_eq(seen, (1u << (boosted ? boost_bits : bits) / 2) - 1);
+    ck_assert_uint_eq(seen, (1u << (boosted ? boost_bits : bits)) - 1);
     free(data);
     free(before);
 }
@@ -205,11 +207,11 @@ START_TEST(sealed_pages)
 
     // What is told of the rest: exponents, scales, zeros, the list, zeros between.
     kg_region regions[KG_REGIONS];
-    const int count = kg_page_regions(&f, regions), steps = (1 << f.key_bits) - 1;
+    const int count = kg_page_regions(&f, regions), steps = (1 << (f.key_along ? f.value_bits : f.key_bits)) - 1;
     float key[TOKENS * DIM], value[TOKENS * DIM];
     unsigned char *block = calloc(1, (size_t)f.block_bytes);
     uint16_t element;
-    fill(key, value);
+    fill(&f, key, value);
     seal(engine, key, value, block);
     memcpy(&element, block + region_that_says(regions, count, "fp16 scales of channels")->offset + 2 * 7, 2);
     ck_assert_float_eq_tol(kg_to_float(0, element), 2.0f / (float)steps, 1e-3f);

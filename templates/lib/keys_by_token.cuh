@@ -3,35 +3,48 @@ constexpr int KEY_GROUPS = D / KEY_GROUP;
 constexpr u32 HALF_BITS = 0x55555555u;     // of a word that holds a 1-bit plane of two groups of 16 channels, those of the first
 
 struct KeyOperand {
-    u32 high[2 * KD];                                  // columns 8..15 of a product meet codes times 16
-    float zero0[KEY_GROUPS], zero1[KEY_GROUPS];        // sums of q in units of log2, for the heads of columns 2 c and 2 c + 1
+    u32 high[HALVES][2 * KD];                                    // columns 8..15 of a product meet codes times 16
+    float factor0[HALVES], factor1[HALVES];                      // of q, to units of log2, for the heads of columns 2 c and 2 c + 1
+    float zero0[HALVES][KEY_GROUPS], zero1[HALVES][KEY_GROUPS];  // sums of q in units of log2
 
-    __device__ __forceinline__ void build(const Query &query) {
+    __device__ __forceinline__ void build(const Query &query, int lane) {
         constexpr u32 ones = 0x3c003c00u, sixteenths = 0x2c002c00u;
 #pragma unroll
-        for (int n = 0; n < 2 * KD; n++) high[n] = n % 2 ? half2_multiply(query.half[n], sixteenths) : query.half[n];
+        for (int h = 0; h < HALVES; h++) {
+            const int from = 8 * (lane & 3 & (HEAD_MASK >> 1)); // lane of column 2 c's head
+            factor0[h] = __shfl_sync(~0u, query.back[h], from), factor1[h] = __shfl_sync(~0u, query.back[h], from + 4);
 #pragma unroll
-        for (int v = 0; v < KEY_GROUPS; v++) {
-            float sum[4] = {0, 0, 0, 0};
+            for (int k = 0; k < D / 32; k++) {
+                const uint4 q = query.four(h, k, lane);
+                high[h][4 * k] = q.x, high[h][4 * k + 1] = q.y, high[h][4 * k + 2] = q.z, high[h][4 * k + 3] = q.w;
+            }
 #pragma unroll
-            for (int k = v * KEY_GROUP / 16; k < (v + 1) * KEY_GROUP / 16; k++)
-                mma_half(sum, ones, ones, ones, ones, query.half[2 * k], query.half[2 * k + 1]); // every row is the sum
-            zero0[v] = sum[0] * query.back0, zero1[v] = sum[1] * query.back1;
+            for (int v = 0; v < KEY_GROUPS; v++) {
+                float sum[4] = {0, 0, 0, 0};
+#pragma unroll
+                for (int k = v * KEY_GROUP / 16; k < (v + 1) * KEY_GROUP / 16; k++)
+                    mma_half(sum, ones, ones, ones, ones, high[h][2 * k], high[h][2 * k + 1]); // every row is the sum
+                zero0[h][v] = sum[0] * factor0[h], zero1[h][v] = sum[1] * factor1[h];
+            }
+#pragma unroll
+            for (int n = 1; n < 2 * KD; n += 2) high[h][n] = half2_multiply(high[h][n], sixteenths);
         }
     }
 };
 
-// Logits in units of log2 of `groups` groups of 16 tokens of a tile, from m0 on, in all columns.
-template <int groups>
-__device__ __forceinline__ void score_tokens(float (*s)[4], const Query &query, const KeyOperand &operand, const u8 *tile, int m0, int lane) {
+// Logits in units of log2 of `groups` groups of 16 tokens of a tile, from m0 on, in all columns: s[h][at + m].
+template <int groups, int most>
+__device__ __forceinline__ void score_tokens(float (&s)[HALVES][most][4], int at, const KeyOperand &operand, const u8 *tile, int m0, int lane) {
     constexpr int FULL = KEY_PLANES * KD; // words of 2-bit planes
     Words<KEY_WORDS> words(tile + KEY_META_BYTES, lane);
-    const float unit = power_of_two(24), f0 = query.back0 * unit, f1 = query.back1 * unit;
-    float sum[groups][4];
+    const float unit = power_of_two(24);
+    float sum[HALVES][groups][4];
 #pragma unroll
-    for (int m = 0; m < groups; m++)
+    for (int h = 0; h < HALVES; h++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) s[m][i] = sum[m][i] = 0;
+        for (int m = 0; m < groups; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[h][at + m][i] = sum[h][m][i] = 0;
 #pragma unroll
     for (int w = 0; w < KEY_WORDS; w++) {
         const bool half = w >= FULL;
@@ -40,10 +53,10 @@ __device__ __forceinline__ void score_tokens(float (*s)[4], const Query &query, 
 #pragma unroll
         for (int m = 0; m < groups; m++) {
             if (half) {
-                mma_codes(sum[m], (x & HALF_BITS) >> (8 * (m0 + m)), operand.high[2 * k], operand.high[2 * k + 1]);
-                mma_codes(sum[m], (x >> 1 & HALF_BITS) >> (8 * (m0 + m)), operand.high[2 * k + 2], operand.high[2 * k + 3]);
+                mma_codes(sum, m, (x & HALF_BITS) >> (8 * (m0 + m)), operand.high, 2 * k);
+                mma_codes(sum, m, (x >> 1 & HALF_BITS) >> (8 * (m0 + m)), operand.high, 2 * k + 2);
             } else {
-                mma_codes(sum[m], x >> (8 * (m0 + m)), operand.high[2 * k], operand.high[2 * k + 1]);
+                mma_codes(sum, m, x >> (8 * (m0 + m)), operand.high, 2 * k);
             }
         }
         if ((last + 1) * 16 % KEY_GROUP) continue;
@@ -53,32 +66,39 @@ __device__ __forceinline__ void score_tokens(float (*s)[4], const Query &query, 
         for (int m = 0; m < groups; m++) {
             const u32 a = m0 + m ? four.z : four.x, b = m0 + m ? four.w : four.y;
             const float scale = half_to_float((u16)a) * weight, scale8 = half_to_float((u16)b) * (weight * 0.25f); // codes times 4
-            s[m][0] += sum[m][0] * f0 * scale, s[m][1] += sum[m][1] * f1 * scale;
-            s[m][2] += sum[m][2] * f0 * scale8, s[m][3] += sum[m][3] * f1 * scale8;
-            if (p == 0) {
-                const float zero = half_to_float((u16)(a >> 16)), zero8 = half_to_float((u16)(b >> 16));
-                s[m][0] += zero * operand.zero0[v], s[m][1] += zero * operand.zero1[v];
-                s[m][2] += zero8 * operand.zero0[v], s[m][3] += zero8 * operand.zero1[v];
-            }
+            const float zero = half_to_float((u16)(a >> 16)), zero8 = half_to_float((u16)(b >> 16));
 #pragma unroll
-            for (int i = 0; i < 4; i++) sum[m][i] = 0;
+            for (int h = 0; h < HALVES; h++) {
+                const float f0 = operand.factor0[h] * unit, f1 = operand.factor1[h] * unit;
+                float(&to)[4] = s[h][at + m], (&from)[4] = sum[h][m];
+                to[0] += from[0] * f0 * scale, to[1] += from[1] * f1 * scale;
+                to[2] += from[2] * f0 * scale8, to[3] += from[3] * f1 * scale8;
+                if (p == 0) {
+                    to[0] += zero * operand.zero0[h][v], to[1] += zero * operand.zero1[h][v];
+                    to[2] += zero8 * operand.zero0[h][v], to[3] += zero8 * operand.zero1[h][v];
+                }
+#pragma unroll
+                for (int i = 0; i < 4; i++) from[i] = 0;
+            }
         }
     }
 }
 
-__device__ __forceinline__ void score_group(float (&s)[4], const Query &query, const KeyOperand &operand, const u8 *tile, int m, int lane) {
-    score_tokens<1>(&s, query, operand, tile, m, lane);
+__device__ __forceinline__ void score_group(float (&s)[HALVES][1][4], const Query &, const KeyOperand &operand, const u8 *tile, int m, int lane) {
+    score_tokens<1>(s, 0, operand, tile, m, lane);
 }
 
-// Logits of a sealed tile. PAIR: a lane of columns 0..3 gets tokens 0..15 of the tile, one of columns 4..7 the others, of the same heads.
-__device__ __forceinline__ void score_sealed(float (*s)[4], const Query &query, const KeyOperand &operand, const u8 *tile, int lane) {
+// Logits of the t-th sealed tile. PAIR: a lane of columns 0..3 gets tokens 0..15 of the tile, one of columns 4..7 the others, of the same
+// heads.
+__device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int t, const Query &, const KeyOperand &operand, const u8 *tile,
+                                             int lane) {
     if constexpr (PAIR) {
-        float both[2][4];
-        score_tokens<2>(both, query, operand, tile, 0, lane);
+        float both[HALVES][2][4];
+        score_tokens<2>(both, 0, operand, tile, 0, lane);
         const bool second = second_lane(lane);
 #pragma unroll
-        for (int i = 0; i < 4; i++) s[0][i] = second ? both[1][i] : both[0][i];
+        for (int i = 0; i < 4; i++) s[0][t][i] = second ? both[0][1][i] : both[0][0][i];
     } else {
-        score_tokens<2>(s, query, operand, tile, 0, lane);
+        score_tokens<2>(s, 2 * t, operand, tile, 0, lane);
     }
 }

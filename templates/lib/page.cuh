@@ -4,9 +4,11 @@
 //   key part:   [groups, 2, HEAD_DIM] scales (fp16), then zeros (fp16), channels in natural order
 //               KEY_BOOSTED bytes: boosted channels, ascending; zero-padded to KEY_TILES, a multiple of 128
 //               PAGE / 32 tiles of KEY_TILE_BYTES
+//               where groups run along channels no scales, no zeros, no list; a tile begins with pairs, as those of values do
 //   value part: PAGE / 32 tiles of VALUE_TILE_BYTES, each: [HEAD_DIM / VALUE_GROUP groups, 32] pairs (scale fp16 low, zero fp16
 //               high), then codes
 //               pair of token t of the tile at position (t & 7) * 4 + (t >> 3)
+//               where groups run along tokens no pairs; scales and zeros as of keys follow the tiles, at VALUE_META
 //
 // A key page is a matrix of KEY_ROWS rows by tokens, in 2-bit planes, low plane first: for p < KEY_BITS / 2 the p-th planes of
 // all channels, then for each further plane of the boosted channels those channels in list order, then zero rows. A tile of 32
@@ -14,6 +16,9 @@
 // bit 16 e + 8 m + 4 j + 2 half:  token 16 m + 8 half + g of the tile, row row_of(k, 2 c + 8 j + e).
 // A value tile is, for p < VALUE_BITS / 2, for i = 0 .. HEAD_DIM / 16 - 1, one word per lane: code (m, half, j, e) at the same
 // bit: channel channel_of(i, 8 half + g), token 16 m + 2 c + 8 j + e of the tile.
+// Odd numbers of bits have one plane of 1 bit, the last of its channels: two groups of 16 rows share a word, the first in the lower bit
+// of each place, the second in the upper. It begins with a word of its own: the 2-bit planes before it are padded to 16 rows.
+// What is rotated (KEY_ROTATION, VALUE_ROTATION) is sealed as R x, rounded to the element type.
 // Words of a lane are grouped by four into 16-byte vectors (the last group may have two or one): word w of the tile is at
 // lane_word(w, words, lane).
 //

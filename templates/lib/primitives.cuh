@@ -155,6 +155,13 @@ __device__ __forceinline__ void mma_bfloat(float (&c)[4], u32 a0, u32 a1, u32 a2
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+// c[16 x 8] += a[16 x 32] * b[32 x 8], a in unsigned and b in signed bytes, exact. a0: row g, columns 4t .. 4t+3; a1: row g+8; a2: row g,
+// columns 4t+16 ..; a3: row g+8, those. b0: rows 4t .. 4t+3 of column g; b1: rows 4t+16 ... c as above.
+__device__ __forceinline__ void mma_bytes(int (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 // Transpose of an 8 x 8 matrix of 16-bit elements; lane 4 r + t holds row r, columns 2t, 2t+1 before and after.
 __device__ __forceinline__ u32 transpose8(u32 x) {
     u32 y;

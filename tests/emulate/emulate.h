@@ -71,7 +71,8 @@ enum { EMULATE_SHUFFLE, EMULATE_SHUFFLE_XOR, EMULATE_SHUFFLE_DOWN, EMULATE_SHUFF
 u64 emulate_shuffle(int how, u32 mask, u64 bits, int argument, int width);
 enum { EMULATE_BALLOT, EMULATE_ANY, EMULATE_ALL };
 u32 emulate_vote(int how, u32 mask, int predicate);
-void emulate_mma(int bfloat, float *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
+enum { EMULATE_HALF, EMULATE_BFLOAT, EMULATE_BYTES };
+void emulate_mma(int elements, void *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
 enum { EMULATE_ADD, EMULATE_MAX, EMULATE_MIN, EMULATE_OR, EMULATE_AND, EMULATE_EXCHANGE, EMULATE_SWAP };
 enum { EMULATE_INT, EMULATE_UNSIGNED, EMULATE_FLOAT };
 u64 emulate_atomic(void *address, int how, int type, int bytes, u64 operand, u64 expected);
@@ -113,11 +114,15 @@ __forceinline__ u32 pack_half(float low, float high) { return float_to_half(low)
 __forceinline__ u32 pack_bfloat(float low, float high) { return float_to_bfloat(low) | (u32)float_to_bfloat(high) << 16; }
 __forceinline__ void mma_half(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
 {
-    emulate_mma(0, c, a0, a1, a2, a3, b0, b1);
+    emulate_mma(EMULATE_HALF, c, a0, a1, a2, a3, b0, b1);
 }
 __forceinline__ void mma_bfloat(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
 {
-    emulate_mma(1, c, a0, a1, a2, a3, b0, b1);
+    emulate_mma(EMULATE_BFLOAT, c, a0, a1, a2, a3, b0, b1);
+}
+__forceinline__ void mma_bytes(int (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
+{
+    emulate_mma(EMULATE_BYTES, c, a0, a1, a2, a3, b0, b1);
 }
 template <int pending> __forceinline__ void async_wait() { emulate_async_wait(pending); }
 

@@ -179,11 +179,11 @@ u32 emulate_vote(int how, u32 mask, int predicate)
     return (u32)together(op);
 }
 
-void emulate_mma(int bfloat, float *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
+void emulate_mma(int elements, void *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
 {
     request op;
     op.what = MATRIX;
-    op.how = bfloat;
+    op.how = elements;
     op.mask = 0xffffffffu;
     op.c = c;
     op.a[0] = a0, op.a[1] = a1, op.a[2] = a2, op.a[3] = a3;

@@ -77,7 +77,7 @@ struct request {
     u32 mask = 0;
     u64 value = 0;
     int argument = 0, width = 0;
-    float *c = nullptr;
+    void *c = nullptr;
     u32 a[4] = {}, b[2] = {};
     u64 result = 0;
     u32 pc = 0;

@@ -110,9 +110,9 @@ static float element(u32 word, int e, int bfloat)
 
 // c += a b over the fragments of 32 lanes. Products are exact; PTX leaves the order and the rounding of the sum open, here it is
 // exact to double and rounded once.
-void multiply_fragments(thread *const *lanes)
+static void multiply_elements(thread *const *lanes)
 {
-    int bfloat = lanes[0]->op.how;
+    int bfloat = lanes[0]->op.how == EMULATE_BFLOAT;
     float a[16][16], b[16][8];
     for (int lane = 0; lane < LANES; lane++) {
         const request &op = lanes[lane]->op;
@@ -132,11 +132,37 @@ void multiply_fragments(thread *const *lanes)
             for (int j = 0; j < 8; j++)
                 sum[i][j] += (double)a[i][k] * b[k][j];
     for (int lane = 0; lane < LANES; lane++) {
-        float *c = lanes[lane]->op.c;
+        float *c = (float *)lanes[lane]->op.c;
         int g = lane / 4, t = lane % 4;
         for (int i = 0; i < 4; i++)
             c[i] = (float)(c[i] + sum[g + 8 * (i / 2)][2 * t + i % 2]);
     }
+}
+
+// The same with 32 unsigned bytes of a and signed ones of b; sums wrap around.
+static void multiply_bytes(thread *const *lanes)
+{
+    for (int lane = 0; lane < LANES; lane++) {
+        int *c = (int *)lanes[lane]->op.c;
+        for (int i = 0; i < 4; i++) {
+            const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+            u32 sum = (u32)c[i];
+            for (int k = 0; k < 32; k++) {
+                const int t = k % 16 / 4, e = k % 4;
+                const int a = (int)(lanes[row % 8 * 4 + t]->op.a[row / 8 + k / 16 * 2] >> 8 * e & 255);
+                sum += (u32)(a * (signed char)(lanes[column * 4 + t]->op.b[k / 16] >> 8 * e));
+            }
+            c[i] = (int)sum;
+        }
+    }
+}
+
+void multiply_fragments(thread *const *lanes)
+{
+    if (lanes[0]->op.how == EMULATE_BYTES)
+        multiply_bytes(lanes);
+    else
+        multiply_elements(lanes);
 }
 
 }

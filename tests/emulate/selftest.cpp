@@ -100,6 +100,7 @@ const fault faults[] = {
     {MATRIX, 1, RESULT, -1, "", 0},
     {MATRIX, 2, RESULT, -1, "", 0},
     {MATRIX, 3, RESULT, -1, "", 0},
+    {MATRIX, 4, RESULT, -1, "", 0},
 };
 
 int failures;

@@ -28,7 +28,7 @@ return {
     shape("d64-g16-int8", { 64, 16, "fp16" }, { bits = 8, window = 32 }, { bits = 8, group = 32, window = 96 }),
     shape("d64-g8-exact", { 64, 8, "fp16" }, { bits = 16 }, { bits = 16, window = 0 }, { sink = 0 }),
     shape("d128-g4-exact-bf16", { 128, 4, "bf16" }, { bits = 16 }, { bits = 4, window = 64 }),
-    shape("d64-g12-values", { 64, 12, "bf16" }, { bits = 4 }, { bits = 16, window = 32 }),
+    shape("d64-g12-values", { 64, 12, "bf16" }, { bits = 4, boost = { bits = 8, fraction = 0.25 } }, { bits = 16, window = 32 }),
     shape("d96-g6-page128", { 96, 6, "fp16" }, { bits = 2, group = 64, boost = { bits = 4, fraction = 0.5 } }, { bits = 2, group = 32, window = 64 },
         { page = 128 }),
     shape("d64-g4-static", { 64, 4, "bf16" },

@@ -1,6 +1,6 @@
 #include "common.h"
-// An 8 x 16 by 16 x 8 product and a transpose, against plain loops: out[i] and out[512 + i] must be equal. Grid 1, block 32.
-//   1  two fragments of a swapped    2  a transpose left out    3  the columns of b off by one word
+// Products, of halves (with a transpose) and of bytes, against plain loops: out[i] and out[512 + i] must be equal. Grid 1, block 32.
+//   1  two fragments of a swapped    2  a transpose left out    3  the columns of b off by one word    4  as 1, of bytes
 extern "C" __global__ void __launch_bounds__(32) matrix(const __grid_constant__ planted p)
 {
     u16 *a = (u16 *)shared_memory(), *b = a + 256; // a [16, 16], b [8 columns, 16 rows]
@@ -33,5 +33,23 @@ extern "C" __global__ void __launch_bounds__(32) matrix(const __grid_constant__ 
             sum += half_to_float(a[row * 16 + k]) * half_to_float(b[column * 16 + k]);
         p.out[lane * 4 + i] = __float_as_uint(c[i]);
         p.out[512 + lane * 4 + i] = __float_as_uint(sum);
+    }
+    const u8 *bytes = (const u8 *)p.in, *others = bytes + 512; // [16, 32], [8 columns, 32 rows]
+    auto four = [](const u8 *x) { return x[0] | (u32)x[1] << 8 | (u32)x[2] << 16 | (u32)x[3] << 24; };
+    const u32 low0 = four(bytes + g * 32 + 4 * t), low1 = four(bytes + (g + 8) * 32 + 4 * t);
+    const u32 high0 = four(bytes + g * 32 + 4 * t + 16), high1 = four(bytes + (g + 8) * 32 + 4 * t + 16);
+    const u32 other0 = four(others + g * 32 + 4 * t), other1 = four(others + g * 32 + 4 * t + 16);
+    int d[4] = {1, -2, 3, -4};
+    if (fault == 4)
+        mma_bytes(d, low0, high0, low1, high1, other0, other1);
+    else
+        mma_bytes(d, low0, low1, high0, high1, other0, other1);
+    for (int i = 0; i < 4; i++) {
+        const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
+        int sum = i & 1 ? -i - 1 : i + 1;
+        for (int k = 0; k < 32; k++)
+            sum += bytes[row * 32 + k] * (signed char)others[column * 32 + k];
+        p.out[128 + lane * 4 + i] = (u32)d[i];
+        p.out[640 + lane * 4 + i] = (u32)sum;
     }
 }

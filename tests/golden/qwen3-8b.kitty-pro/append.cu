@@ -260,6 +260,13 @@ __device__ __forceinline__ void mma_bfloat(float (&c)[4], u32 a0, u32 a1, u32 a2
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+// c[16 x 8] += a[16 x 32] * b[32 x 8], a in unsigned and b in signed bytes, exact. a0: row g, columns 4t .. 4t+3; a1: row g+8; a2: row g,
+// columns 4t+16 ..; a3: row g+8, those. b0: rows 4t .. 4t+3 of column g; b1: rows 4t+16 ... c as above.
+__device__ __forceinline__ void mma_bytes(int (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 // Transpose of an 8 x 8 matrix of 16-bit elements; lane 4 r + t holds row r, columns 2t, 2t+1 before and after.
 __device__ __forceinline__ u32 transpose8(u32 x) {
     u32 y;
@@ -385,9 +392,11 @@ __device__ __forceinline__ kt_slot load_settled(const kt_slot *p) {
 //   key part:   [groups, 2, HEAD_DIM] scales (fp16), then zeros (fp16), channels in natural order
 //               KEY_BOOSTED bytes: boosted channels, ascending; zero-padded to KEY_TILES, a multiple of 128
 //               PAGE / 32 tiles of KEY_TILE_BYTES
+//               where groups run along channels no scales, no zeros, no list; a tile begins with pairs, as those of values do
 //   value part: PAGE / 32 tiles of VALUE_TILE_BYTES, each: [HEAD_DIM / VALUE_GROUP groups, 32] pairs (scale fp16 low, zero fp16
 //               high), then codes
 //               pair of token t of the tile at position (t & 7) * 4 + (t >> 3)
+//               where groups run along tokens no pairs; scales and zeros as of keys follow the tiles, at VALUE_META
 //
 // A key page is a matrix of KEY_ROWS rows by tokens, in 2-bit planes, low plane first: for p < KEY_BITS / 2 the p-th planes of
 // all channels, then for each further plane of the boosted channels those channels in list order, then zero rows. A tile of 32
@@ -395,6 +404,9 @@ __device__ __forceinline__ kt_slot load_settled(const kt_slot *p) {
 // bit 16 e + 8 m + 4 j + 2 half:  token 16 m + 8 half + g of the tile, row row_of(k, 2 c + 8 j + e).
 // A value tile is, for p < VALUE_BITS / 2, for i = 0 .. HEAD_DIM / 16 - 1, one word per lane: code (m, half, j, e) at the same
 // bit: channel channel_of(i, 8 half + g), token 16 m + 2 c + 8 j + e of the tile.
+// Odd numbers of bits have one plane of 1 bit, the last of its channels: two groups of 16 rows share a word, the first in the lower bit
+// of each place, the second in the upper. It begins with a word of its own: the 2-bit planes before it are padded to 16 rows.
+// What is rotated (KEY_ROTATION, VALUE_ROTATION) is sealed as R x, rounded to the element type.
 // Words of a lane are grouped by four into 16-byte vectors (the last group may have two or one): word w of the tile is at
 // lane_word(w, words, lane).
 //

@@ -10,6 +10,7 @@ Gemma is subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms. A
 """
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from tokenizers.models import BPE, Unigram
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .report import MACHINE, CommandError, bars_for_terminals, progress
@@ -114,6 +116,8 @@ def load(where, dtype=None, device="cpu", attention="sdpa", folder=FOLDER):
             named = FETCHABLE.get(where, {}).get("dtype") or AutoConfig.from_pretrained(source, **options).dtype
             dtype = torch.float16 if named in ("float16", torch.float16) else torch.bfloat16
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if options:
+            mend_gemma(tokenizer)
         if options and hasattr(transformers, "GgufConfig"):
             # Otherwise the weights stay packed, and are unpacked at every product.
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -125,6 +129,27 @@ def load(where, dtype=None, device="cpu", attention="sdpa", folder=FOLDER):
         known = "" if path.exists() else f" (neither a folder here nor one of {', '.join(FETCHABLE)})"
         raise CommandError(f"{where}: Transformers cannot load it{known}: {error}") from None
     return tokenizer, model.to(device).eval()
+
+
+def mend_gemma(tokenizer):
+    """Transformers takes Gemma's vocabulary in a GGUF file for a Unigram model, and leaves its first token out.
+
+    Its scores are ranks of byte-pair merges. Read as Unigram, a text becomes twice as many tokens, of a kind that the model has
+    hardly seen.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if "Gemma" not in type(tokenizer).__name__ or not isinstance(backend.model, Unigram):
+        return
+    pieces = json.loads(backend.to_str())["model"]["vocab"]
+    vocabulary = {piece: index for index, (piece, _) in enumerate(pieces)}
+    merges = []
+    for piece, index in vocabulary.items():
+        parts = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+        parts = [(left, right) for left, right in parts if left in vocabulary and right in vocabulary]
+        merges += [(-pieces[index][1], vocabulary[left], vocabulary[right], left, right) for left, right in parts]
+    merges = [merge[3:] for merge in sorted(merges)]
+    backend.model = BPE(vocabulary, merges, unk_token=tokenizer.unk_token, fuse_unk=True, byte_fallback=True)
+    tokenizer.add_bos_token = True
 
 
 def read_text(path):

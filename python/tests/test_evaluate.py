@@ -224,6 +224,20 @@ class Reporting(Refusals):
             evaluate_chart.draw(Path(folder) / "x.svg", rows, [])
             xml.etree.ElementTree.parse(Path(folder) / "x.svg")
 
+    def test_gemma_merges_by_rank(self):
+        """Unigram would take the pieces of the least ranks together, "ca" "st"; merges in order of rank make "cast"."""
+        pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "c", "a", "s", "t", "st", "ca", *(f"<unused{i}>" for i in range(20)), "cast"]
+
+        class GemmaOfAFile(PreTrainedTokenizerFast):
+            pass
+
+        ranks = [(piece, -float(rank)) for rank, piece in enumerate(pieces)]
+        tokenizer = GemmaOfAFile(tokenizer_object=Tokenizer(models.Unigram(ranks, unk_id=3)), unk_token="<unk>", bos_token="<bos>")
+        before = tokenizer("castcas").input_ids
+        self.assertNotIn(pieces.index("cast"), before)
+        loading.mend_gemma(tokenizer)
+        self.assertEqual(tokenizer("castcas").input_ids, [pieces.index(piece) for piece in ("<bos>", "cast", "ca", "s")])
+
     def test_a_file_that_is_not_the_model(self):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / loading.FETCHABLE["smollm2-135m"]["gguf"]

@@ -32,11 +32,11 @@ static int add_model(plan *p, const char *model, const char *variants, const cha
 {
     kg_spec *specs;
     int count;
-    TRY(kg_spec_load(model, &(kg_spec_options){.dtype = dtype}, &specs, &count, failure, sizeof failure));
+    char what[2 * KG_PATH]; // the published variants are run where they are named
+    snprintf(what, sizeof what, "%s%s%s", model, variants ? "/" : "", variants ? variants : "");
+    TRY(kg_spec_load(what, &(kg_spec_options){.dtype = dtype}, &specs, &count, failure, sizeof failure));
     for (int i = 0; i < count && p->count < MOST_COMBINATIONS; i++) {
         combination *c = &p->all[p->count];
-        if (!listed(variants, specs[i].variant))
-            continue;
         *c = (combination){.spec = specs[i], .like = p->count};
         const char *why = kg_layout(&c->spec, &c->format);
         if (why) {
@@ -200,7 +200,7 @@ int part_matrix(int argc, char **argv)
     int jobs = kg_parallel_workers();
     const kg_option options[] = {
         {"--models", "A,B", "only these models", NULL, &models},
-        {"--variants", "A,B", "only these variants", NULL, &variants},
+        {"--variants", "A,B", "only these variants, published ones too", NULL, &variants},
         {"--dtypes", "A,B", "fp16, bf16", NULL, &dtypes},
         {"--every", NULL, "run each model, also where another has the same kernels", &every, NULL},
         {"--jobs", "N", "processes at a time (default: the cores)", NULL, &jobs_text},

@@ -31,7 +31,7 @@ class Package(Case):
         return path
 
     def test_variants(self):
-        self.assertEqual(variants(), ["fp16", "int4", "kitty", "kitty-pro", "kivi-2", "kivi-2-sink"])
+        self.assertEqual(variants(), ["best-2bit", "fp16", "int4", "kitty", "kitty-pro", "kivi-2", "kivi-2-sink"])
 
     def test_kept_and_shared(self):
         """The same shape and variant give one package in the cache folder, and one engine."""

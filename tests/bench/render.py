@@ -195,7 +195,10 @@ def main():
     parser.add_argument("--card", help="whose rows (default: the card with the most)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if something would change")
     options = parser.parse_args()
-    r = Results(rows.read(options.results), options.card)
+    measured = rows.read(options.results)
+    if len(rows.merge(measured, [])) != len(measured):
+        sys.exit(f"render.py: {options.results} has rows of the same key; the next run of collect.py would lose all but the last")
+    r = Results(measured, options.card)
     paths = [os.path.join(options.folder, name) for name in ("RESULTS.md", "scaling.svg")]
     with open(paths[0], encoding="utf-8") as file:
         before = [file.read(), ""]

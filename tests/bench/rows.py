@@ -9,6 +9,11 @@ FIELDS = ("op", "model", "variant", "sequences", "context", "q_heads", "kv_heads
 KEPT = ("us_p10", "us_p90", "step_us", "step_begin_us", "ratio_equal", "error", "layers", "read", "copy", "card", "date", "command")
 
 
+# Of the rows that the plug-in writes for whole models: what else tells them apart.
+MODEL_OPS = ("generate", "evaluate", "evaluate_needle")
+MODEL_FIELDS = ("model", "mode", "inductor", "text", "window", "prompt", "depth")
+
+
 def by_peers(row):
     """Measured beside PyTorch, by peers.py, and not by kittygen bench: other rows, even where the shape is the same."""
     return "peers.py" in row["command"]
@@ -17,7 +22,8 @@ def by_peers(row):
 def key(row):
     """What a row is of. A row that is measured again takes the place of the old one."""
     number = [row.get(name) or 0 for name in ("head_dim", "q_heads", "kv_heads", "sequences", "context")]
-    return (not by_peers(row), row["op"], row.get("dtype") or "", *number, row.get("variant") or "", row["card"])
+    of_model = tuple(str(row.get(name, "")) for name in MODEL_FIELDS if row["op"] in MODEL_OPS)
+    return (not by_peers(row), row["op"], row.get("dtype") or "", *number, row.get("variant") or "", row["card"], of_model)
 
 
 def clean(row, command, card, date):

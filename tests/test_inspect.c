@@ -360,7 +360,7 @@ START_TEST(command)
     }
     ck_assert_int_eq(inspect("smollm2_135m --json --context 4096 --batch 2 --card l40s"), KG_OK);
     cJSON *json = cJSON_Parse(output), *one;
-    ck_assert_int_eq(cJSON_GetArraySize(json), 6);
+    ck_assert_int_eq(cJSON_GetArraySize(json), 7);
     cJSON_ArrayForEach(one, json)
     {
         double bytes = 0;

@@ -182,8 +182,8 @@ static kg_spec *load(const char *what, int expected)
 
 START_TEST(schedule_promises)
 {
-    kg_spec *specs = load("smollm2-135m", 6);
-    for (int i = 0; i < 6; i++) {
+    kg_spec *specs = load("smollm2-135m", 7);
+    for (int i = 0; i < 7; i++) {
         const kg_spec *spec = &specs[i];
         kg_schedule s;
         ck_assert_int_eq(kg_schedule_make(spec, KG_STEPS, &s), KG_OK);

@@ -92,7 +92,7 @@ static const struct {
     {"phi3_mini", "phi3-mini", 32, 32, 96, 32, KT_BF16},     {"smollm2_135m", "smollm2-135m", 9, 3, 64, 30, KT_F16},
     {"gemma3_270m", "gemma3-270m", 4, 1, 256, 18, KT_BF16},
 };
-enum { MODELS = sizeof models / sizeof *models, VARIANTS = 6 };
+enum { MODELS = sizeof models / sizeof *models, VARIANTS = 7 };
 
 static const struct {
     const char *name;
@@ -100,6 +100,7 @@ static const struct {
     double fraction;
     int value_bits, sink, window;
 } variants[VARIANTS] = {
+    {"best-2bit", 2, 4, 0.25, 2, 32, 128},
     {"fp16", 16, 16, 0, 16, 0, 0},       {"int4", 4, 4, 0, 4, 32, 128},    {"kitty", 2, 4, 0.125, 2, 32, 128},
     {"kitty-pro", 2, 4, 0.25, 2, 32, 128}, {"kivi-2", 2, 2, 0, 2, 0, 128}, {"kivi-2-sink", 2, 2, 0, 2, 32, 128},
 };
@@ -172,10 +173,10 @@ END_TEST
 static const struct {
     const char *what, *message;
 } wrong_names[] = {
-    {"qwen3_8b/kity", "qwen3_8b/kity: no shipped variant \"kity\"; shipped: fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink" PUBLISHED "; "
+    {"qwen3_8b/kity", "qwen3_8b/kity: no shipped variant \"kity\"; shipped: best_2bit, fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink" PUBLISHED "; "
                       "did you mean `kitty`?"},
-    {"qwen3_8b/", "qwen3_8b/: no shipped variant \"\"; shipped: fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink" PUBLISHED},
-    {"qwen3_8b/kitty,", "qwen3_8b/kitty,: no shipped variant \"\"; shipped: fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink" PUBLISHED},
+    {"qwen3_8b/", "qwen3_8b/: no shipped variant \"\"; shipped: best_2bit, fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink" PUBLISHED},
+    {"qwen3_8b/kitty,", "qwen3_8b/kitty,: no shipped variant \"\"; shipped: best_2bit, fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink" PUBLISHED},
     {"../models/x", "../models/x: no shipped model \"__\"; shipped: gemma3_270m, llama3_1_8b, llama3_3_70b, phi3_mini, qwen3_0_6b, "
                     "qwen3_14b, qwen3_32b, qwen3_8b, smollm2_135m"},
     {"quen3-8b", "quen3-8b: no shipped model \"quen3_8b\"; shipped: gemma3_270m, llama3_1_8b, llama3_3_70b, phi3_mini, qwen3_0_6b, "
@@ -649,8 +650,8 @@ START_TEST(check_json)
     char output[16384];
     ck_assert_int_eq(command("check qwen3-8b --json", output), 0);
     cJSON *root = cJSON_Parse(output);
-    ck_assert_int_eq(cJSON_GetArraySize(root), 6);
-    const cJSON *fp16 = cJSON_GetArrayItem(root, 0), *kitty = cJSON_GetArrayItem(root, 2);
+    ck_assert_int_eq(cJSON_GetArraySize(root), VARIANTS);
+    const cJSON *fp16 = cJSON_GetArrayItem(root, 1), *kitty = cJSON_GetArrayItem(root, 3);
     ck_assert_double_eq(cJSON_GetObjectItem(kitty, "bytes_per_token")->valuedouble, 77);
     ck_assert_double_eq(cJSON_GetObjectItem(kitty, "boosted_channels")->valuedouble, 16);
     ck_assert_double_eq(cJSON_GetObjectItem(fp16, "fp16_memory_bytes")->valuedouble, 36.0 * 8 * 8192 * 512);

@@ -1,6 +1,6 @@
 // Runs the list of cases (../gpu/cases.h) under the emulator, through the public API, beside the CPU backend: blocks must be equal byte
 // for byte, attention within the bounds that hold on a GPU, and nothing may be reported. Without operands it goes over every kernel of
-// every shipped spec, on both paths of the code, and fails unless each was launched.
+// every shipped spec (of best-2bit, one model's), on both paths of the code, and fails unless each was launched.
 //
 //   emulate_kernels [SPEC...] [--seed N] [--record FOLDER] [--jobs N]
 //

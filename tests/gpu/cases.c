@@ -45,18 +45,25 @@ static int add_case(case_list *list, const kg_spec *spec)
     return KG_OK;
 }
 
+// The emulator takes long for a search of ranges: of the models one stands for all.
+static bool left_out(const kg_spec *spec)
+{
+    return !strcmp(spec->variant, "best-2bit") && strcmp(spec->model.name, "smollm2-135m");
+}
+
 static int add_specs(case_list *list, const char *what)
 {
     kg_spec *specs;
     int count, code = KG_OK;
     TRY(kg_spec_load(what, NULL, &specs, &count, failure, sizeof failure));
     for (int i = 0; i < count && !code; i++)
-        code = add_case(list, &specs[i]);
+        if (!left_out(&specs[i]))
+            code = add_case(list, &specs[i]);
     free(specs);
     return code;
 }
 
-// Every model with every variant, and the files beside the folders of both.
+// Every model with every variant but for those left out, and the files beside the folders of both.
 static int add_shipped(case_list *list)
 {
     static const char *const folders[] = {"/models", ""};

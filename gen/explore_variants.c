@@ -9,13 +9,11 @@
 
 // ---- loading ---------------------------------------------------------------------------------------------------------
 
-static void spec_text(const kg_spec *spec, kg_text *text) { kg_spec_json(text, spec); }
-
 static bool same_text(const kg_spec *a, const kg_spec *b)
 {
     kg_text x = {0}, y = {0};
-    spec_text(a, &x);
-    spec_text(b, &y);
+    kg_spec_json(&x, a);
+    kg_spec_json(&y, b);
     const bool same = !x.failed && !y.failed && !strcmp(x.data, y.data);
     kg_text_free(&x);
     kg_text_free(&y);
@@ -182,7 +180,7 @@ int kg_explore_inputs(kg_explore *x, const char *const *files, int file_count, i
         kg_text text = {0};
         unsigned char digest[KT__SHA256_BYTES];
         kg_text_addf(&text, "%d files, %d layers, ", file_count, x->bed.in.count);
-        spec_text(&v->spec, &text);
+        kg_spec_json(&text, &v->spec);
         const bool failed = text.failed;
         if (!failed)
             kt__sha256_add(&sha, text.data, text.size);

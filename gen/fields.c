@@ -309,15 +309,19 @@ void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *u
         REPORT("key.window", "%d is larger than value.window %d, so that values would be sealed before their keys; allowed: at most "
                "value.window", spec->key.window, spec->value.window);
 
-    if (spec->key.range && spec->key.bits == 16)
-        REPORT("key.range", "\"least_squares\" with key.bits 16, which is exact; leave it out");
-    if (spec->value.range && spec->value.bits == 16)
-        REPORT("value.range", "\"least_squares\" with value.bits 16, which is exact; leave it out");
-
-    if (spec->key.metadata && spec->key.bits == 16)
-        REPORT("key.metadata", "\"fp8\" with key.bits 16, which is exact; leave it out");
-    if (spec->value.metadata && spec->value.bits == 16)
-        REPORT("value.metadata", "\"fp8\" with value.bits 16, which is exact; leave it out");
+    const struct {
+        const char *path, *word;
+        int given, bits;
+    } inexact[] = {
+        {"key.range", "least_squares", spec->key.range, spec->key.bits},
+        {"value.range", "least_squares", spec->value.range, spec->value.bits},
+        {"key.metadata", "fp8", spec->key.metadata, spec->key.bits},
+        {"value.metadata", "fp8", spec->value.metadata, spec->value.bits},
+    };
+    for (int i = 0; i < 4; i++)
+        if (inexact[i].given && inexact[i].bits == 16)
+            REPORT(inexact[i].path, "\"%s\" with %.*s.bits 16, which is exact; leave it out", inexact[i].word,
+                   (int)strcspn(inexact[i].path, "."), inexact[i].path);
     static const char *const rotated[] = {"key.rotation", "value.rotation"};
     const int rotations[] = {spec->key.rotation, spec->value.rotation}, bits[] = {spec->key.bits, spec->value.bits};
     for (int i = 0; i < 2; i++)
@@ -388,12 +392,9 @@ void kg_spec_json(kg_text *out, const kg_spec *spec)
             continue;
         if ((!strcmp(path, "key.group") && spec->key.bits == 16) || (!strcmp(path, "value.group") && spec->value.bits == 16))
             continue;
-        if ((!strcmp(path, "key.metadata") && !spec->key.metadata) || (!strcmp(path, "value.metadata") && !spec->value.metadata))
-            continue;
-        if ((!strcmp(path, "key.along") && !spec->key.along) || (!strcmp(path, "value.along") && !spec->value.along))
-            continue;
-        if ((!strcmp(path, "key.range") && !spec->key.range) || (!strcmp(path, "value.range") && !spec->value.range) ||
-            (!strcmp(path, "key.rotation") && !spec->key.rotation) || (!strcmp(path, "value.rotation") && !spec->value.rotation))
+        // So are the plain ways of keys and values: the first word of each.
+        if (kg_fields[i].kind == KG_FIELD_WORD && (!strcmp(group, "key") || !strcmp(group, "value")) &&
+            !*(const int *)((const char *)spec + kg_fields[i].offset))
             continue;
         while (*open && strcmp(open, group) && (strncmp(group, open, strlen(open)) || group[strlen(open)] != '.')) {
             kg_text_add(out, "}");

@@ -3,6 +3,9 @@
 #define KT_TEST_SUITE_H
 
 #include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
 
 #include "kitty.h"
 
@@ -29,6 +32,17 @@
         ck_assert_msg(got_ == (status), "%s gave %s, not %s", #call, kt_status_name(got_), kt_status_name(status)); \
         ck_assert_str_eq(kt_message(), message);                                                                \
     } while (0)
+
+// Runs a shell command: its exit code; what it prints, up to size - 1 bytes, is in `output`.
+static inline int run_shell(const char *command, char *output, size_t size)
+{
+    FILE *pipe = popen(command, "r");
+    ck_assert_ptr_nonnull(pipe);
+    output[fread(output, 1, size - 1, pipe)] = 0;
+    const int status = pclose(pipe);
+    ck_assert_msg(WIFEXITED(status), "%s: ended by a signal", command);
+    return WEXITSTATUS(status);
+}
 
 // Runs the suite and frees it; main's exit code.
 static inline int run_suite(Suite *suite)

@@ -168,13 +168,7 @@ static int bench(const char *arguments, char output[8192])
     char command[2 * KG_PATH];
     const char *kittygen = getenv("KT_KITTYGEN");
     snprintf(command, sizeof command, "CUDA_VISIBLE_DEVICES= '%s' bench %s 2>&1", kittygen ? kittygen : "./kittygen", arguments);
-    FILE *pipe = popen(command, "r");
-    ck_assert_ptr_nonnull(pipe);
-    const size_t got = fread(output, 1, 8191, pipe);
-    output[got] = 0;
-    const int status = pclose(pipe);
-    ck_assert(WIFEXITED(status));
-    return WEXITSTATUS(status);
+    return run_shell(command, output, 8192);
 }
 
 static const struct {

@@ -17,10 +17,7 @@ static int run(const char *arguments)
     const char *kittygen = getenv("KT_KITTYGEN");
     ck_assert_msg(kittygen != 0, "KT_KITTYGEN must name the kittygen to test");
     snprintf(command, sizeof command, "'%s' build %s 2>&1", kittygen, arguments);
-    FILE *pipe = popen(command, "r");
-    ck_assert_ptr_nonnull(pipe);
-    output[fread(output, 1, sizeof output - 1, pipe)] = 0;
-    return WEXITSTATUS(pclose(pipe));
+    return run_shell(command, output, sizeof output);
 }
 
 static void setup(void)

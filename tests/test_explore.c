@@ -419,12 +419,7 @@ static int explore(const char *settings, const char *arguments, bool all)
         at += !strncmp(a, "$D", 2) ? snprintf(command + at, sizeof command - (size_t)at, "%s", (a++, folder))
                                    : snprintf(command + at, sizeof command - (size_t)at, "%c", *a);
     snprintf(command + at, sizeof command - (size_t)at, all ? " 2>&1" : " 2>/dev/null");
-    FILE *pipe = popen(command, "r");
-    ck_assert_ptr_nonnull(pipe);
-    output[fread(output, 1, sizeof output - 1, pipe)] = 0;
-    const int status = pclose(pipe);
-    ck_assert(WIFEXITED(status));
-    return WEXITSTATUS(status);
+    return run_shell(command, output, sizeof output);
 }
 
 static cJSON *explore_json(const char *settings, const char *arguments, int expected)

@@ -87,7 +87,7 @@ static void cut(const ref_sequence *base, int fresh, int tokens)
     end(&s);
 }
 
-START_TEST(truncate)
+START_TEST(truncations)
 {
     static const int steps[] = {1, 7, 32, 70};
     open_world(shapes[_i].sink, shapes[_i].key_window, shapes[_i].value_window, 60, 2, 2);
@@ -238,7 +238,7 @@ int main(void)
     TCase *tcase = tcase_create("forks");
     tcase_set_timeout(tcase, 240);
     tcase_add_loop_test(tcase, diverge, 0, SHAPES);
-    tcase_add_loop_test(tcase, truncate, 0, SHAPES);
+    tcase_add_loop_test(tcase, truncations, 0, SHAPES);
     tcase_add_loop_test(tcase, one_by_one, 0, SHAPES);
     tcase_add_test(tcase, cut_forks);
     tcase_add_test(tcase, reservations);

@@ -301,9 +301,7 @@ START_TEST(launches)
         int count;
         snprintf(command, sizeof command, "LD_LIBRARY_PATH='%s' KT_CUDA_HOME='%s' FAKE_SCALE=20 FAKE_MEMORY_MB=1024 KT_LOG=2 '%s' bench %s --shapes %dx%d --ops "
                  "attend --layers 1 2>&1", getenv("KT_FAKE"), getenv("KT_FAKE"), getenv("KT_KITTYGEN"), shapes[i].spec, shapes[i].batch, shapes[i].context);
-        FILE *pipe = popen(command, "r");
-        output[fread(output, 1, sizeof output - 1, pipe)] = 0;
-        ck_assert_int_eq(pclose(pipe), 0);
+        ck_assert_int_eq(run_shell(command, output, sizeof output), 0);
         ck_assert_msg(!kg_spec_load(shapes[i].spec, 0, &specs, &count, error, sizeof error), "%s", error);
         ck_assert_msg(!kg_costs_make(&specs[0], shapes[i].batch, shapes[i].context, card_of("h100"), &c, error), "%s", error);
         static const char *const ops[] = {"attend", "append", "check", "advance"};
@@ -324,12 +322,7 @@ static int inspect(const char *arguments)
 {
     char command[4096];
     snprintf(command, sizeof command, "'%s' inspect %s 2>&1", getenv("KT_KITTYGEN"), arguments);
-    FILE *pipe = popen(command, "r");
-    ck_assert_ptr_nonnull(pipe);
-    output[fread(output, 1, sizeof output - 1, pipe)] = 0;
-    const int status = pclose(pipe);
-    ck_assert(WIFEXITED(status));
-    return WEXITSTATUS(status);
+    return run_shell(command, output, sizeof output);
 }
 
 static const struct {

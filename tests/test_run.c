@@ -347,13 +347,7 @@ static int run(const char *arguments)
         used += (size_t)snprintf(command + used, sizeof command - used, *arguments == '%' ? "'%s'" : "%.1s",
                                  *arguments == '%' ? folder : arguments);
     snprintf(command + used, sizeof command - used, " 2>&1");
-    FILE *pipe = popen(command, "r");
-    ck_assert_ptr_nonnull(pipe);
-    const size_t got = fread(output, 1, sizeof output - 1, pipe);
-    output[got] = 0;
-    const int status = pclose(pipe);
-    ck_assert(WIFEXITED(status));
-    return WEXITSTATUS(status);
+    return run_shell(command, output, sizeof output);
 }
 
 // Writes q.0, k.0 and v.0 of `tokens` tokens as FOLDER/name; q with `heads` heads; v ends `cut` bytes early; `metadata` is

@@ -594,13 +594,7 @@ static int command(const char *arguments, char output[16384])
 {
     char line[2 * KG_PATH];
     snprintf(line, sizeof line, "'%s' 2>&1 %s", kittygen, arguments);
-    FILE *pipe = popen(line, "r");
-    ck_assert_ptr_nonnull(pipe);
-    const size_t size = fread(output, 1, 16383, pipe);
-    output[size] = 0;
-    const int status = pclose(pipe);
-    ck_assert_msg(WIFEXITED(status), "%s: ended by a signal", arguments);
-    return WEXITSTATUS(status);
+    return run_shell(line, output, 16384);
 }
 
 static const struct {

@@ -342,9 +342,7 @@ START_TEST(no_gpu)
 {
     char command[512];
     snprintf(command, sizeof command, "CUDA_VISIBLE_DEVICES= KT_CACHE_DIR='%s' '%s' tune qwen3_8b/kitty 2>&1", folder, getenv("KT_KITTYGEN"));
-    FILE *pipe = popen(command, "r");
-    output[fread(output, 1, sizeof output - 1, pipe)] = 0;
-    expect(WEXITSTATUS(pclose(pipe)), KG_MACHINE, "kittygen tune: a GPU is needed, but for --compile: no NVIDIA ");
+    expect(run_shell(command, output, sizeof output), KG_MACHINE, "kittygen tune: a GPU is needed, but for --compile: no NVIDIA ");
 }
 END_TEST
 

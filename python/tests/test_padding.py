@@ -37,25 +37,29 @@ def round_pages(cache, pads, sink=32, page=128, window=128):
 
 class Padding(Case):
     def test_bytes_and_lengths(self):
-        """The same keys and values fed padded and alone: pads (NaN here) are not stored, pages are equal byte for byte."""
+        """The same keys and values fed padded and alone: pads (NaN here) are not stored, pages are equal byte for byte.
+
+        After the prompt come steps of many tokens and of one; in one of these the second row seals a page.
+        """
         model = tiny("llama")
-        feeds = [Feed(model, 740, seed) for seed in range(len(LENGTHS))]
-        width = max(LENGTHS)
+        feeds = [Feed(model, 768, seed) for seed in range(len(LENGTHS))]
+        width, turns = max(LENGTHS), (60, 1, 1, 1, 1, 1, 1, 1, 1)
         _, mask = left_padded(LENGTHS)
-        padded = KittyCache.for_model(model)
+        padded, stored = KittyCache.for_model(model), list(LENGTHS)
         feed(padded, feeds, [length - width for length in LENGTHS], width, mask.bool())
         together = None
-        for step in range(40):
-            mask = grown(mask)
-            together = feed(padded, feeds, [length + step for length in LENGTHS], 1, mask.bool())
-        self.assertEqual(padded.tokens(), [length + 40 for length in LENGTHS])
-        self.assertEqual(padded.get_seq_length(), 740)
+        for turn in turns:
+            mask = grown(mask, turn)
+            together = feed(padded, feeds, stored, turn, mask.bool())
+            stored = [length + turn for length in stored]
+        self.assertEqual(padded.tokens(), stored)
+        self.assertEqual(padded.get_seq_length(), 768)
         self.assertEqual(padded.nonfinite(), 0)
         for row, length in enumerate(LENGTHS):
             alone = KittyCache.for_model(model)
             feed(alone, [feeds[row]], [0], length)
-            for step in range(40):
-                single = feed(alone, [feeds[row]], [length + step], 1)
+            for turn in turns:
+                single = feed(alone, [feeds[row]], alone.tokens(), turn)
             self.assertSame(content(padded, row), content(alone, 0), f"row {row}, length {length}")
             for layer, out in enumerate(single):
                 self.assertTrue(torch.equal(out[0], together[layer][row]), f"row {row}, layer {layer}: attention differs")

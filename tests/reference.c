@@ -349,7 +349,7 @@ void ref_step(ref_world *w, kt_batch *batch, ref_sequence *const *sequences, con
 static const unsigned char *ref_table(const ref_world *w, int layer, int head)
 {
     const kt__package *p = &w->engine->package;
-    return p->tables ? p->tables + (size_t)(layer * p->kv_heads + head) * (size_t)p->format.table_bytes : NULL;
+    return p->tables ? p->tables + kt__layer_tables(p, layer) + (size_t)head * (size_t)p->formats[kt__layer_format(p, layer)].table_bytes : NULL;
 }
 
 // Exact tokens [first, last) of a part, as they came.

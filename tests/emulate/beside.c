@@ -8,7 +8,7 @@
 // The first byte that differs of the blocks a step leaves, where records_compare has seen that one does.
 static void find_byte(const case_run *both, char *message, size_t size)
 {
-    const int bytes = both->given->package.format.block_bytes;
+    const int bytes = both->given->package.formats[0].block_bytes;
     unsigned char *blocks = malloc(2 * (size_t)bytes);
     for (int at = 0; blocks && at < CASE_SLOTS * CASE_LAYERS * CASE_HEADS; at++) {
         const int head = at % CASE_HEADS, layer = at / CASE_HEADS % CASE_LAYERS, sequence = at / CASE_HEADS / CASE_LAYERS;
@@ -29,7 +29,7 @@ static void find_byte(const case_run *both, char *message, size_t size)
 
 static int run_steps(case_run *both, record *all, emulation *e)
 {
-    const int bf16 = both->given->package.format.dtype == KT_BF16;
+    const int bf16 = both->given->package.formats[0].dtype == KT_BF16;
     const difference limits = {error_limit(bf16), 4 * error_limit(bf16), INFINITY};
     for (int step = 0; step < CASE_STEPS; step++) {
         record records[2] = {0};

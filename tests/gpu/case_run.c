@@ -61,7 +61,7 @@ void case_close(case_run *run)
 // A tensor [rows, heads, dim] of random elements on the device, of just that size; rows are `stride` elements apart, with NaNs between.
 static int bring(case_run *run, int rows, int heads, int stride, bool keys, bool damage, void **device)
 {
-    const kt_format *f = &run->given->package.format;
+    const kt_format *f = &run->given->package.formats[0];
     const int width = heads * f->head_dim;
     const size_t count = (size_t)(rows - 1) * (size_t)stride + (size_t)width;
     uint16_t *host = malloc(count * sizeof *host);
@@ -98,8 +98,8 @@ typedef struct {
 
 static int results_make(case_run *run, int rows, attend *a)
 {
-    const size_t heads = (size_t)rows * CASE_HEADS * (size_t)run->given->package.format.group_heads;
-    const size_t bytes = heads * (size_t)run->given->package.format.head_dim * 2;
+    const size_t heads = (size_t)rows * CASE_HEADS * (size_t)run->given->package.formats[0].group_heads;
+    const size_t bytes = heads * (size_t)run->given->package.formats[0].head_dim * 2;
     unsigned char *blank = malloc(bytes);
     if (!blank)
         return fail(KG_MACHINE, "out of memory");
@@ -114,8 +114,8 @@ static int results_make(case_run *run, int rows, attend *a)
 
 static int results_read(case_run *run, const output_head *head, const attend *a, record *record)
 {
-    const size_t heads = (size_t)head->rows * CASE_HEADS * (size_t)run->given->package.format.group_heads;
-    const size_t bytes = heads * (size_t)run->given->package.format.head_dim * 2;
+    const size_t heads = (size_t)head->rows * CASE_HEADS * (size_t)run->given->package.formats[0].group_heads;
+    const size_t bytes = heads * (size_t)run->given->package.formats[0].head_dim * 2;
     char *host = malloc(bytes + heads * sizeof(float));
     if (!host)
         return fail(KG_MACHINE, "out of memory");
@@ -142,7 +142,7 @@ static void layer_free(case_run *run, layer *l)
 static int queue_layer(case_run *run, int at, const step *s, int index, int rows, layer *l)
 {
     kt__package *p = &run->engine->package;
-    const kt_format *f = &p->format;
+    const kt_format *f = &p->formats[0];
     const int q_heads = CASE_HEADS * f->group_heads, padded = index % 2;
     const int query_row = q_heads * f->head_dim + (padded ? 8 : 0), kv_row = CASE_HEADS * f->head_dim + (padded ? 16 : 0);
     TRY(bring(run, rows, q_heads, query_row, false, false, &l->query));
@@ -192,7 +192,7 @@ static void add_digest(record *record, block_digest d, const void *data, size_t 
 
 int case_block(const case_run *run, int sequence, int at, int head, int page, unsigned char *block)
 {
-    const kt_format *f = &run->given->package.format;
+    const kt_format *f = &run->given->package.formats[0];
     int tokens;
     CALL(kt_sequence_tokens(run->cache, run->sequences[sequence], &tokens));
     CALL(kt_read_block(run->cache, run->sequences[sequence], at, head, page, block));
@@ -205,7 +205,7 @@ int case_block(const case_run *run, int sequence, int at, int head, int page, un
 
 static int digest_sequence(case_run *run, int index, int sequence, unsigned char *block, float *rows, record *record)
 {
-    const kt_format *f = &run->given->package.format;
+    const kt_format *f = &run->given->package.formats[0];
     int tokens;
     CALL(kt_sequence_tokens(run->cache, run->sequences[sequence], &tokens));
     const int sinks = tokens < f->sink ? tokens : f->sink;
@@ -232,7 +232,7 @@ static int digest_sequence(case_run *run, int index, int sequence, unsigned char
 
 static int digest_caches(case_run *run, int index, record *record)
 {
-    const kt_format *f = &run->given->package.format;
+    const kt_format *f = &run->given->package.formats[0];
     unsigned char *block = malloc((size_t)f->block_bytes);
     float *rows = malloc((size_t)MAX_TOKENS * (size_t)f->head_dim * sizeof *rows);
     kt_poll_info poll = {.size = sizeof poll};
@@ -250,7 +250,7 @@ static int digest_caches(case_run *run, int index, record *record)
 
 int case_step(case_run *run, int index, record *record)
 {
-    const step s = step_of(&run->given->package.format, index);
+    const step s = step_of(&run->given->package.formats[0], index);
     layer layers[CASE_LAYERS] = {0};
     int rows = 0, code = KG_OK;
     run->engine->backend->multiprocessors = s.multiprocessors; // how attend is divided follows from it

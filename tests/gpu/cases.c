@@ -173,7 +173,7 @@ static difference compare_outputs(int dtype, size_t heads, int width, const uint
 
 void records_compare(const test_case *given, const record *device, const record *other, const difference *limits, agreement *to)
 {
-    const kt_format *f = &given->package.format;
+    const kt_format *f = &given->package.formats[0];
     const char *a = device->outputs.data, *b = other->outputs.data, *end = a + device->outputs.size;
     compare_blocks(device, other, to);
     if (device->outputs.size != other->outputs.size)

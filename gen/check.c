@@ -36,8 +36,8 @@ static int compute_costs(costs *c, const kg_spec *spec, const char *from, char *
     return code;
 }
 
-// What the layers of a format keep, and their kernels.
-static void add_format(kg_text *out, const kt_format *f, const kg_attend_plan *plan, const kg_tuned_set *tuned)
+// What the layers of a format keep.
+static void add_format(kg_text *out, const kt_format *f)
 {
     static const char *const rotations[] = {"", ", rotated by Hadamard", ", rotated by a matrix"};
     kg_text_addf(out, "  keys       %d bits", f->key_bits);
@@ -58,6 +58,17 @@ static void add_format(kg_text *out, const kt_format *f, const kg_attend_plan *p
     kg_text_addf(out, "  per token  %.4g bytes per KV head; fp16 %.0f, %.2f times that\n", kg_bytes_per_token(f), 4.0 * f->head_dim,
                  4.0 * f->head_dim / kg_bytes_per_token(f));
     kg_text_addf(out, "  exact      %d bytes per sequence and KV head\n", f->slab_bytes);
+}
+
+static void add_memory(kg_text *out, const costs *c)
+{
+    const double mib = 1 << 20;
+    kg_text_addf(out, "  memory     %.1f MiB for one sequence of %d tokens; fp16 %.1f MiB\n", (double)c->model / mib, CONTEXT,
+                 (double)c->model_fp16 / mib);
+}
+
+static void add_kernels(kg_text *out, const kg_attend_plan *plan, const kg_tuned_set *tuned)
+{
     kg_text_addf(out, "  attend     %d kernels (warps x stages x tiles x blocks):", plan->count);
     for (int i = 0; i < plan->count; i++) {
         const kg_attend_config *k = &plan->configs[i];
@@ -71,22 +82,25 @@ static void add_format(kg_text *out, const kt_format *f, const kg_attend_plan *p
 
 static void add_text(kg_text *out, const kg_spec *spec, const costs *c)
 {
-    const double mib = 1 << 20;
+    const kg_formats *f = &c->formats;
     kg_text_addf(out, "%s\n", spec->name);
     kg_text_addf(out, "  model      %d layers, %d query heads, %d KV heads, head_dim %d, %s\n", spec->model.layers, spec->model.q_heads,
                  spec->model.kv_heads, spec->model.head_dim, spec->model.dtype == KT_BF16 ? "bf16" : "fp16");
-    for (int i = 0; i < c->formats.count; i++) {
-        if (c->formats.count > 1) {
-            kg_text_add(out, " layers ");
+    for (int i = 0; i < f->count; i++) {
+        if (f->count > 1) {
+            kg_text_addf(out, " layer%s ", f->layers[i] > 1 ? "s" : "");
             kg_spec_list_layers(out, spec, i);
             kg_text_add(out, "\n");
         }
-        add_format(out, &c->formats.formats[i], &c->plans[i], &c->tuned[i]);
+        add_format(out, &f->formats[i]);
+        if (f->count == 1)
+            add_memory(out, c);
+        add_kernels(out, &c->plans[i], &c->tuned[i]);
     }
-    if (c->formats.count > 1)
+    if (f->count > 1) {
         kg_text_addf(out, " all layers\n  per token  %.4g bytes per KV head, the mean; fp16 %.0f, %.2f times that\n", c->token, c->token_fp16, c->ratio);
-    kg_text_addf(out, "  memory     %.1f MiB for one sequence of %d tokens; fp16 %.1f MiB\n", (double)c->model / mib, CONTEXT,
-                 (double)c->model_fp16 / mib);
+        add_memory(out, c);
+    }
 }
 
 static void add_json_format(kg_text *out, const kt_format *f, const kg_tuned_set *tuned)

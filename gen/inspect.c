@@ -60,7 +60,7 @@ static void add_format(kg_text *out, const kg_costs *c, int index)
     const char *bold = kg_colour(stdout) ? KG_BOLD : "", *plain = kg_colour(stdout) ? KG_PLAIN : "";
     kg_region regions[KG_REGIONS];
     if (c->package.format_count > 1) {
-        kg_text_addf(out, "\n%sformat %d%s of layers ", bold, index, plain);
+        kg_text_addf(out, "\n%sformat %d%s of layer%s ", bold, index, plain, kg_spec_layers(&c->package.spec, index) > 1 ? "s" : "");
         kg_spec_list_layers(out, &c->package.spec, index);
         kg_text_add(out, "\n");
     }

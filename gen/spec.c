@@ -136,7 +136,7 @@ static void report(reader *r, const char *field, const kg_value *value, const ch
     const char *file = r->file;
     char path[192], group[192];
     int line = 0;
-    snprintf(path, sizeof path, "%s%s", r->place, field);
+    snprintf(path, sizeof path, "%s%s", r->place, field + (*r->place && !strncmp(field, "layers.", 7) ? 7 : 0));
     snprintf(group, sizeof group, "%.*s", kg_field_group(path), path);
     if (!find_line(r, path, value, &file, &line) && *group) // missing: where its table begins
         find_line(r, group, 0, &file, &line);
@@ -566,7 +566,8 @@ static void finish(reader *r)
     kg_spec *const spec = r->spec;
     kg_spec_finish(spec, &r->given, report_finish, r);
     int calibrated = kg_spec_calibrated(spec);
-    for (int i = 0; i < r->override_count && r->error_count == before; i++) {
+    const int overrides = r->error_count == before ? r->override_count : 0; // else they would repeat the spec's errors
+    for (int i = 0; i < overrides; i++) {
         override *o = &r->overrides[i];
         kg_spec over = *spec;
         over.key = o->key;

@@ -293,11 +293,11 @@ START_TEST(calibrated)
     open_explore(&x, "static.lua");
     kg_variant *v = &x.variants[0];
     ck_assert_msg(!kg_explore_measure(&x.bed, &v->spec, 0, &v->explored, error), "%s", error);
-    ck_assert(x.bed.origin[0] == 2 && x.bed.origin[1] == 0);
+    ck_assert(x.bed.in.layers[0].origin == 2 && x.bed.in.layers[1].origin == 0);
     for (int layer = 0; layer < LAYERS; layer++)
         for (int head = 0; head < KV_HEADS; head++)
             for (int c = 0; c < DIM; c++) {
-                const int from = c - 2 * x.bed.origin[layer] - head;
+                const int from = c - 2 * x.bed.in.layers[layer].origin - head;
                 const bool listed = from >= 0 && from % 3 == 0 && from / 3 < LISTED;
                 ck_assert_msg(fabs(v->explored.boosted[(layer * KV_HEADS + head) * DIM + c] - listed) < 1e-9, "layer %d, head %d, channel %d", layer, head, c);
             }
@@ -378,8 +378,8 @@ START_TEST(comparisons)
     const kg_variant *better, *smaller;
     open_explore(&x, "sweep.lua");
     // 420 tokens, pages of 64: (420 - 32) / 64 = 6 pages of keys; 128 bytes a token exact, of 2 * 32 sinks, 64 and 128 of the rings.
-    const kt_format *f = &x.variants[0].format;
-    ck_assert_double_eq_tol(kg_explore_bytes(f, 420), (6.0 * f->block_bytes + 128 * (64 + 64 + 128)) / 420, 1e-9);
+    const kt_format *f = x.variants[0].formats.formats;
+    ck_assert_double_eq_tol(kg_explore_bytes(&x.variants[0].formats, 420), (6.0 * f->block_bytes + 128 * (64 + 64 + 128)) / 420, 1e-9);
     const double bytes[] = {100, 90, 200}, errors[] = {0.5, 0.6, 0.4};
     for (int i = 0; i < 3; i++) {
         x.variants[i].done = true;

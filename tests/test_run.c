@@ -223,7 +223,7 @@ START_TEST(schedule_promises)
         ck_assert_int_lt(s.tokens[0], spec->sink ? spec->sink : spec->page);
         ck_assert_int_eq((s.turns[1].fresh - spec->sink - spec->key.window) % spec->page, 0);
         ck_assert_int_gt(s.most_tokens, 2000);
-        ck_assert_int_ge(kg_sealed(spec, spec->value.window, s.most_tokens), 10);
+        ck_assert_int_ge(kt_sealed_pages(s.most_tokens, spec->sink, spec->value.window, spec->page), 10);
         kg_schedule_free(&s);
     }
     free(specs);
@@ -256,7 +256,9 @@ START_TEST(scenario_finds_errors)
     kg_inputs inputs;
     ck_assert_msg(!kg_inputs_draw(spec, 2, 500, KG_KEYS_MILD, 1, &inputs, error, sizeof error), "%s", error);
     kt_engine *engine = open_engine(spec);
-    const kg_scenario scenario = {.spec = spec, .inputs = &inputs, .engine = engine, .steps = STEPS};
+    kg_formats formats;
+    ck_assert_ptr_null(kg_formats_of(spec, &formats));
+    const kg_scenario scenario = {.spec = spec, .formats = &formats, .inputs = &inputs, .engine = engine, .steps = STEPS};
     kg_scenario_result good, bad;
     ck_assert_msg(!kg_scenario_run(&scenario, &good, error, sizeof error), "%s", error);
     ck_assert(kg_scenario_passed(&good));

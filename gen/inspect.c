@@ -39,7 +39,8 @@ static const char *amount(double bytes, char text[32])
 
 static void add_kernels(kg_text *out, const kg_costs *c)
 {
-    kg_text_addf(out, "  %-16s %-12s %14s %8s %7s %9s %12s %12s  %s\n", "kernel", "when", "grid", "threads", "shared", "blocks/SM", "reads", "writes", "what");
+    const int width = c->package.format_count > 1 ? 19 : 16;
+    kg_text_addf(out, "  %-*s %-12s %14s %8s %7s %9s %12s %12s  %s\n", width, "kernel", "when", "grid", "threads", "shared", "blocks/SM", "reads", "writes", "what");
     for (int i = 0; i < c->package.count; i++) {
         const kg_launch *l = &c->launches[i];
         char grid[48] = "-", read[32] = "-", written[32] = "-";
@@ -48,7 +49,7 @@ static void add_kernels(kg_text *out, const kg_costs *c)
             amount(l->read, read);
             amount(l->written, written);
         }
-        kg_text_addf(out, "  %-16s %-12s %14s %8d %7d %9d %12s %12s  %s\n", l->kernel->name, l->when, grid, l->kernel->threads, l->kernel->shared,
+        kg_text_addf(out, "  %-*s %-12s %14s %8d %7d %9d %12s %12s  %s\n", width, l->kernel->name, l->when, grid, l->kernel->threads, l->kernel->shared,
                      l->blocks, read, written, l->what);
     }
 }

@@ -95,6 +95,16 @@ int cases_make(case_list *list, char **specs, int count)
     return count ? KG_OK : add_shipped(list);
 }
 
+const kt_format *case_format(const test_case *given, int layer) { return &given->package.formats[kt__layer_format(&given->package, layer)]; }
+
+int case_block_bytes(const test_case *given)
+{
+    int most = 0;
+    for (int i = 0; i < given->package.format_count; i++)
+        most = given->package.formats[i].block_bytes > most ? given->package.formats[i].block_bytes : most;
+    return most;
+}
+
 void cases_free(case_list *list)
 {
     for (int i = 0; i < list->count; i++) {

@@ -137,9 +137,11 @@ static void report(reader *r, const char *field, const kg_value *value, const ch
     char path[192], group[192];
     int line = 0;
     snprintf(path, sizeof path, "%s%s", r->place, field + (*r->place && !strncmp(field, "layers.", 7) ? 7 : 0));
+    if (!*field) // the override itself
+        path[strlen(path) - 1] = 0;
     snprintf(group, sizeof group, "%.*s", kg_field_group(path), path);
-    if (!find_line(r, path, value, &file, &line) && *group) // missing: where its table begins
-        find_line(r, group, 0, &file, &line);
+    if (!find_line(r, path, value, &file, &line) && *group && !find_line(r, group, 0, &file, &line) && *r->place && r->total == 1) // missing: where its table begins
+        find_line(r, "layers", 0, &file, &line);
     add_error(r, file, line, path, reason);
 }
 
@@ -395,7 +397,7 @@ static void find_foreign(reader *r, lua_State *L)
         for (int i = 0; i < 4 && lua_type(L, -2) == LUA_TSTRING; i++)
             known |= !strcmp(lua_tostring(L, -2), allowed[i]);
         if (lua_type(L, -2) != LUA_TSTRING && !known)
-            report(r, "override", 0, "elements without a name are not allowed; write NAME = VALUE");
+            report(r, "", 0, "elements without a name are not allowed; write NAME = VALUE");
         else if (!known && count < MOST)
             keys[count++] = (char *)lua_tostring(L, -2);
     }
@@ -410,7 +412,7 @@ static void find_foreign(reader *r, lua_State *L)
         kg_text_add(&r->reason, "unknown field; allowed in an override: first, last, key, value");
         if (nearest)
             kg_text_addf(&r->reason, "; did you mean `%s`?", nearest);
-        report(r, is_word(keys[i]) ? keys[i] : "override", 0, r->reason.data ? r->reason.data : "unknown field");
+        report(r, is_word(keys[i]) ? keys[i] : "", 0, r->reason.data ? r->reason.data : "unknown field");
     }
 }
 
@@ -487,7 +489,8 @@ static void read_layers(reader *r, lua_State *L)
     if (all != count) {
         r->reason.size = 0;
         kg_text_addf(&r->reason, "is no list; allowed: %s", allowed);
-        report(r, "layers", 0, r->reason.data ? r->reason.data : "no list");
+        const kg_value value = value_at(L, -1);
+        report(r, "layers", &value, r->reason.data ? r->reason.data : "no list");
         return;
     }
     luaL_checkstack(L, 8, 0);

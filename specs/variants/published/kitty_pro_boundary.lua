@@ -1,5 +1,5 @@
 -- Kitty-Pro with the first two and the last two layers exact: the layers at which vLLM's TurboQuant cache stays exact as well
--- (TurboQuantConfig.get_boundary_skip_layers, vllm 0.20). Kitty: arXiv 2511.18643.
+-- (TurboQuantConfig.get_boundary_skip_layers). Kitty: arXiv 2511.18643.
 return function(overrides)
     local count = overrides and overrides.model and overrides.model.layers or 4
     local function exact(first, last)

@@ -22,6 +22,7 @@ uint3 emulate_thread_index(void)
 uint3 emulate_block_index(void) { return three(m.self->home->index); }
 uint3 emulate_block_size(void) { return three(m.args->block); }
 uint3 emulate_grid_size(void) { return three(m.args->grid); }
+int emulate_bulk(void) { return m.args->bulk; }
 
 void emulate_assumption(const char *text)
 {

@@ -16,16 +16,16 @@ const kg_field kg_fields[] = {
      .comment = "names the way of quantising"},
     {.path = "page", .kind = KG_FIELD_INTEGER, .offset = AT(page), .choices = {64, 128, 256}, .fallback = "128",
      .comment = "tokens of a page"},
-    {.path = "sink", .kind = KG_FIELD_INTEGER, .offset = AT(sink), .low = 0, .high = 1024, .step = 32, .fallback = "32",
+    {.path = "sink", .kind = KG_FIELD_INTEGER, .offset = AT(sink), .low = 0, .high = 1024, .fallback = "32",
      .comment = "first tokens of a sequence, kept exact"},
     {.path = "calibration", .kind = KG_FIELD_FILE, .offset = AT(calibration), .fallback = "",
      .comment = "safetensors file that has what the spec calls static or matrix; in the spec's folder or the shipped specs"},
     {.path = "model.name", .kind = KG_FIELD_NAME, .offset = AT(model.name), .comment = "names the model"},
-    {.path = "model.layers", .kind = KG_FIELD_INTEGER, .offset = AT(model.layers), .low = 1, .high = 1024, .step = 1,
+    {.path = "model.layers", .kind = KG_FIELD_INTEGER, .offset = AT(model.layers), .low = 1, .high = 1024,
      .comment = "layers with a KV cache"},
-    {.path = "model.q_heads", .kind = KG_FIELD_INTEGER, .offset = AT(model.q_heads), .low = 1, .high = 16384, .step = 1,
+    {.path = "model.q_heads", .kind = KG_FIELD_INTEGER, .offset = AT(model.q_heads), .low = 1, .high = 16384,
      .comment = "query heads; a multiple of kv_heads, 1 to 16 times it"},
-    {.path = "model.kv_heads", .kind = KG_FIELD_INTEGER, .offset = AT(model.kv_heads), .low = 1, .high = 1024, .step = 1,
+    {.path = "model.kv_heads", .kind = KG_FIELD_INTEGER, .offset = AT(model.kv_heads), .low = 1, .high = 1024,
      .comment = "KV heads"},
     {.path = "model.head_dim", .kind = KG_FIELD_INTEGER, .offset = AT(model.head_dim), .choices = {64, 96, 128, 192, 256},
      .comment = "channels of a head"},
@@ -41,7 +41,7 @@ const kg_field kg_fields[] = {
     {.path = "key.along", .kind = KG_FIELD_WORD, .offset = AT(key.along), .words = {"tokens", "channels"}, .fallback = "tokens",
      .comment = "what a group runs along: tokens, so that every channel has its own scales, or channels, so that every token has; no boost "
                 "along channels"},
-    {.path = "key.window", .kind = KG_FIELD_INTEGER, .offset = AT(key.window), .low = 0, .high = 4096, .step = 32, .fallback = "0",
+    {.path = "key.window", .kind = KG_FIELD_INTEGER, .offset = AT(key.window), .low = 0, .high = 4096, .fallback = "0",
      .comment = "newest tokens whose keys stay exact, on top of the unfinished page; at most value.window"},
     {.path = "key.range", .kind = KG_FIELD_WORD, .offset = AT(key.range), .words = {"extremes", "least_squares"}, .fallback = "extremes",
      .comment = "what a group's codes span: its minimum to its maximum, or of 16 ranges within it the one with the least squared error; "
@@ -58,7 +58,7 @@ const kg_field kg_fields[] = {
     {.path = "key.boost.score", .kind = KG_FIELD_WORD, .offset = AT(key.score),
      .words = {"magnitude", "variance", "range", "random", "static"}, .fallback = "magnitude",
      .comment = "how the boosted channels of a page are chosen; static: `key.boosted` of the calibration"},
-    {.path = "key.boost.seed", .kind = KG_FIELD_INTEGER, .offset = AT(key.seed), .low = 0, .high = 2147483647, .step = 1, .fallback = "0",
+    {.path = "key.boost.seed", .kind = KG_FIELD_INTEGER, .offset = AT(key.seed), .low = 0, .high = 2147483647, .fallback = "0",
      .comment = "seed of the random score"},
     {.path = "value.bits", .kind = KG_FIELD_INTEGER, .offset = AT(value.bits), .choices = {1, 2, 3, 4, 8, 16}, .fallback = "2",
      .comment = "bits of a value element; 16: exact"},
@@ -67,8 +67,8 @@ const kg_field kg_fields[] = {
                                     "divides page, and \"page\" for all; not with 16 bits"},
     {.path = "value.along", .kind = KG_FIELD_WORD, .offset = AT(value.along), .words = {"channels", "tokens"}, .fallback = "channels",
      .comment = "what a group runs along: channels, so that every token has its own scales, or tokens, so that every channel has"},
-    {.path = "value.window", .kind = KG_FIELD_INTEGER, .offset = AT(value.window), .low = 0, .high = 4096, .step = 32,
-     .fallback = "128", .comment = "newest tokens whose values stay exact, on top of the unfinished page"},
+    {.path = "value.window", .kind = KG_FIELD_INTEGER, .offset = AT(value.window), .low = 0, .high = 4096, .fallback = "128",
+     .comment = "newest tokens whose values stay exact, on top of the unfinished page"},
     {.path = "value.range", .kind = KG_FIELD_WORD, .offset = AT(value.range), .words = {"extremes", "least_squares"},
      .fallback = "extremes", .comment = "what a group's codes span, as key.range; not with 16 bits"},
     {.path = "value.rotation", .kind = KG_FIELD_WORD, .offset = AT(value.rotation), .words = {"none", "hadamard", "matrix"},
@@ -156,11 +156,8 @@ void kg_field_allowed(kg_text *out, const kg_field *field)
         kg_text_addf(out, "%d to %d", field->low, field->high);
         return;
     case KG_FIELD_INTEGER:
-        if (!field->choices[0]) {
+        if (!field->choices[0])
             kg_text_addf(out, "%d to %d", field->low, field->high);
-            if (field->step > 1)
-                kg_text_addf(out, " in steps of %d", field->step);
-        }
         break;
     case KG_FIELD_WORD:
     case KG_FIELD_GROUP:
@@ -236,8 +233,7 @@ static int store(kg_spec *spec, const kg_field *field, const kg_value *value)
         if (!number)
             return 0;
         if (field->choices[0] ? !is_listed(field, value->number)
-                              : !(value->number >= field->low && value->number <= field->high &&
-                                  value->number == floor(value->number) && (int)value->number % field->step == 0))
+                              : !(value->number >= field->low && value->number <= field->high && value->number == floor(value->number)))
             return 0;
         *integer = (int)value->number;
         return 1;

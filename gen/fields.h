@@ -5,7 +5,7 @@
 #include "spec.h"
 
 typedef enum {
-    KG_FIELD_INTEGER, // int: one of `choices`, or low to high in steps
+    KG_FIELD_INTEGER, // int: one of `choices`, or low to high
     KG_FIELD_NUMBER,  // double: low to high
     KG_FIELD_WORD,    // int: the index in `words`
     KG_FIELD_GROUP,   // int: one of `choices`, or minus the index in `words`
@@ -17,7 +17,7 @@ typedef struct {
     const char *path;     // "key.boost.fraction"
     kg_field_kind kind;
     size_t offset;        // in kg_spec
-    int low, high, step;
+    int low, high;
     int choices[8];       // ends with 0; then low and high are not used
     const char *words[6]; // ends with null
     const char *fallback; // the default as text; null: the field must be given; "": computed
@@ -45,7 +45,7 @@ int kg_field_is_group(const char *path);
 enum { KG_FIELD_NAMES = 16 };
 int kg_field_names(const char *group, char names[KG_FIELD_NAMES][32]);
 
-// What the field takes: "2, 4, 8, 16"; "0 to 1024 in steps of 32".
+// What the field takes: "2, 4, 8, 16"; "0 to 1024".
 void kg_field_allowed(kg_text *out, const kg_field *field);
 void kg_value_show(kg_text *out, const kg_value *value);
 

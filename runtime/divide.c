@@ -15,7 +15,7 @@ static int items_of(const kt_format *f, const kt__kernel *kernel, int tokens)
     const int key_pages = kt_sealed(f, KT_KEY, tokens);
     const int full = kt_sealed(f, KT_VALUE, tokens);
     const int chunks = full * (f->page / (32 * kernel->tiles));
-    const int sinks = (tokens < f->sink ? tokens : f->sink) / 16, rest = tokens - f->sink - key_pages * f->page;
+    const int sinks = tokens < f->sink ? tokens / 16 : (f->sink + 15) / 16, rest = tokens - f->sink - key_pages * f->page;
     return chunks + sinks + (key_pages - full) * (f->page / 16) + (rest > 0 ? rest / 16 : 0) + 1;
 }
 

@@ -43,7 +43,7 @@ static const struct {
     {"int4", 4, 4, 0, KG_SCORE_MAGNITUDE, 0, 0, 4, KG_GROUP_HEAD, 128, 32},
     {"fp16", 16, 16, 0, KG_SCORE_MAGNITUDE, 0, 0, 16, KG_GROUP_HEAD, 0, 0},
     {"variance", 2, 4, 0.25, KG_SCORE_VARIANCE, 0, 0, 2, KG_GROUP_HEAD, 128, 32},
-    {"range", 2, 4, 0.2, KG_SCORE_RANGE, 32, 32, 2, 32, 64, 5},
+    {"range", 2, 4, 0.2, KG_SCORE_RANGE, 32, 33, 2, 32, 65, 5},
     {"random", 2, 4, 0.25, KG_SCORE_RANDOM, 0, 0, 2, KG_GROUP_HEAD, 0, 32},
     {"groups", 2, 4, 0.25, KG_SCORE_MAGNITUDE, 32, 0, 4, 32, 128, 32},
     {"boost8", 2, 8, 0.125, KG_SCORE_MAGNITUDE, 0, 96, 2, KG_GROUP_HEAD, 128, 0},

@@ -367,7 +367,7 @@ static void walk_truncate(uint64_t *seed, int m)
 
 START_TEST(walk)
 {
-    static const int windows[][2] = {{0, 0}, {0, 32}, {0, 128}, {32, 200}, {0, 128}};
+    static const int windows[][2] = {{0, 0}, {0, 32}, {0, 129}, {31, 200}, {0, 1}};
     uint64_t seed = 77 + (unsigned)_i;
     memset(joined, 0, sizeof joined);
     (_i == 4 ? open_mixed_world : open_world)(_i % 2 ? 32 : 5, windows[_i][0], windows[_i][1], 40, MEMBERS, 2);

@@ -404,6 +404,25 @@ START_TEST(command_runs)
 }
 END_TEST
 
+// Layers that are kept in different ways: of those of the model the first of each.
+START_TEST(command_layers)
+{
+    char path[2 * KG_PATH];
+    double each[3];
+    snprintf(path, sizeof path, "%s/layers.lua", folder);
+    FILE *file = fopen(path, "w");
+    ck_assert_ptr_nonnull(file);
+    fputs("return require 'variants.kitty' { model = require 'models.smollm2_135m', layers = {\n"
+          "    { first = 4, last = 9, key = { bits = 16 }, value = { bits = 16, window = 0 } }, { first = 29, value = { window = 256 } } } }\n", file);
+    fclose(file);
+    ck_assert_msg(run("%/layers.lua --steps 8 --json") == 0, "%s", output);
+    const char *errors = strstr(output, "\"layer_errors\": [");
+    ck_assert_msg(errors && sscanf(errors, "\"layer_errors\": [%lf, %lf, %lf]", &each[0], &each[1], &each[2]) == 3, "%s", output);
+    ck_assert(each[0] > 1e-3 && each[1] == 0 && each[2] > 1e-3); // layers 0, 4 and 29
+    remove(path);
+}
+END_TEST
+
 START_TEST(command_json)
 {
     ck_assert_int_eq(run("smollm2-135m/kitty --json" TINY), 0);
@@ -549,6 +568,7 @@ int main(void)
     tcase_set_timeout(command, 280);
     tcase_add_checked_fixture(command, setup, teardown);
     tcase_add_test(command, command_runs);
+    tcase_add_test(command, command_layers);
     tcase_add_test(command, command_json);
     tcase_add_test(command, command_order);
     tcase_add_test(command, command_files);

@@ -47,23 +47,24 @@ static double dot(const double *a, const float *b, int n)
 
 static void meet(query_block *q, int at, const float *key, const float *value, int count, int d)
 {
-    double logits[KT__TILE], most = q->most[at];
+    const double *query = q->query[at];
+    double logits[KT__TILE], most = q->most[at], *out = q->out[at];
     for (int t = 0; t < count; t++) {
-        logits[t] = dot(q->query[at], key + t * d, d);
+        logits[t] = dot(query, key + t * d, d);
         most = logits[t] > most ? logits[t] : most;
     }
     if (most > q->most[at]) {
         const double factor = exp(q->most[at] - most); // 0 the first time
         q->sum[at] *= factor;
         for (int c = 0; c < d; c++)
-            q->out[at][c] *= factor;
+            out[c] *= factor;
         q->most[at] = most;
     }
     for (int t = 0; t < count; t++) {
         const double p = exp(logits[t] - most);
         q->sum[at] += p;
         for (int c = 0; c < d; c++)
-            q->out[at][c] += p * (double)value[t * d + c];
+            out[c] += p * (double)value[t * d + c];
     }
 }
 

@@ -111,7 +111,7 @@ typedef struct {
 // KITTY_EMULATE replaces this section by host C++ with the same names and the PTX semantics (tests/emulate/).
 #ifndef KITTY_EMULATE
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define KITTY_BULK 1 // cp.async.bulk + mbarrier; cp.async groups otherwise
+#define KITTY_BULK 1 // cp.async.bulk + mbarrier; cp.async groups otherwise. Kernels ask by plain ifs: the emulator has both.
 #else
 #define KITTY_BULK 0
 #endif
@@ -1188,8 +1188,8 @@ __device__ __forceinline__ void add_exact_values(State (&state)[HALVES], const f
 __device__ __forceinline__ void start_copy(u8 *stage, const u8 *block, int tile, u64 *barrier, int lane) {
     const u8 *keys = block + KEY_TILES + tile * KEY_TILE_BYTES, *values = block + VALUE_TILES + tile * VALUE_TILE_BYTES;
     u8 *stage_values = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
-#if KITTY_BULK
-    if (lane == 0) {
+    if (KITTY_BULK) {
+        if (lane != 0) return;
         barrier_expect(barrier, STAGE_BYTES);
         if constexpr (TILES == PAGE_TILES) {
             bulk_copy(stage, block, STAGE_BYTES, barrier);
@@ -1198,12 +1198,11 @@ __device__ __forceinline__ void start_copy(u8 *stage, const u8 *block, int tile,
             bulk_copy(stage + KEY_TILES, keys, TILES * KEY_TILE_BYTES, barrier);
             bulk_copy(stage_values, values, TILES * VALUE_TILE_BYTES, barrier);
         }
+    } else {
+        for (int i = lane * 16; i < KEY_TILES; i += 512) async_copy16(stage + i, block + i);
+        for (int i = lane * 16; i < TILES * KEY_TILE_BYTES; i += 512) async_copy16(stage + KEY_TILES + i, keys + i);
+        for (int i = lane * 16; i < TILES * VALUE_TILE_BYTES; i += 512) async_copy16(stage_values + i, values + i);
     }
-#else
-    for (int i = lane * 16; i < KEY_TILES; i += 512) async_copy16(stage + i, block + i);
-    for (int i = lane * 16; i < TILES * KEY_TILE_BYTES; i += 512) async_copy16(stage + KEY_TILES + i, keys + i);
-    for (int i = lane * 16; i < TILES * VALUE_TILE_BYTES; i += 512) async_copy16(stage_values + i, values + i);
-#endif
 }
 
 // ---- merging ----
@@ -1282,20 +1281,18 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_6x
     const u8 *blocks = p.view.pages + (long long)kv_head * BLOCK_BYTES;
     auto block_of = [&](int page) { return blocks + (long long)load_settled(table + page) * p.view.kv_heads * BLOCK_BYTES; };
 
-#if KITTY_BULK
-    if (lane < STAGES) barrier_init(barriers + lane, 1);
-    barrier_init_fence();
-    __syncwarp();
-#endif
+    if (KITTY_BULK) {
+        if (lane < STAGES) barrier_init(barriers + lane, 1);
+        barrier_init_fence();
+        __syncwarp();
+    }
     // Fill the pipeline before anything else: the copies are the longest wait.
 #pragma unroll
     for (int s = 0; s < STAGES; s++) {
         const int item = first_chunk + s * stride, chunk = item - units;
         if (item < items)
             start_copy(stages + s * STAGE_BYTES, block_of(chunk / PAGE_CHUNKS), chunk % PAGE_CHUNKS * TILES, barriers + s, lane);
-#if !KITTY_BULK
-        async_commit();
-#endif
+        if (!KITTY_BULK) async_commit();
     }
 
     const Exact exact = exact_of(p.view, slot, kv_head);
@@ -1415,12 +1412,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_6x
     int at = 0, parity = 0;
     for (; item < items; item += stride) {
         u8 *stage = stages + at * STAGE_BYTES;
-#if KITTY_BULK
-        barrier_wait(barriers + at, parity);
-#else
-        async_wait<STAGES - 1>();
-        __syncwarp();
-#endif
+        if (KITTY_BULK) {
+            barrier_wait(barriers + at, parity);
+        } else {
+            async_wait<STAGES - 1>();
+            __syncwarp();
+        }
         const int tile = (item - units) % PAGE_CHUNKS * TILES;
         const int value_exponent = (signed char)stage[KT_HEADER_VALUE_EXPONENT];
         const u8 *keys = stage + KEY_TILES, *values = keys + TILES * KEY_TILE_BYTES;
@@ -1450,9 +1447,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_6x
         __syncwarp(); // every lane is done with the stage
         const int next = item + STAGES * stride, chunk = next - units;
         if (next < items) start_copy(stage, block_of(chunk / PAGE_CHUNKS), chunk % PAGE_CHUNKS * TILES, barriers + at, lane);
-#if !KITTY_BULK
-        async_commit();
-#endif
+        if (!KITTY_BULK) async_commit();
         if (++at == STAGES) at = 0, parity ^= 1;
     }
 

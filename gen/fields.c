@@ -75,10 +75,10 @@ const kg_field kg_fields[] = {
      .fallback = "none", .comment = "rotates values before they are sealed, and the output back; as key.rotation"},
     {.path = "value.metadata", .kind = KG_FIELD_WORD, .offset = AT(value.metadata), .words = {"fp16", "fp8"}, .fallback = "fp16",
      .comment = "scales and zeros, as key.metadata; not with 16 bits"},
-    {.path = "layers.first", .kind = KG_FIELD_INTEGER, .offset = AT(layers.first), .low = 0, .high = KG_LAYERS - 1, .step = 1,
+    {.path = "layers.first", .kind = KG_FIELD_INTEGER, .offset = AT(layers.first), .low = 0, .high = KG_LAYERS - 1,
      .comment = "`layers` is a list of tables { first = 0, last = 1, key = { bits = 16 } }: layers, counted from 0, whose `key` and `value` have "
                 "other fields than the spec's; what is not given is as there, or with bits = 16 the window alone. This is the first of them"},
-    {.path = "layers.last", .kind = KG_FIELD_INTEGER, .offset = AT(layers.last), .low = 0, .high = KG_LAYERS - 1, .step = 1, .fallback = "",
+    {.path = "layers.last", .kind = KG_FIELD_INTEGER, .offset = AT(layers.last), .low = 0, .high = KG_LAYERS - 1, .fallback = "",
      .comment = "the last of them; default: the first"},
 };
 const int kg_field_count = sizeof kg_fields / sizeof *kg_fields;

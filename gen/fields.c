@@ -75,6 +75,11 @@ const kg_field kg_fields[] = {
      .fallback = "none", .comment = "rotates values before they are sealed, and the output back; as key.rotation"},
     {.path = "value.metadata", .kind = KG_FIELD_WORD, .offset = AT(value.metadata), .words = {"fp16", "fp8"}, .fallback = "fp16",
      .comment = "scales and zeros, as key.metadata; not with 16 bits"},
+    {.path = "layers.first", .kind = KG_FIELD_INTEGER, .offset = AT(layers.first), .low = 0, .high = KG_LAYERS - 1,
+     .comment = "`layers` is a list of tables { first = 0, last = 1, key = { bits = 16 } }: layers, counted from 0, whose `key` and `value` have "
+                "other fields than the spec's; what is not given is as there, or with bits = 16 the window alone. This is the first of them"},
+    {.path = "layers.last", .kind = KG_FIELD_INTEGER, .offset = AT(layers.last), .low = 0, .high = KG_LAYERS - 1, .fallback = "",
+     .comment = "the last of them; default: the first"},
 };
 const int kg_field_count = sizeof kg_fields / sizeof *kg_fields;
 
@@ -345,8 +350,6 @@ void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *u
     const int listed = boosted && spec->key.score == KG_SCORE_STATIC;
     if (listed && !*spec->calibration)
         REPORT("key.boost.score", "\"static\" without a calibration; name the file that has `key.boosted` in the field `calibration`");
-    if (*spec->calibration && !listed && rotations[0] != 2 && rotations[1] != 2)
-        REPORT("calibration", "nothing in this spec is calibrated; leave it out");
     if (!boosted) {
         spec->key.boost_bits = spec->key.bits;
         spec->key.boost_fraction = 0;
@@ -354,6 +357,80 @@ void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *u
 #undef REPORT
     if (!*spec->name)
         snprintf(spec->name, sizeof spec->name, "%s.%s", spec->model.name, spec->variant);
+}
+
+int kg_spec_calibrated(const kg_spec *spec)
+{
+    const int boosted = spec->key.boost_bits > spec->key.bits && spec->key.boost_fraction > 0;
+    return (boosted && spec->key.score == KG_SCORE_STATIC) || spec->key.rotation == 2 || spec->value.rotation == 2;
+}
+
+// ---- layers ----------------------------------------------------------------------------------------------------------
+
+// "NAME-f1"; a name that is too long for it is cut.
+static void add_way(char *name, int size, int way)
+{
+    const int room = size - 4, length = (int)strlen(name);
+    snprintf(name + (length < room ? length : room), 4, "-f%d", way);
+}
+
+kg_spec kg_spec_way(const kg_spec *spec, int way)
+{
+    kg_spec one = *spec;
+    if (way) {
+        one.key = spec->more[way - 1].key;
+        one.value = spec->more[way - 1].value;
+    }
+    one.more_count = 0;
+    memset(one.layer_way, 0, sizeof one.layer_way);
+    if (!kg_spec_calibrated(&one))
+        *one.calibration = 0;
+    if (spec->more_count) {
+        add_way(one.name, sizeof one.name, way);
+        add_way(one.variant, sizeof one.variant, way);
+    }
+    return one;
+}
+
+int kg_spec_layers(const kg_spec *spec, int way)
+{
+    int count = 0;
+    for (int layer = 0; layer < spec->model.layers; layer++)
+        count += spec->layer_way[layer] == way;
+    return count;
+}
+
+void kg_spec_list_layers(kg_text *out, const kg_spec *spec, int way)
+{
+    const char *separator = "";
+    for (int first = 0, last; first < spec->model.layers; first = last + 1) {
+        for (last = first; last + 1 < spec->model.layers && spec->layer_way[last + 1] == spec->layer_way[first]; last++)
+            ;
+        if (spec->layer_way[first] != way)
+            continue;
+        kg_text_addf(out, "%s%d", separator, first);
+        if (last > first)
+            kg_text_addf(out, "-%d", last);
+        separator = ", ";
+    }
+}
+
+int kg_spec_split(kg_spec **specs, int *count, char *error, size_t error_size)
+{
+    int total = 0;
+    for (int s = 0; s < *count; s++)
+        total += 1 + (*specs)[s].more_count;
+    kg_spec *all = malloc((size_t)(total + 1) * sizeof *all);
+    if (!all)
+        return kg_fail(KG_MACHINE, error, error_size, "out of memory");
+    total = 0;
+    for (int s = 0; s < *count; s++)
+        for (int way = 0; way <= (*specs)[s].more_count; way++)
+            all[total++] = kg_spec_way(&(*specs)[s], way);
+    free(*specs);
+    *specs = all;
+    *count = total;
+    return KG_OK;
 }
 
 // ---- output ----------------------------------------------------------------------------------------------------------
@@ -372,25 +449,27 @@ static void add_value(kg_text *out, const kg_spec *spec, const kg_field *field)
         kg_text_addf(out, "%d", integer);
 }
 
-void kg_spec_json(kg_text *out, const kg_spec *spec)
+// Whether a field has no meaning in this spec, or is one of the plain ways of keys and values: the first word of each.
+static int is_idle(const kg_spec *spec, const kg_field *field)
+{
+    const char *path = field->path;
+    const int part = !strncmp(path, "key.", 4) ? spec->key.bits : !strncmp(path, "value.", 6) ? spec->value.bits : 0;
+    if (!strncmp(path, "layers.", 7) || (!strncmp(path, "key.boost.", 10) && spec->key.boost_bits == spec->key.bits) ||
+        (field->kind == KG_FIELD_FILE && !*spec->calibration) || (field->kind == KG_FIELD_GROUP && part == 16))
+        return 1;
+    return field->kind == KG_FIELD_WORD && part && !strchr(strchr(path, '.') + 1, '.') && !*(const int *)((const char *)spec + field->offset);
+}
+
+// The fields, or of an override those of `key` and `value`, with their groups' braces.
+static void add_fields(kg_text *out, const kg_spec *spec, int override)
 {
     char open[64] = ""; // the group whose braces are open
-    const char *separator = "";
-    kg_text_add(out, "{");
+    const char *separator = override ? ", " : "";
     for (int i = 0; i < kg_field_count; i++) {
         const char *path = kg_fields[i].path;
         char group[64];
         snprintf(group, sizeof group, "%.*s", kg_field_group(path), path);
-        // What has no meaning in this spec is left out.
-        if (!strncmp(path, "key.boost.", 10) && spec->key.boost_bits == spec->key.bits)
-            continue;
-        if (kg_fields[i].kind == KG_FIELD_FILE && !*spec->calibration)
-            continue;
-        if ((!strcmp(path, "key.group") && spec->key.bits == 16) || (!strcmp(path, "value.group") && spec->value.bits == 16))
-            continue;
-        // So are the plain ways of keys and values: the first word of each.
-        if (kg_fields[i].kind == KG_FIELD_WORD && (!strcmp(group, "key") || !strcmp(group, "value")) &&
-            !*(const int *)((const char *)spec + kg_fields[i].offset))
+        if (is_idle(spec, &kg_fields[i]) || (override && strncmp(path, "key.", 4) && strncmp(path, "value.", 6)))
             continue;
         while (*open && strcmp(open, group) && (strncmp(group, open, strlen(open)) || group[strlen(open)] != '.')) {
             kg_text_add(out, "}");
@@ -412,7 +491,24 @@ void kg_spec_json(kg_text *out, const kg_spec *spec)
     }
     for (; *open; open[kg_field_group(open)] = 0)
         kg_text_add(out, "}");
-    kg_text_add(out, "}");
+}
+
+void kg_spec_json(kg_text *out, const kg_spec *spec)
+{
+    kg_text_add(out, "{");
+    add_fields(out, spec, 0);
+    for (int first = 0, last, count = 0; spec->more_count && first < spec->model.layers; first = last + 1) {
+        const int way = spec->layer_way[first];
+        for (last = first; last + 1 < spec->model.layers && spec->layer_way[last + 1] == way; last++)
+            ;
+        if (!way)
+            continue;
+        const kg_spec one = kg_spec_way(spec, way);
+        kg_text_addf(out, "%s{\"first\": %d, \"last\": %d", count++ ? ", " : ", \"layers\": [", first, last);
+        add_fields(out, &one, 1);
+        kg_text_add(out, "}");
+    }
+    kg_text_add(out, spec->more_count ? "]}" : "}");
 }
 
 void kg_field_reference(kg_text *out, int json)
@@ -436,7 +532,8 @@ void kg_field_reference(kg_text *out, int json)
         } else {
             kg_text_addf(out, "%s\n    %s\n    allowed: %s\n    ", f->path, f->comment, allowed.data ? allowed.data : "");
             if (!f->fallback)
-                kg_text_addf(out, "must be given%s\n", strncmp(f->path, "key.boost.", 10) ? "" : " if there is a boost");
+                kg_text_addf(out, "must be given%s\n", !strncmp(f->path, "key.boost.", 10) ? " if there is a boost" :
+                             !strncmp(f->path, "layers.", 7) ? " in every table" : "");
             else
                 kg_text_addf(out, "default: %s\n", *f->fallback ? f->fallback : "see above");
         }

@@ -31,7 +31,8 @@ typedef struct {
     const char *text; // TEXT: the text; OTHER: what to call it ("a table")
 } kg_value;
 
-// In declared order; fields of a group ("", "model", "key", "key.boost", "value") are neighbours.
+// In declared order; fields of a group ("", "model", "key", "key.boost", "value", "layers") are neighbours. What an override of `layers`
+// may say beside its range are the fields of "key" and "value".
 extern const kg_field kg_fields[];
 extern const int kg_field_count;
 
@@ -58,10 +59,14 @@ typedef struct {
     int boost, key_group, value_group;
 } kg_given;
 
-// Checks what needs several fields, and completes the spec: the name, groups of "page", bits where there is no boost.
+// Checks what needs several fields, and completes the spec: the name, groups of "page", bits where there is no boost. What layers differ in
+// is not looked at: each way is finished as a spec of its own.
 // Calls report(user, path, reason) for each fault.
 void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *user, const char *path, const char *reason),
                     void *user);
+
+// Whether keys or values are kept by what a calibration says.
+int kg_spec_calibrated(const kg_spec *spec);
 
 // The reference of all fields, as text or a JSON array.
 void kg_field_reference(kg_text *out, int json);

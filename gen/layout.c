@@ -93,6 +93,46 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
     return 0;
 }
 
+const char *kg_formats_of(const kg_spec *spec, kg_formats *f)
+{
+    const char *refused = 0;
+    *f = (kg_formats){.count = 1 + spec->more_count, .all_layers = spec->model.layers};
+    for (int i = 0; i < f->count && !refused; i++) {
+        const kg_spec one = kg_spec_way(spec, i);
+        refused = kg_layout(&one, &f->formats[i]);
+        f->layers[i] = kg_spec_layers(spec, i);
+    }
+    return refused;
+}
+
+static double page_bytes(const kg_formats *f)
+{
+    double bytes = 0;
+    for (int i = 0; i < f->count; i++)
+        bytes += (double)f->layers[i] * f->formats[i].block_bytes;
+    return bytes;
+}
+
+double kg_formats_sealed(const kg_formats *f, int tokens)
+{
+    int most = 0;
+    for (int i = 0; i < f->count; i++) {
+        const int pages = kt_pages(&f->formats[i], tokens);
+        most = pages > most ? pages : most;
+    }
+    return most * page_bytes(f);
+}
+
+double kg_formats_exact(const kg_formats *f)
+{
+    double bytes = 0;
+    for (int i = 0; i < f->count; i++)
+        bytes += (double)f->layers[i] * f->formats[i].slab_bytes;
+    return bytes;
+}
+
+double kg_formats_token(const kg_formats *f) { return page_bytes(f) / f->all_layers / f->formats[0].page; }
+
 void kg_attend_passes(int group_heads, int head_dim, int *passes, int *columns)
 {
     const int most = head_dim <= 128 ? 16 : 8; // for whose outputs there are registers

@@ -54,7 +54,7 @@ static long long most_queries(const kt_batch *b)
 
 void kt__divide(kt_batch *b, const kt__kernel *kernel, int blocks_per_sm, int *splits, int *split_items)
 {
-    const kt_format *f = &b->cache->engine->package.format;
+    const kt_format *f = &b->cache->engine->package.formats[kernel->format];
     const long long at_once = (long long)blocks_per_sm * b->cache->engine->backend->multiprocessors;
     const int per_query = b->cache->kv_heads * (kernel->passes > 0 ? kernel->passes : 1), warps = kernel->warps > 0 ? kernel->warps : 1;
     int largest = 1, shortest = INT_MAX, longest = 0, unsplit;

@@ -36,8 +36,12 @@ static kt_cache_info query_cache(void)
 // Three sequences of unequal lengths decode together; one leaves, another takes its slot, idle entries in between.
 START_TEST(serving)
 {
-    const char *variant = (const char *const[]){"kitty-pro", "fp16", "range"}[_i];
-    ref_open(&world, variant, 64, _i == 1 ? 3 : 2, _i % 2 ? KT_BF16 : KT_F16, 128, 20, 4, 2);
+    const char *variant = (const char *const[]){"kitty-pro", "fp16", "range", "kitty-pro"}[_i];
+    kg_spec spec;
+    ck_assert(ref_spec(variant, 64, _i == 1 ? 3 : 2, _i % 2 ? KT_BF16 : KT_F16, 128, &spec));
+    if (_i == 3)
+        ref_mix(&spec);
+    ref_open_spec(&world, &spec, 20, 4, 2);
     batch = ref_batch(&world, 4, 900, 700);
     ref_sequence a, b, c, d;
     ref_join(&world, &a, 0);
@@ -583,7 +587,7 @@ int main(void)
     Suite *suite = suite_create("api");
     TCase *tcase = tcase_create("api");
     tcase_set_timeout(tcase, 240);
-    tcase_add_loop_test(tcase, serving, 0, 3);
+    tcase_add_loop_test(tcase, serving, 0, 4);
     tcase_add_loop_test(tcase, several_tokens, 0, 3);
     tcase_add_loop_test(tcase, any_number, 0, 20);
     tcase_add_test(tcase, abort_restores);

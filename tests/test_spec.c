@@ -169,7 +169,7 @@ START_TEST(command_line_names)
 }
 END_TEST
 
-#define PUBLISHED ", hadamard_2, hadamard_4, int4_token, k4v2, k8v4, kitty_static, kivi_2_g32, kivi_4, oscar_2"
+#define PUBLISHED ", hadamard_2, hadamard_4, int4_token, k4v2, k8v4, kitty_pro_boundary, kitty_static, kivi_2_g32, kivi_4, oscar_2"
 static const struct {
     const char *what, *message;
 } wrong_names[] = {
@@ -194,14 +194,15 @@ static const struct {
 } published[] = {
     {"qwen3-8b/kivi-2-g32", 97}, {"qwen3-8b/kivi-4", 161}, {"qwen3-8b/int4-token", 145}, {"qwen3-8b/k4v2", 129},
     {"qwen3-8b/k8v4", 201}, {"qwen3-8b/hadamard-4", 137}, {"qwen3-8b/hadamard-2", 73},
+    {"qwen3-8b/kitty-pro-boundary", (32 * 81 + 4 * 513) / 36.0},
 };
 
 START_TEST(published_variants)
 {
-    kt_format format;
+    kg_formats formats;
     const kg_spec s = load_one(published[_i].what);
-    ck_assert_ptr_null(kg_layout(&s, &format));
-    ck_assert_double_eq(kg_bytes_per_token(&format), published[_i].bytes);
+    ck_assert_ptr_null(kg_formats_of(&s, &formats));
+    ck_assert_double_eq(kg_formats_token(&formats), published[_i].bytes);
 }
 END_TEST
 

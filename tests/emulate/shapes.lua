@@ -39,6 +39,9 @@ return {
         { bits = 3, group = 32, rotation = "matrix", metadata = "fp8", window = 0 }, { calibration = "calibration.safetensors", sink = 0 }),
     shape("d64-g3-hadamard", { 64, 3, "bf16" }, { bits = 3, along = "channels", group = 32, rotation = "hadamard" },
         { bits = 2, rotation = "hadamard", range = "least_squares", window = 32 }),
+    -- The first layer as the first shape has them.
+    shape("d64-g1-layers", { 64, 1, "fp16" }, { bits = 2, boost = { bits = 4, fraction = 0.125 } }, { bits = 2, window = 32 },
+        { layers = { { first = 1, key = { bits = 4, boost = false, window = 32 }, value = { bits = 16, window = 160 } } } }),
     shape("d64-g5-across", { 64, 5, "fp16" }, { bits = 4, along = "channels", metadata = "fp8" },
         { bits = 4, along = "tokens", group = 32, metadata = "fp8", window = 7 }, { sink = 15 }),
 }

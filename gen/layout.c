@@ -142,10 +142,10 @@ void kg_attend_passes(int group_heads, int head_dim, int *passes, int *columns)
 
 bool kg_attend_fit(const kt_format *f, int warps, int stages, int tiles, int blocks, int limit, kg_attend_config *c)
 {
-    const int barriers = 128, tiles_of_page = f->page / TILE;
+    const int barriers = round_up(warps * stages * 16, 128), tiles_of_page = f->page / TILE; // one for keys, one for values
     *c = (kg_attend_config){.warps = warps, .stages = stages, .tiles = tiles, .blocks = blocks};
     kg_attend_passes(f->group_heads, f->head_dim, &c->passes, &c->columns);
-    if (tiles > tiles_of_page || tiles_of_page % tiles || warps * stages * 8 > barriers)
+    if (tiles > tiles_of_page || tiles_of_page % tiles)
         return false;
     // Per stage: header, key meta and index, then whole key and value tiles, then what the values' groups have of meta.
     const int value_groups = !f->value_along ? 0 : tiles * TILE > f->value_group ? tiles * TILE / f->value_group : 1;

@@ -464,7 +464,7 @@ constexpr int KEY_PLANES = KEY_BITS / 2;   // 2-bit planes of every channel
 constexpr int KEY_EXTRA = (KEY_BOOST_BITS - KEY_BITS) / 2; // further planes of a boosted channel
 constexpr int BOOST_LIST = KEY_BOOSTED > 0 ? KEY_BOOSTED : 1;
 constexpr int KEY_WORDS = KEY_TILE_BYTES / 128;
-constexpr int BOOST_TILES = KEY_BITS == 16 ? 0 : KEY_ROWS / 16 - KEY_PLANES * KD;
+constexpr int BOOST_TILES = KEY_BITS == 16 ? 0 : KEY_ROWS / 16 - KEY_PLANES * KD, EXTRA_TILES = BOOST_TILES + BOOST_TILES % 2;
 constexpr int VALUE_PLANES = VALUE_BITS / 2;
 constexpr int VALUE_GROUPS = D / VALUE_GROUP;
 constexpr int VALUE_WORDS = VALUE_BITS == 16 ? 0 : KD * VALUE_PLANES;
@@ -479,14 +479,16 @@ constexpr bool PACKED = HALVES > 1 && VALUE_BITS < 16 && VALUE_GROUPS == 1;
 constexpr int HELD = HALVES == 1 || TILES == 1 ? TILES : PACKED || (KEY_BITS > 2 && KEY_BITS < 16) ? 1 : 2;
 constexpr int WEIGHED = PACKED && TILES > 1 ? 2 : HELD; // tiles whose values are summed up before they are added to the output
 constexpr int GROUPS = PAIR ? HELD : 2 * HELD; // of 16 tokens whose logits a lane holds
+constexpr int HEADROOM = 2; // log2 of the largest probability, relative to what State says
 // q' is at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products with codes, which
 // are subnormal halves, are off by 2^-24. Probabilities likewise.
 constexpr int Q_EXPONENT = 9;
 constexpr int DIGIT = 254; // the low byte of q' is in units of 1 / DIGIT of the high byte, so that halves of these are at most 127
+constexpr int EXTRA_WEIGHT = 4; // of codes of further planes beside those of all channels: what their q' need not carry
 constexpr int KEY_PAIRS = (KD + BOOST_TILES + 1) / 2; // of words that meet q' as bytes; planes of all channels meet the same q'
 constexpr int DIGIT_BYTES = HALVES > 1 && KEY_BITS != 16 ? KEY_PAIRS * HALVES * 512 : 0; // of a warp, where registers cannot hold them
 constexpr int QUERY_BYTES = PAIR ? (D * COLUMNS * 2 + 127) / 128 * 128 : D * HALVES * 32 + WARPS * DIGIT_BYTES;
-constexpr int P_EXPONENT = VALUE_BITS == 16 ? 0 : 17 - VALUE_BITS;
+constexpr int P_EXPONENT = VALUE_BITS == 16 ? 0 : 17 - HEADROOM - VALUE_BITS;
 static_assert(PAGE_TILES % TILES == 0, "chunks divide a page");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * STAGES * STAGE_BYTES <= SHARED_BYTES, "stages fit");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * COLUMNS * (OUT_STRIDE + 2) * 4 <= SHARED_BYTES, "partial results fit");
@@ -513,13 +515,12 @@ struct Query {
 };
 
 // Running softmax of a warp, per product. Heads of columns 2 c (0) and 2 c + 1 (1); rows of `out` are channels channel_of(i, g + 8 half).
-// What probabilities are relative to is a whole number above all logits so far, by up to HEADROOM, so that it seldom grows.
+// What probabilities are relative to is a whole number that no logit so far is above by more than HEADROOM, so that it seldom grows.
 struct State {
     float out[KD][4];
-    float max0, max1;   // at least the logits so far, in units of log2; 0 before the first
+    float max0, max1;   // that number, in units of log2; 0 before the first
     float sum0, sum1;   // this lane's tokens only
 };
-constexpr float HEADROOM = 2;
 
 // The lanes of columns 4..7, where those repeat the heads of columns 0..3.
 __device__ __forceinline__ bool second_lane(int lane) { return PAIR && (lane & 2); }
@@ -592,9 +593,9 @@ struct KeyOperand {
     }
 
     // The boosted channels' rows 2 c + 8 j and the next of their k-th tile: q of the lane's columns, scales, and the weights of their
-    // planes times `unit`.
+    // planes, less what the codes carry.
     __device__ __forceinline__ static void gather(u32 (&q)[HALVES], u32 &scale, u32 &weight, const Query &query, const u8 *block,
-                                                  const u16 *scales, int k, int j, float unit, int lane) {
+                                                  const u16 *scales, int k, int j, int lane) {
         const int g = lane >> 2, head = g & HEAD_MASK;
         u32 both[2], two[2];
         float times[2];
@@ -603,7 +604,7 @@ struct KeyOperand {
             const int row = k * 16 + 2 * (lane & 3) + 8 * j + e, plane = row / BOOST_LIST;
             const bool real = row < KEY_EXTRA * KEY_BOOSTED && head < COLUMNS;
             const int channel = real ? block[KEY_INDEX + row - plane * BOOST_LIST] : 0;
-            times[e] = real ? (float)(1 << (KEY_BITS + 2 * (KEY_EXTRA > 1 ? plane : 0))) * unit : 0;
+            times[e] = real ? (float)(1 << (KEY_BITS + 2 * (KEY_EXTRA > 1 ? plane : 0))) / EXTRA_WEIGHT : 0;
             if constexpr (HALVES == 2) both[e] = real ? *(const u32 *)(query.all + (channel * 8 + g) * 2) : 0;
             else both[e] = real ? query.all[channel * (PAIR ? COLUMNS : 8) + head] : 0;
             two[e] = scales[channel];
@@ -614,12 +615,18 @@ struct KeyOperand {
     }
 
     // A column's q' becomes high + low / DIGIT, two bytes, times a power of two that its largest |q'| allows: within 2^-14 of that.
+    // What rounding leaves over counts for codes in the middle of theirs, and goes to the zeros' share: so only how far codes are from
+    // there meets it.
     __device__ __forceinline__ void build_digits(const Query &query, const u8 *block, const u16 *scales, int lane) {
         constexpr int COUNT = 2 * (KD + BOOST_TILES);
         constexpr u32 ROUND = 0x66006600u; // 1536: a half near it is an integer, its low byte two's complement
         const int c = lane & 3, exponent = max((int)(signed char)block[KT_HEADER_KEY_EXPONENT], -15);
         const float unit = power_of_two(-exponent);
         const u32 units = pack_half(unit, unit);
+        // Middles of the codes: of all channels, of further 2-bit planes and of a further 1-bit plane.
+        const float middle = ((1 << KEY_BITS) - 1) * 0.5f;
+        const u32 base = pack_half(middle, middle), further = pack_half(1.5f * EXTRA_WEIGHT, 1.5f * EXTRA_WEIGHT);
+        const u32 last = pack_half(0.5f * EXTRA_WEIGHT, 0.5f * EXTRA_WEIGHT);
         constexpr int BOOST = 4 * KEY_PAIRS - 2 * KD;             // words of boosted channels, and of zeros where those are odd
         u32 scale[4 * KEY_PAIRS], boosted[HALVES][BOOST ? BOOST : 1]; // scales at most 1, times the weights of higher planes; q
 #pragma unroll
@@ -632,7 +639,7 @@ struct KeyOperand {
         for (int k = 0; k < BOOST; k++) {
             if (k < 2 * BOOST_TILES) {
                 u32 x[HALVES], weight;
-                gather(x, scale[2 * KD + k], weight, query, block, scales, k / 2, k & 1, 1.0f, lane);
+                gather(x, scale[2 * KD + k], weight, query, block, scales, k / 2, k & 1, lane);
                 scale[2 * KD + k] = half2_multiply(half2_multiply(scale[2 * KD + k], units), weight);
 #pragma unroll
                 for (int h = 0; h < HALVES; h++) boosted[h][k] = x[h];
@@ -668,6 +675,7 @@ struct KeyOperand {
             const int x = max(ceil_exponent(peak * (128.0f / 126.0f)), -1);
             const float grow = power_of_two(7 - x), back = power_of_two(exponent + x - 7) * (1.0f / DIGIT);
             const u32 grows = pack_half(grow, grow);
+            u32 left = 0; // in units of the low byte
 #pragma unroll
             for (int i = 0; i < KEY_PAIRS; i++) {
                 u32 digit[2][2], q[4];
@@ -681,6 +689,8 @@ struct KeyOperand {
                         high[e] = half2_multiply_add(y, s, ROUND);
                         const u32 rest = half2_multiply_add(y, s, half2_multiply_add(high[e], 0xbc00bc00u, ROUND)); // less what is in `high`
                         low[e] = half2_multiply_add(rest, 0x5bf05bf0u, ROUND);                                      // times DIGIT
+                        const u32 over = half2_multiply_add(rest, 0x5bf05bf0u, half2_multiply_add(low[e], 0xbc00bc00u, ROUND));
+                        left = half2_multiply_add(over, i < KD / 2 ? base : i < (KD + EXTRA_TILES) / 2 ? further : last, left);
                     }
                     digit[0][j] = __byte_perm(high[0], high[1], 0x6420);
                     digit[1][j] = __byte_perm(low[0], low[1], 0x6420);
@@ -690,8 +700,12 @@ struct KeyOperand {
                 if constexpr (HALVES > 1) stored[(i * HALVES + h) * 32 + lane] = four;
                 else digits[i] = four;
             }
+            float share = (half_to_float((u16)left) + half_to_float((u16)(left >> 16))) * back;
+            share += __shfl_xor_sync(~0u, share, 1);
+            share += __shfl_xor_sync(~0u, share, 2);
             const int from = 8 * (c & (HEAD_MASK >> 1)); // lane of column 2 c's head
             factor0[h] = __shfl_sync(~0u, back, from), factor1[h] = __shfl_sync(~0u, back, from + 4);
+            zero0[h] = __shfl_sync(~0u, share, from), zero1[h] = __shfl_sync(~0u, share, from + 4);
         }
     }
 
@@ -718,7 +732,7 @@ struct KeyOperand {
             const int from = 8 * (lane & 3 & (HEAD_MASK >> 1)); // lane of column 2 c's head
             const float back0 = __shfl_sync(~0u, query.back[h], from), back1 = __shfl_sync(~0u, query.back[h], from + 4);
             factor0[h] *= back0, factor1[h] *= back1;
-            zero0[h] = (front[h][0] + back[h][2]) * back0, zero1[h] = (front[h][1] + back[h][3]) * back1;
+            zero0[h] = (front[h][0] + back[h][2] + zero0[h]) * back0, zero1[h] = (front[h][1] + back[h][3] + zero1[h]) * back1;
         }
     }
 };
@@ -755,7 +769,8 @@ __device__ __forceinline__ void multiply_codes(int (&sum)[groups][HALVES][DIGITS
         if (half) y = x >> 1 & 0x55555555u, x &= 0x55555555u;
 #pragma unroll
         for (int m = 0; m < groups; m++) {
-            const u32 codes = __byte_perm(x, y, m0 + m ? 0x7531 : 0x6420), next = codes >> 4;
+            const u32 codes = __byte_perm(x, y, m0 + m ? 0x7531 : 0x6420), front = base ? codes : codes << 2, next = base ? codes >> 4 : codes >> 2;
+            const u32 first = base ? 0x03030303u : 0x0c0c0c0cu, second = first << 2; // further planes are EXTRA_WEIGHT times what they were
 #pragma unroll
             for (int h = 0; h < HALVES; h++) {
                 const uint4 b = operand.digits_of(row, h, lane);
@@ -764,7 +779,7 @@ __device__ __forceinline__ void multiply_codes(int (&sum)[groups][HALVES][DIGITS
                     if (base && i >= PLANE && i % PLANE == 0)
 #pragma unroll
                         for (int e = 0; e < 4; e++) sum[m][h][d][e] *= 4;
-                    mma_bytes(sum[m][h][d], codes & 0x03030303u, codes & 0x0c0c0c0cu, next & 0x03030303u, next & 0x0c0c0c0cu,
+                    mma_bytes(sum[m][h][d], front & first, front & second, next & first, next & second,
                               d ? b.z : b.x, d ? b.w : b.y);
                 }
             }
@@ -875,7 +890,7 @@ __device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int 
 
 // ---- softmax ----
 
-// Turns `groups` groups of logits, relative to the running maximum, into probabilities. Where one is above it, or none was before
+// Turns `groups` groups of logits, relative to the running maximum, into probabilities. Where one is far above it, or none was before
 // (`first`), the maximum is raised, what was summed before is scaled to it by r0 and r1, powers of two, and the result is true.
 template <int groups>
 __device__ __forceinline__ bool softmax_update(State &state, float (&s)[groups][4], bool first, float &r0, float &r1) {
@@ -885,14 +900,14 @@ __device__ __forceinline__ bool softmax_update(State &state, float (&s)[groups][
         top0 = fmaxf(top0, fmaxf(s[m][0], s[m][2]));
         top1 = fmaxf(top1, fmaxf(s[m][1], s[m][3]));
     }
-    const bool raise = __any_sync(~0u, first || fmaxf(top0, top1) > 0);
+    const bool raise = __any_sync(~0u, first || fmaxf(top0, top1) > HEADROOM);
     if (raise) {
 #pragma unroll
         for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
             top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, x));
             top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, x));
         }
-        const float by0 = first || top0 > 0 ? ceilf(top0) + HEADROOM : 0, by1 = first || top1 > 0 ? ceilf(top1) + HEADROOM : 0;
+        const float by0 = first || top0 > HEADROOM ? ceilf(top0) : 0, by1 = first || top1 > HEADROOM ? ceilf(top1) : 0;
         r0 = first ? 0 : exp2_fast(-by0), r1 = first ? 0 : exp2_fast(-by1);
         state.max0 += by0, state.max1 += by1;
         state.sum0 *= r0, state.sum1 *= r1;

@@ -264,7 +264,7 @@ START_TEST(bytes)
             const kg_spec spec = found[0];
             free(found);
             ck_assert_msg(!kg_costs_make(&spec, batch, context, card_of("h100"), &c, error), "%s", error);
-            const kt_format *f = &c.package.format;
+            const kt_format *f = &c.package.formats[0].format;
             const int heads = spec.model.kv_heads, layers = spec.model.layers;
             const kg_launch *attend = launch_of(&c, "attend"), *append = launch_of(&c, "append");
             const double rows = 2.0 * batch * spec.model.q_heads * f->head_dim;

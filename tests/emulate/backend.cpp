@@ -207,7 +207,7 @@ kt_status launch(kt__backend *backend, int index, const kt__extent *extent, cons
 {
     emulator *e = of(backend);
     const kt__kernel *k = &backend->package->kernels[index];
-    const kt_format *f = &backend->package->format;
+    const kt_format *f = &backend->package->formats[k->format];
     const emulate_report *reports;
     emulate_kernel *kernel;
     std::vector<span> spans;

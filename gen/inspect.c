@@ -43,13 +43,18 @@ static void add_kernels(kg_text *out, const kg_costs *c)
     kg_text_addf(out, "  %-*s %-12s %14s %8s %7s %9s %12s %12s  %s\n", width, "kernel", "when", "grid", "threads", "shared", "blocks/SM", "reads", "writes", "what");
     for (int i = 0; i < c->package.count; i++) {
         const kg_launch *l = &c->launches[i];
-        char grid[48] = "-", read[32] = "-", written[32] = "-";
+        char grid[48] = "-", read[32] = "-", written[32] = "-", when[32];
+        const int layers = kg_spec_layers(&c->package.spec, l->kernel->format);
+        if (c->package.format_count > 1 && !strcmp(l->when, "every layer"))
+            snprintf(when, sizeof when, "%d layer%s", layers, layers > 1 ? "s" : "");
+        else
+            snprintf(when, sizeof when, "%s", l->when);
         if (l->grid[0]) {
             snprintf(grid, sizeof grid, "%ld,%ld,%ld", l->grid[0], l->grid[1], l->grid[2]);
             amount(l->read, read);
             amount(l->written, written);
         }
-        kg_text_addf(out, "  %-*s %-12s %14s %8d %7d %9d %12s %12s  %s\n", width, l->kernel->name, l->when, grid, l->kernel->threads, l->kernel->shared,
+        kg_text_addf(out, "  %-*s %-12s %14s %8d %7d %9d %12s %12s  %s\n", width, l->kernel->name, when, grid, l->kernel->threads, l->kernel->shared,
                      l->blocks, read, written, l->what);
     }
 }

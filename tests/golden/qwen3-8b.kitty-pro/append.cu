@@ -607,7 +607,7 @@ struct Source {
 // Shared memory of a block.
 struct Work {
     alignas(16) u16 element[PAGE * ROW];   // the page, elements that are not finite replaced by 0
-    alignas(16) u16 step[4 * PAIRS];       // keys [group, 3, channel], values [group, token / 2, 3 of 4, token % 2]
+    alignas(16) u16 step[4 * PAIRS];       // keys [group, 3, channel], values [group, token / 2, 3 of 4, token % 2], read whole
     alignas(16) u32 patch[PATCHES + 1];    // low planes of the boosted channels, 0 elsewhere, in the order of the words
     alignas(16) u32 low[KEY_PAIRS / 2];    // extremes of keys [group, channel], elements
     alignas(16) u32 high[KEY_PAIRS / 2];
@@ -1188,13 +1188,12 @@ __device__ __forceinline__ void measure_values(Work *work, u8 *block, int page) 
 __device__ __forceinline__ void step_value_words(u32 (&words)[2], const Work *work, int tile, int k, int lane) {
     const int g = lane >> 2, c = lane & 3, channel = channel_of(k, g & 6), group = channel / VALUE_GROUP;
     const u16 *element = work->element + (tile * 32 + 2 * c) * ROW + channel;
-    const u32 *step = (const u32 *)work->step + (group * (PAGE / 2) + tile * 16 + c) * 4;
+    const uint4 *step = (const uint4 *)work->step + group * (PAGE / 2) + tile * 16 + c;
     const u32 pick = g & 1 ? 0x7632 : 0x5410; // the channel of both tokens
 #pragma unroll
     for (int y = 0; y < 4; y++) { // y = 2 m + j
-        const uint4 even = *(const uint4 *)(element + 8 * y * ROW), odd = *(const uint4 *)(element + (8 * y + 1) * ROW);
-        const uint2 two = *(const uint2 *)(step + 16 * y);
-        const Steps steps = {two.x, two.y, step[16 * y + 2]};
+        const uint4 even = *(const uint4 *)(element + 8 * y * ROW), odd = *(const uint4 *)(element + (8 * y + 1) * ROW), s = step[4 * y];
+        const Steps steps = {s.x, s.y, s.z};
         const int at = 8 * (y >> 1) + 4 * (y & 1);
         put_codes(words[0], __byte_perm(even.x, odd.x, pick), steps, at);
         put_codes(words[0], __byte_perm(even.y, odd.y, pick), steps, at + 2);

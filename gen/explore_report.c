@@ -246,6 +246,17 @@ static void add_matrix(const page *p, const char *title, const double *numbers)
     end_table(p, true);
 }
 
+static void add_heading(const page *p, const kg_variant *v)
+{
+    kg_text_add(p->out, "<h3>");
+    kg_html(p->out, v->spec.variant);
+    if (v->formats.count > 1) {
+        kg_text_add(p->out, ", layers ");
+        kg_spec_list_layers(p->out, &v->spec, 0);
+    }
+    kg_text_add(p->out, "</h3>\n");
+}
+
 static void heads(const page *p)
 {
     const kg_inputs *in = &p->x->bed.in;
@@ -256,13 +267,7 @@ static void heads(const page *p)
     }
     begin_section(p, "heads", "Error by layer and head", "Output error in % of each query head, of the variants on the front and what they are compared with.");
     for (int i = 0; i < p->shown_count; i++) {
-        kg_text_add(p->out, "<h3>");
-        kg_html(p->out, p->shown[i]->spec.variant);
-        if (p->shown[i]->formats.count > 1) {
-            kg_text_add(p->out, ", layers ");
-            kg_spec_list_layers(p->out, &p->shown[i]->spec, 0);
-        }
-        kg_text_add(p->out, "</h3>\n");
+        add_heading(p, p->shown[i]);
         kg_chart_heat(p->out, 0, "layer", in->count, "query head", in->q_heads, p->shown[i]->explored.out, ramp);
         add_matrix(p, "Output error by layer and head, %", p->shown[i]->explored.out);
         add_matrix(p, "Logits error by layer and head, %", p->shown[i]->explored.logits);
@@ -366,13 +371,7 @@ static void codes(const page *p)
         const kt_format *f = p->shown[i]->formats.formats;
         if ((f->key_bits == 16 || f->key_rotation) && (f->value_bits == 16 || f->value_rotation)) // no codes, or none that show
             continue;
-        kg_text_add(p->out, "<h3>");
-        kg_html(p->out, p->shown[i]->spec.variant);
-        if (p->shown[i]->formats.count > 1) {
-            kg_text_add(p->out, ", layers ");
-            kg_spec_list_layers(p->out, &p->shown[i]->spec, 0);
-        }
-        kg_text_add(p->out, "</h3>\n");
+        add_heading(p, p->shown[i]);
         add_codes(p, p->shown[i]);
     }
     end_section(p);

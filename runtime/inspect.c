@@ -97,7 +97,7 @@ kt_status kt_read(const kt_cache *cache, kt_sequence sequence, int layer, int kv
         if (page != held) {
             if ((status = download_block(&at, page, block)))
                 goto done;
-            (part == KT_KEY ? kt__cpu_decode_key : kt__cpu_decode_value)(f, table, block, decoded);
+            kt__cpu_decode(f, part, table, block, decoded);
             held = page;
         }
         memcpy(out, decoded + (size_t)((t - f->sink) % f->page) * d, d * sizeof *out);

@@ -136,9 +136,8 @@ void kt__cpu_advance(const kt_step_params *params);
 int kt__cpu_seal_key(const kt_format *format, const unsigned char *table, const unsigned short *const *rows, int layer, int head,
                      int page_index, unsigned char *block);
 int kt__cpu_seal_value(const kt_format *format, const unsigned char *table, const unsigned short *const *rows, unsigned char *block);
-// Decodes [page, head_dim] of a block to fp32, rotated back.
-void kt__cpu_decode_key(const kt_format *format, const unsigned char *table, const unsigned char *block, float *out);
-void kt__cpu_decode_value(const kt_format *format, const unsigned char *table, const unsigned char *block, float *out);
+// Decodes a part of a block, [page, head_dim], to fp32, rotated back.
+void kt__cpu_decode(const kt_format *format, kt_part part, const unsigned char *table, const unsigned char *block, float *out);
 float kt__to_float(int dtype, unsigned short element);
 unsigned short kt__from_float(int dtype, float value);
 float kt__half_to_float(unsigned short half);

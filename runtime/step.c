@@ -192,7 +192,7 @@ static kt_status launch_append(kt_batch *b, int layer, bool behind)
             continue;
         kt__extent extent = extent_of(b, run);
         extent.ones[KT__UNITS] = append_blocks(b, run, blocks_per_sm);
-        const kt_append_params params = {.view = view_of(b, layer, run), .max_fresh = run->max_fresh, .behind = behind};
+        const kt_append_params params = {.view = view_of(b, layer, run), .behind = behind};
         status = launch(b, KT__APPEND, kernel, &extent, &params, sizeof params);
     }
     return status;

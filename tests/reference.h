@@ -83,7 +83,7 @@ kt_status ref_append(const ref_world *world, kt_batch *batch, int layer, const r
 kt_status ref_attend_layer(const ref_world *world, kt_batch *batch, int layer, const ref_buffers *buffers);
 // Compares out and lse with float64 attention over kt_read's decoded tokens and the exact new ones. In an open step.
 void ref_check(const ref_world *world, ref_sequence *const *sequences, const int *fresh, int count, const ref_buffers *buffers);
-// fill, begin, append, attend, check where asked, commit.
+// fill, begin, append, commit; attend and check where asked.
 void ref_step(ref_world *world, kt_batch *batch, ref_sequence *const *sequences, const int *fresh, int count, bool check);
 // Every byte of the sequence's blocks and every exact token against the stream, sealed here and now.
 void ref_verify(const ref_world *world, const ref_sequence *sequence);

@@ -76,9 +76,9 @@ END_TEST
 // Steps of several tokens on filled caches, in place and through spare slabs.
 START_TEST(several_tokens)
 {
-    static const int fresh[] = {10, 22, 1, 100, 127, 128, 1, 129, 3, 250, 40, 1, 90};
-    ref_open(&world, (const char *const[]){"kitty", "range", "boost8"}[_i], 64, 4, KT_F16, 128, 20, 2, 2);
-    batch = ref_batch(&world, 2, 2000, 600);
+    static const int fresh[] = {5, 27, 1, 50, 63, 64, 1, 65, 3, 125, 41, 1, 45};
+    ref_open(&world, (const char *const[]){"kitty", "range", "boost8"}[_i], 64, 4, KT_F16, 64, 20, 2, 2);
+    batch = ref_batch(&world, 2, 1000, 300);
     ref_sequence a, b;
     ref_join(&world, &a, 3);
     ref_join(&world, &b, 500);

@@ -738,18 +738,18 @@ END_TEST
 
 START_TEST(times_cut_short)
 {
-    cJSON *json = explore_json(card("FAKE_INTERRUPT_AFTER=30"), "$D/sweep.lua --kv $D/kv.safetensors --device gpu --shapes 1x512,2x256 --json", 130);
+    cJSON *json = explore_json(card("FAKE_INTERRUPT_AFTER=30"), "$D/sweep.lua --kv $D/kv.safetensors --device cuda --shapes 1x512,2x256 --json", 130);
     ck_assert_int_eq(cJSON_GetArraySize(cJSON_GetObjectItem(json, "variants")), 3);
     ck_assert(cJSON_IsTrue(cJSON_GetObjectItem(json, "interrupted")));
     const int first = timed(json);
     ck_assert(first >= 1 && first < 6);
     cJSON_Delete(json);
     // What the card cannot do any more is the machine's fault, but errors and times up to then are told.
-    json = explore_json(card("FAKE_LOST_AFTER=1"), "$D/sweep.lua --kv $D/kv.safetensors --device gpu --shapes 1x512,2x256 --json", KG_MACHINE);
+    json = explore_json(card("FAKE_LOST_AFTER=1"), "$D/sweep.lua --kv $D/kv.safetensors --device cuda --shapes 1x512,2x256 --json", KG_MACHINE);
     ck_assert_int_eq(timed(json), first);
     cJSON_Delete(json);
     // No kernel may be wrong: its time is not told.
-    ck_assert_int_eq(explore(card("FAKE_WRONG=4x2x2x2"), "$D/sweep.lua --kv $D/kv.safetensors --device gpu --shapes 64x256", true), KG_FAILED);
+    ck_assert_int_eq(explore(card("FAKE_WRONG=4x2x2x2"), "$D/sweep.lua --kv $D/kv.safetensors --device cuda --shapes 64x256", true), KG_FAILED);
     ck_assert_ptr_nonnull(strstr(output, "no time is given"));
     ck_assert_ptr_nonnull(strstr(output, "The front of"));
 }
@@ -780,8 +780,8 @@ static const struct {
     {"$D/sweep.lua" KV " --context 12", KG_USER, "--context: '12' is not allowed"},
     {"$D/sweep.lua" KV " --shapes 1x4096", KG_USER, "--shapes: nothing is timed with --device cpu"},
     {"$D/sweep.lua --kv $D/kv.safetensors --shapes 1by4096", KG_USER, "--shapes: '1by4096' is not allowed"},
-    {"$D/sweep.lua --kv $D/kv.safetensors --device tpu", KG_USER, "--device: unknown value 'tpu'"},
-    {"$D/sweep.lua --kv $D/kv.safetensors --device gpu", KG_MACHINE, "--device gpu: no NVIDIA "},
+    {"$D/sweep.lua --kv $D/kv.safetensors --device tpu", KG_USER, "--device: 'tpu' is not allowed; allowed: auto, cuda, cpu"},
+    {"$D/sweep.lua --kv $D/kv.safetensors --device cuda", KG_MACHINE, "--device cuda: no NVIDIA "},
     {"$D/sweep.lua" KV " -o $D/none/report.html", KG_USER, "/none/report.html: cannot be written: No such file"},
     {"$D/sweep.lua" KV " -o $D", KG_USER, ": is not a file"},
     {"$D/sweep.lua" KV " --jsn", KG_USER, "did you mean `--json`?"},

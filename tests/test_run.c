@@ -501,7 +501,7 @@ START_TEST(command_files)
         {"%/nan", 2, "kittygen run: %/nan: tensor \"k.0\": element 5, nan, is not finite in fp16\n"},
         {"%/large", 2, "kittygen run: %/large: tensor \"k.0\": element 5, 65536, is not finite in fp16\n"},
         {"%/good --layers 2", 2, "kittygen run: --layers 2: the --kv files hold 1\n"},
-        {"%/good --device gpu", 2, "kittygen run: --device: unknown value 'gpu'"},
+        {"%/good --device gpu", 2, "kittygen run: --device: 'gpu' is not allowed; allowed: auto, cuda, cpu"},
         {"%/good --keys mold", 2, "did you mean `mild`?"},
         {"%/good --steps 0", 2, "--steps: '0' is not allowed; allowed: 1 to 100000\n"},
         {"%/good --layers 2x", 2, "--layers: '2x' is not allowed; allowed: 1 to 256\n"},

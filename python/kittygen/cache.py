@@ -55,9 +55,13 @@ class KittyLayer(CacheLayerMixin):
         return self.steps.store.limits.max_tokens or -1
 
 
+def name_of(config):
+    return (getattr(config, "_name_or_path", "") or config.model_type).rstrip("/").split("/")[-1]
+
+
 def shape_of(config, dtype):
     """What kernels for this model need to know; refuses what they cannot do."""
-    name = getattr(config, "_name_or_path", "") or config.model_type
+    name = name_of(config)
     for field, what in (
         ("kv_lora_rank", "multi-head latent attention has no keys and values per head"),
         ("attn_logit_softcapping", "a soft cap on logits is not supported"),
@@ -65,15 +69,31 @@ def shape_of(config, dtype):
     ):
         if getattr(config, field, None):
             raise KittyError(f"{name}: {field} is {getattr(config, field)}: {what}. Use Transformers' own DynamicCache")
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        raise KittyError(f"{name} names no attention heads; KittyCache is for attention")
     return Shape(
-        model=name.rstrip("/").split("/")[-1],
+        model=name,
         layers=config.num_hidden_layers,
         q_heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         dtype=DTYPES[dtype],
     )
+
+
+def one_shape(config, layers, dtype):
+    """The shape that these layers share; a configuration may tell them apart."""
+    if not getattr(config, "is_heterogeneous", False):
+        return shape_of(config, dtype)
+    shapes = {shape_of(config.per_layer_config[layer], dtype): layer for layer in layers}
+    if len(shapes) > 1:
+        (first, one), (second, other) = list(shapes.items())[:2]
+        raise KittyError(
+            f"{name_of(config)}: layers {one} and {other} differ: {first.q_heads} and {second.q_heads} query heads, {first.kv_heads} and "
+            f"{second.kv_heads} KV heads, head_dim {first.head_dim} and {second.head_dim}. Use Transformers' own DynamicCache"
+        )
+    return next(iter(shapes))
 
 
 def place_of(model):
@@ -121,22 +141,22 @@ class KittyCache(Cache):
             raise KittyError("give variant= or spec=, not both: a spec says its own variant")
         config = model.config.get_text_config(decoder=True)
         device, dtype = place_of(model)
-        shape = shape_of(config, dtype)
-        layers = DynamicCache(config=config).layers
+        name, layers = name_of(config), DynamicCache(config=config).layers
         for index, layer in enumerate(layers):
             if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
                 raise KittyError(
-                    f"{shape.model}: layer {index} keeps its state in a {type(layer).__name__}; KittyCache takes models of full and "
+                    f"{name}: layer {index} keeps its state in a {type(layer).__name__}; KittyCache takes models of full and "
                     "sliding-window attention. Use Transformers' own DynamicCache"
                 )
         quantised = [index for index, layer in enumerate(layers) if type(layer) is DynamicLayer]
         if not quantised:
             window = getattr(config, "sliding_window", None)
             raise KittyError(
-                f"{shape.model}: no layer has full attention" + (
+                f"{name}: no layer has full attention" + (
                     f" (sliding_window is {window}); if contexts stay below that, set model.config.sliding_window = None" if window else ""
                 )
             )
+        shape = one_shape(config, quantised, dtype)
         engine = open_engine(shape, device, variant, spec)
         positions = getattr(config, "max_position_embeddings", None) or 8192
         store = Store(engine, device, len(quantised), shape.kv_heads, Limits(max_tokens, max_batch, budget, spare, positions))
@@ -164,11 +184,14 @@ class KittyCache(Cache):
     # ---- Transformers' operations -----------------------------------------------------------------------------------
 
     def get_seq_length(self, layer_idx=0):
-        self._recover()
-        return 0 if self.steps.trusted else self.steps.seen
+        if layer_idx == 0:  # a later layer's is asked for in the midst of a pass
+            self._recover()
+        return super().get_seq_length(layer_idx)
 
     def get_mask_sizes(self, query_length, layer_idx):
         self._recover()
+        if query_length == 0:  # what generate() is left with where it was given less than the cache has seen
+            raise KittyError(f"there are no new tokens after the {self.steps.seen} seen; call cache.reset() before other prompts")
         return super().get_mask_sizes(query_length, layer_idx)
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):

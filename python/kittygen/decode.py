@@ -35,6 +35,8 @@ class Decoder:
         device = self.steps.store.device
         if capture and device.type != "cuda":
             raise KittyError(f"capture=True, but the cache is on {device}: CUDA graphs need a GPU")
+        if "chunked_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ()):
+            raise KittyError("Decoder keeps layers with a sliding window, not with attention in chunks: use model.generate()")
         self.capture = device.type == "cuda" if capture is None else capture
         config = model.generation_config
         eos = config.eos_token_id if eos_token_id is None else eos_token_id
@@ -48,8 +50,8 @@ class Decoder:
         self.graph, self.graph_batch = None, None
 
     @torch.inference_mode()
-    def generate(self, input_ids, attention_mask=None, max_new_tokens=128, check_every=16, **unused):
-        """The new tokens, [batch, up to max_new_tokens]; every `check_every` steps the host looks whether all rows are done."""
+    def generate(self, input_ids, attention_mask=None, max_new_tokens=128, check_every=16, token_type_ids=None):
+        """The new tokens, [batch, up to max_new_tokens]; token_type_ids, which tokenizers give, are not looked at. Every `check_every` steps the host looks whether all rows are done."""
         self.prefill(input_ids, attention_mask, max_new_tokens)
         try:
             while self.made < max_new_tokens and not (self.eos is not None and bool(self.done.all())):

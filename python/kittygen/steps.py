@@ -33,7 +33,7 @@ def count_real(mask, stored, seen, width):
     if (batch, length) != (len(stored), seen + width):
         raise KittyError(
             f"attention_mask is {batch} x {length}; the cache has {len(stored)} rows, {seen} tokens seen and {width} new ones: pass "
-            f"the mask of all {seen + width} tokens"
+            f"the mask of all {seen + width} tokens, or call cache.reset() before other prompts"
         )
     count = mask.sum(-1)
     place = torch.arange(length, device=mask.device)

@@ -37,13 +37,23 @@ MODELS = {
         num_attention_heads=2, num_key_value_heads=1, head_dim=64, query_pre_attn_scalar=64, sliding_window=96,
         layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
     )),
+    # Of another shape in full-attention layers
+    "gemma4": ("Gemma4", dict(
+        num_attention_heads=2, num_key_value_heads=1, head_dim=32, global_head_dim=64, hidden_size_per_layer_input=0, sliding_window=96,
+        layer_types=["sliding_attention", "full_attention"],
+    )),
+    # Attention in chunks; layers that ask for their length in the midst of a pass
+    "llama4": ("Llama4", dict(
+        num_attention_heads=2, num_key_value_heads=1, head_dim=64, intermediate_size_mlp=128, num_local_experts=2, attention_chunk_size=96,
+        layer_types=["chunked_attention", "chunked_attention", "full_attention"],
+    )),
 }
 
 
 def build(kind, dtype=torch.float16, **changes):
     """A model with random weights, the same every time."""
     family, shape = MODELS[kind]
-    text = "Text" if family == "Gemma3" else ""
+    text = "Text" if family in ("Gemma3", "Gemma4", "Llama4") else ""
     fields = {**SHAPE, **shape, **changes}
     if "layer_types" in shape:
         fields["num_hidden_layers"] = len(fields["layer_types"])

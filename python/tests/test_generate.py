@@ -14,13 +14,13 @@ from kittygen import KittyCache, variants
 class Generate(Case):
     def test_fp16_variant_is_dynamic_cache(self):
         """Fed DynamicCache's tokens: the same argmax wherever the first two logits are clearly apart."""
-        for kind in ("llama", "qwen3", "phi3", "gemma3"):
+        for kind, steps in ("llama", STEPS), ("qwen3", 40), ("phi3", 40), ("gemma3", 40), ("gemma4", 40), ("llama4", 40):
             model = tiny(kind)
             ids, mask = left_padded([150, 61])
             cache, dynamic = KittyCache.for_model(model, "fp16"), DynamicCache(config=model.config)
             counted = 0
             ours, theirs = forward(model, cache, ids, mask), forward(stock(model), dynamic, ids, mask)
-            for step in range(STEPS if kind == "llama" else 40):
+            for step in range(steps):
                 first, second = theirs[:, -1].topk(2).values.T
                 clear = first - second > 0.05
                 counted += clear.sum().item()

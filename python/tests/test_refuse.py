@@ -5,7 +5,7 @@ import unittest
 
 import torch
 import transformers
-from common import DEVICE, SHAPE, Case, build, content, forward, grown, left_padded, tiny, tokens
+from common import DEVICE, SHAPE, Case, build, content, forward, generate, grown, left_padded, tiny, tokens
 
 from kittygen import KittyCache
 from kittygen.decode import Decoder
@@ -31,6 +31,18 @@ class Refuse(Case):
         fields = dict(SHAPE, num_attention_heads=2, num_key_value_heads=1, head_dim=64, attn_logit_softcapping=50.0)
         with self.refused("attn_logit_softcapping is 50.0", "soft cap"):
             KittyCache.for_model(transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**fields)))
+        config = transformers.MambaConfig(vocab_size=100, hidden_size=64, num_hidden_layers=1)
+        with self.refused("mamba: layer 0 keeps its state in a LinearAttentionLayer"):
+            KittyCache.for_model(transformers.MambaForCausalLM(config))
+        config = transformers.RwkvConfig(vocab_size=100, hidden_size=64, num_hidden_layers=2)
+        with self.refused("rwkv names no attention heads"):
+            KittyCache.for_model(transformers.RwkvForCausalLM(config))
+        model = build("gemma4", global_head_dim=512)
+        with self.refused("head_dim 512"):
+            KittyCache.for_model(model)
+        model = build("llama4")
+        with self.refused("attention in chunks", "model.generate()"):
+            Decoder(model, KittyCache.for_model(model))
 
     def test_arguments(self):
         model = tiny("llama")
@@ -81,6 +93,10 @@ class Refuse(Case):
             forward(model, cache, tokens(3, 1))
         cache.reset()
         forward(model, cache, tokens(3, 50))
+        for length in (40, 20):  # shorter than what has been seen, so another conversation
+            with self.refused("cache.reset() before other prompts"):
+                generate(model, cache, tokens(3, length))
+        self.assertEqual(cache.tokens(), [50, 50, 50])
         fixed = KittyCache.for_model(model, max_batch=2, max_tokens=200)
         with self.refused("the batch has 3 sequences", "max_batch=2"):
             forward(model, fixed, tokens(3, 50))
@@ -120,10 +136,10 @@ class Refuse(Case):
                 model(input_ids=ids, past_key_values=cache)
         finally:
             model.eval()
-        with self.refused("attention of KittyCache any more", "set_attn_implementation('kittygen')"):
+        with self.refused("not a tensor", "set_attn_implementation('kittygen')", "DynamicCache"):
             model.set_attn_implementation("sdpa")
             forward(model, cache, ids)
-        with self.refused("attention of KittyCache any more"):
+        with self.refused("not a tensor"):
             model.set_attn_implementation("eager")
             forward(model, cache, ids)
         model.set_attn_implementation("kittygen")

@@ -514,10 +514,10 @@ struct Query {
 };
 
 // Running softmax of a warp, per product. Heads of columns 2 c (0) and 2 c + 1 (1); rows of `out` are channels channel_of(i, g + 8 half).
-// What probabilities are relative to is a whole number that no logit so far is above by more than HEADROOM, so that it seldom grows.
+// What probabilities are relative to is the largest logit when one was last above it by more than HEADROOM, so that it seldom grows.
 struct State {
     float out[KD][4];
-    float max0, max1;   // that number, in units of log2; 0 before the first
+    float max0, max1;   // that logit, in units of log2; 0 before the first
     float sum0, sum1;   // this lane's tokens only
 };
 
@@ -890,7 +890,7 @@ __device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int 
 // ---- softmax ----
 
 // Turns `groups` groups of logits, relative to the running maximum, into probabilities. Where one is far above it, or none was before
-// (`first`), the maximum is raised, what was summed before is scaled to it by r0 and r1, powers of two, and the result is true.
+// (`first`), the maximum is raised, what was summed before is scaled to it by r0 and r1, and the result is true.
 template <int groups>
 __device__ __forceinline__ bool softmax_update(State &state, float (&s)[groups][4], bool first, float &r0, float &r1) {
     float top0 = -infinity(), top1 = -infinity();
@@ -906,9 +906,10 @@ __device__ __forceinline__ bool softmax_update(State &state, float (&s)[groups][
             top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, x));
             top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, x));
         }
-        const float by0 = first || top0 > HEADROOM ? ceilf(top0) : 0, by1 = first || top1 > HEADROOM ? ceilf(top1) : 0;
+        const float max0 = first || top0 > HEADROOM ? state.max0 + top0 : state.max0, max1 = first || top1 > HEADROOM ? state.max1 + top1 : state.max1;
+        const float by0 = max0 - state.max0, by1 = max1 - state.max1; // as rounded
         r0 = first ? 0 : exp2_fast(-by0), r1 = first ? 0 : exp2_fast(-by1);
-        state.max0 += by0, state.max1 += by1;
+        state.max0 = max0, state.max1 = max1;
         state.sum0 *= r0, state.sum1 *= r1;
 #pragma unroll
         for (int i = 0; i < KD; i++) {

@@ -26,9 +26,10 @@ static int load_specs(char **names, int count, const char *dtype, plan *p, char 
         kg_spec *specs;
         int more;
         KG_TRY(kg_spec_load(names[i], &(kg_spec_options){.dtype = dtype}, &specs, &more, error, KG_ERROR));
-        if (p->spec_count + more > SPECS) {
+        const int split = kg_spec_split(&specs, &more, error, KG_ERROR); // layers that differ are timed apart
+        if (split || p->spec_count + more > SPECS) {
             free(specs);
-            return kg_fail(KG_USER, error, KG_ERROR, "more than %d specs", SPECS);
+            return split ? split : kg_fail(KG_USER, error, KG_ERROR, "more than %d specs", SPECS);
         }
         for (int s = 0; s < more; s++) {
             int at = p->spec_count++;
@@ -200,7 +201,8 @@ int kg_command_bench(int argc, char **argv)
         "  host    what kt_attend and kt_step_begin take on the CPU where no graph is used\n"
         "Bytes are what must be read, and for append, step and seal also written: sealed pages and exact tokens. Attend is first\n"
         "checked against the float64 kernel; where it is wrong, or faster than memory allows, no time is given and the exit code\n"
-        "is 1. With the variant fp16 of a model among the specs, the others show how many times faster they are.\n",
+        "is 1. With the variant fp16 of a model among the specs, the others show how many times faster they are.\n"
+        "Of a spec whose layers differ each way of keeping them has rows of its own, as a spec NAME-f0, NAME-f1, ...\n",
         table, 1, -1};
     const int operands = kg_options(&usage, argc, argv, &code);
     if (operands < 0)

@@ -68,7 +68,7 @@ int kg_bench_parse_ops(const char *text, unsigned *ops)
             if (!strcmp(word, kg_bench_ops[i]))
                 bit = 1u << i;
         if (!bit)
-            return kg_usage_error("kittygen bench", "--ops: unknown operation", word, kg_bench_ops, KG_BENCH_OPS);
+            return kg_value_error("bench", "--ops", word, kg_bench_ops, KG_BENCH_OPS);
         *ops |= bit;
         text = text[length] ? text + length + 1 : 0;
     }

@@ -34,13 +34,8 @@ static int parse_archs(const char *text, build *b)
         for (int i = 0; i < KNOWN; i++)
             if (!strcmp(word, known[i]))
                 found = known[i];
-        if (!found) {
-            const char *const *candidates = known;
-            for (int i = 0; i < KNOWN; i++) // sm_90 is near to sm_80, but sm_90a is meant
-                if (!strncmp(word, known[i], strlen(known[i]) - 1) && word[strlen(known[i]) - 1] == 0)
-                    candidates = &known[i];
-            return kg_usage_error("kittygen build", "unknown architecture", word, candidates, candidates == known ? KNOWN : 1);
-        }
+        if (!found)
+            return kg_value_error("build", "--arch", word, known, KNOWN);
         const int all = !strcmp(found, "all");
         for (int i = 0; i < (all ? USUAL : 1); i++) {
             const char *arch = all ? usual[i] : found;

@@ -157,9 +157,7 @@ int kg_calibration_read(const kg_spec *spec, const kt_format *f, unsigned char *
 int kg_calibration_find(kg_spec *spec, const char *const folders[2], char *error, size_t error_size)
 {
     char *path = spec->calibration_path, *data;
-    unsigned char *tables;
     size_t size;
-    kt_format format;
     bool found = false;
     for (int i = 0; i < 2 && !found; i++)
         found = folders[i] && (size_t)snprintf(path, sizeof spec->calibration_path, "%s/%s", folders[i], spec->calibration) <
@@ -171,10 +169,13 @@ int kg_calibration_find(kg_spec *spec, const char *const folders[2], char *error
         return code;
     kt__sha256_text(data, size, spec->calibration_sha256);
     free(data);
-    const char *refused = kg_layout(spec, &format);
-    if (refused)
-        return kg_fail(KG_USER, error, error_size, "%s", refused);
-    code = kg_calibration_read(spec, &format, &tables, &size, error, error_size);
-    free(tables);
+    for (int way = 0; way <= spec->more_count && !code; way++) {
+        const kg_spec one = kg_spec_way(spec, way);
+        unsigned char *tables = 0;
+        kt_format format;
+        const char *refused = kg_layout(&one, &format);
+        code = refused ? kg_fail(KG_USER, error, error_size, "%s", refused) : kg_calibration_read(&one, &format, &tables, &size, error, error_size);
+        free(tables);
+    }
     return code;
 }

@@ -12,39 +12,34 @@ enum { CONTEXT = 8192 };
 
 // What a spec costs, in bytes.
 typedef struct {
-    kt_format format;
-    double token, token_fp16;          // per token and KV head, sealed
+    kg_formats formats;
+    double token, token_fp16;          // per token and KV head, sealed, the mean of the layers
     double ratio;
     long long model, model_fp16;       // one sequence of CONTEXT tokens, all layers and heads, exact tokens too
-    kg_attend_plan plan;
-    kg_tuned_set tuned;                // where the plan is from; head_dim 0: the rules
+    kg_attend_plan plans[KT_FORMATS];
+    kg_tuned_set tuned[KT_FORMATS];    // where the plans are from; head_dim 0: the rules
 } costs;
 
 static int compute_costs(costs *c, const kg_spec *spec, const char *from, char *error)
 {
-    const char *why = kg_layout(spec, &c->format);
+    const char *why = kg_formats_of(spec, &c->formats);
     if (why)
         return kg_fail(KG_USER, error, KG_ERROR, "%s: %s: %s", from, spec->name, why);
-    const kt_format *f = &c->format;
-    c->token = kg_bytes_per_token(f);
-    c->token_fp16 = 4.0 * f->head_dim;
+    c->token = kg_formats_token(&c->formats);
+    c->token_fp16 = 4.0 * spec->model.head_dim;
     c->ratio = c->token_fp16 / c->token;
-    const int keys = kt_sealed(f, KT_KEY, CONTEXT);
-    const int values = kt_sealed(f, KT_VALUE, CONTEXT);
-    const long long heads = (long long)spec->model.layers * spec->model.kv_heads;
-    c->model = heads * ((long long)(keys > values ? keys : values) * f->block_bytes + f->slab_bytes);
-    c->model_fp16 = heads * CONTEXT * 4 * f->head_dim;
-    return kg_tuned_plan(f, spec->model.kv_heads, &c->plan, &c->tuned, error);
+    c->model = (long long)(spec->model.kv_heads * (kg_formats_sealed(&c->formats, CONTEXT) + kg_formats_exact(&c->formats)));
+    c->model_fp16 = (long long)spec->model.layers * spec->model.kv_heads * CONTEXT * 4 * spec->model.head_dim;
+    int code = KG_OK;
+    for (int i = 0; i < c->formats.count && !code; i++)
+        code = kg_tuned_plan(&c->formats.formats[i], spec->model.kv_heads, &c->plans[i], &c->tuned[i], error);
+    return code;
 }
 
-static void add_text(kg_text *out, const kg_spec *spec, const costs *c)
+// What the layers of a format keep.
+static void add_format(kg_text *out, const kt_format *f)
 {
-    const kt_format *f = &c->format;
-    const double mib = 1 << 20;
     static const char *const rotations[] = {"", ", rotated by Hadamard", ", rotated by a matrix"};
-    kg_text_addf(out, "%s\n", spec->name);
-    kg_text_addf(out, "  model      %d layers, %d query heads, %d KV heads, head_dim %d, %s\n", spec->model.layers, spec->model.q_heads,
-                 spec->model.kv_heads, spec->model.head_dim, spec->model.dtype == KT_BF16 ? "bf16" : "fp16");
     kg_text_addf(out, "  keys       %d bits", f->key_bits);
     if (f->key_boosted)
         kg_text_addf(out, ", %d of %d channels at %d", f->key_boosted, f->head_dim, f->key_boost_bits);
@@ -60,39 +55,82 @@ static void add_text(kg_text *out, const kg_spec *spec, const costs *c)
     kg_text_addf(out, "%s, window %d\n", rotations[f->value_rotation], f->value_window);
     kg_text_addf(out, "  page       %d tokens: %d bytes per KV head (header %d, keys %d, values %d); sink %d\n", f->page, f->block_bytes,
                  KT_HEADER_BYTES, f->value_tiles - KT_HEADER_BYTES, f->block_bytes - f->value_tiles, f->sink);
-    kg_text_addf(out, "  per token  %.4g bytes per KV head; fp16 %.0f, %.2f times that\n", c->token, c->token_fp16, c->ratio);
+    kg_text_addf(out, "  per token  %.4g bytes per KV head; fp16 %.0f, %.2f times that\n", kg_bytes_per_token(f), 4.0 * f->head_dim,
+                 4.0 * f->head_dim / kg_bytes_per_token(f));
     kg_text_addf(out, "  exact      %d bytes per sequence and KV head\n", f->slab_bytes);
+}
+
+static void add_memory(kg_text *out, const costs *c)
+{
+    const double mib = 1 << 20;
     kg_text_addf(out, "  memory     %.1f MiB for one sequence of %d tokens; fp16 %.1f MiB\n", (double)c->model / mib, CONTEXT,
                  (double)c->model_fp16 / mib);
-    kg_text_addf(out, "  attend     %d kernels (warps x stages x tiles x blocks):", c->plan.count);
-    for (int i = 0; i < c->plan.count; i++) {
-        const kg_attend_config *k = &c->plan.configs[i];
+}
+
+static void add_kernels(kg_text *out, const kg_attend_plan *plan, const kg_tuned_set *tuned)
+{
+    kg_text_addf(out, "  attend     %d kernels (warps x stages x tiles x blocks):", plan->count);
+    for (int i = 0; i < plan->count; i++) {
+        const kg_attend_config *k = &plan->configs[i];
         kg_text_addf(out, " %dx%dx%dx%d", k->warps, k->stages, k->tiles, k->blocks);
     }
-    if (c->tuned.head_dim)
-        kg_text_addf(out, "; measured for %s on %s\n", c->tuned.spec, c->tuned.card);
+    if (tuned->head_dim)
+        kg_text_addf(out, "; measured for %s on %s\n", tuned->spec, tuned->card);
     else
         kg_text_add(out, "; by rule: nothing like it was measured (kittygen tune)\n");
 }
 
+static void add_text(kg_text *out, const kg_spec *spec, const costs *c)
+{
+    const kg_formats *f = &c->formats;
+    kg_text_addf(out, "%s\n", spec->name);
+    kg_text_addf(out, "  model      %d layers, %d query heads, %d KV heads, head_dim %d, %s\n", spec->model.layers, spec->model.q_heads,
+                 spec->model.kv_heads, spec->model.head_dim, spec->model.dtype == KT_BF16 ? "bf16" : "fp16");
+    for (int i = 0; i < f->count; i++) {
+        if (f->count > 1) {
+            kg_text_addf(out, " layer%s ", f->layers[i] > 1 ? "s" : "");
+            kg_spec_list_layers(out, spec, i);
+            kg_text_add(out, "\n");
+        }
+        add_format(out, &f->formats[i]);
+        if (f->count == 1)
+            add_memory(out, c);
+        add_kernels(out, &c->plans[i], &c->tuned[i]);
+    }
+    if (f->count > 1) {
+        kg_text_addf(out, " all layers\n  per token  %.4g bytes per KV head, the mean; fp16 %.0f, %.2f times that\n", c->token, c->token_fp16, c->ratio);
+        add_memory(out, c);
+    }
+}
+
+static void add_json_format(kg_text *out, const kt_format *f, const kg_tuned_set *tuned)
+{
+    kg_text_addf(out, "\"page_bytes\": %d, \"key_bytes\": %d, \"value_bytes\": %d, \"boosted_channels\": %d, \"slab_bytes\": %d, \"tuned\": ",
+                 f->block_bytes, f->value_tiles - KT_HEADER_BYTES, f->block_bytes - f->value_tiles, f->key_boosted, f->slab_bytes);
+    if (tuned->head_dim)
+        kg_text_json(out, tuned->spec);
+    else
+        kg_text_add(out, "null");
+}
+
 static void add_json(kg_text *out, const kg_spec *spec, const costs *c)
 {
-    const kt_format *f = &c->format;
     kg_text_add(out, "{\"spec\": ");
     kg_spec_json(out, spec);
-    kg_text_addf(out, ",\n  \"page_bytes\": %d, \"key_bytes\": %d, \"value_bytes\": %d, \"boosted_channels\": %d, \"slab_bytes\": %d,\n",
-                 f->block_bytes, f->value_tiles - KT_HEADER_BYTES, f->block_bytes - f->value_tiles, f->key_boosted, f->slab_bytes);
-    kg_text_add(out, "  \"bytes_per_token\": ");
+    kg_text_add(out, ",\n  ");
+    if (c->formats.count == 1)
+        add_json_format(out, &c->formats.formats[0], &c->tuned[0]);
+    for (int i = 0; i < c->formats.count && c->formats.count > 1; i++) {
+        kg_text_addf(out, "%s{\"layers\": %d, ", i ? ", " : "\"formats\": [", c->formats.layers[i]);
+        add_json_format(out, &c->formats.formats[i], &c->tuned[i]);
+        kg_text_add(out, i + 1 < c->formats.count ? "}" : "}]");
+    }
+    kg_text_add(out, ",\n  \"bytes_per_token\": ");
     kg_text_number(out, c->token);
     kg_text_add(out, ", \"fp16_bytes_per_token\": ");
     kg_text_number(out, c->token_fp16);
-    kg_text_addf(out, ", \"ratio\": %.4f,\n  \"context\": %d, \"memory_bytes\": %lld, \"fp16_memory_bytes\": %lld,\n  \"tuned\": ", c->ratio, CONTEXT,
-                 c->model, c->model_fp16);
-    if (c->tuned.head_dim)
-        kg_text_json(out, c->tuned.spec);
-    else
-        kg_text_add(out, "null");
-    kg_text_add(out, "}");
+    kg_text_addf(out, ", \"ratio\": %.4f,\n  \"context\": %d, \"memory_bytes\": %lld, \"fp16_memory_bytes\": %lld}", c->ratio, CONTEXT, c->model,
+                 c->model_fp16);
 }
 
 static int print_text(kg_text *out)
@@ -146,7 +184,7 @@ int kg_command_check(int argc, char **argv)
             continue;
         }
         for (int s = 0; s < found; s++) {
-            costs c;
+            static costs c;
             const int wrong = compute_costs(&c, &specs[s], argv[i], error);
             if (wrong) {
                 fprintf(stderr, "%s\n", error);

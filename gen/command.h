@@ -34,8 +34,11 @@ typedef struct {
 // operands there are; or -1 when the command is to return *code at once: 0 after --help, 2 after a printed error.
 int kg_options(const kg_usage *usage, int argc, char **argv, int *code);
 
-// Prints the nearest name, what is wrong and where help is; returns exit code 2. `candidates` may be null.
+// Prints what is wrong, where help is, and the nearest name; returns exit code 2.
 int kg_usage_error(const char *command, const char *what, const char *word, const char *const *candidates, int count);
+
+// Prints that an option's value is not allowed, what is, and the nearest of that; returns exit code 2.
+int kg_value_error(const char *command, const char *option, const char *word, const char *const *allowed, int count);
 
 // A whole decimal number in [low, high]: returns 0, or prints an error naming the option and returns exit code 2.
 int kg_option_integer(const char *command, const char *option, const char *text, long low, long high, long *number);

@@ -25,7 +25,7 @@ static void print_package(const kg_package *package, const char *folder, int jso
     }
     printf("%s: %d kernels in %s\n", package->spec.name, package->count, folder);
     for (int i = 0; i < package->count; i++)
-        printf("  %-16s %6zu bytes of source, %3d threads, %6d bytes of shared memory\n", package->kernels[i].name,
+        printf("  %-*s %6zu bytes of source, %3d threads, %6d bytes of shared memory\n", package->format_count > 1 ? 19 : 16, package->kernels[i].name,
                package->kernels[i].source.size, package->kernels[i].threads, package->kernels[i].shared);
 }
 

@@ -110,7 +110,7 @@ static int find_device(kg_explore *x, int device, char *error)
     const int code = kg_explore_find_gpu(x, x->reason);
     if (!code || device == AUTO)
         return KG_OK;
-    return kg_fail(code, error, KG_ERROR, "--device gpu: %s", x->reason);
+    return kg_fail(code, error, KG_ERROR, "--device cuda: %s", x->reason);
 }
 
 static int write_report(const kg_explore *x, const char *path, bool quiet, char *error)
@@ -169,7 +169,7 @@ static int explore(kg_explore *x, int device, const char *report, bool json, boo
 
 int kg_command_explore(int argc, char **argv)
 {
-    static const char *const devices[] = {"auto", "gpu", "cpu"};
+    static const char *const devices[] = {"auto", "cuda", "cpu"};
     static kg_explore x;
     const char *files[KG_EXPLORE_FILES], *file = 0, *device = 0, *shapes = 0, *report = 0, *layers = 0, *dtype = 0;
     const char *context = "8192";
@@ -179,7 +179,7 @@ int kg_command_explore(int argc, char **argv)
     char error[KG_ERROR] = "";
     const kg_option table[] = {
         {"--kv", "FILE", "captured queries, keys and values (safetensors); again for more layers", 0, &file},
-        {"--device", "auto|gpu|cpu", "gpu: also time attend; cpu: do not; auto (default): where there is a GPU", 0, &device},
+        {"--device", "auto|cuda|cpu", "cuda: also time attend; cpu: do not; auto (default): where there is a GPU", 0, &device},
         {"--shapes", "LIST|FILE", "sequences x tokens to time: 1x4096,32x8192 (default: 1x32768,32x8192)", 0, &shapes},
         {"-o", "FILE", "write a report as a page of HTML that needs nothing else", 0, &report},
         {"--layers", "N", "layers (default: all in the --kv files)", 0, &layers},

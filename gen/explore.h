@@ -28,7 +28,6 @@ typedef enum { KG_CODES_KEY, KG_CODES_BOOSTED, KG_CODES_VALUE, KG_CODES } kg_cod
 // threads. Rows are queries: query head h of a KV head at the i-th position is row i * group_heads + h.
 typedef struct {
     kg_inputs in;
-    int origin[KG_EXPLORE_LAYERS]; // of each layer of the inputs, its number in the model, as the files tell it
     int group_heads, tokens;    // query heads per KV head; tokens that are used of each layer: as many as the shortest has
     int positions;              // sampled
     int at[KG_EXPLORE_QUERIES]; // tokens before each, ascending; the last is the last token
@@ -47,14 +46,14 @@ void kg_explore_bed_close(kg_explore_bed *bed); // also after a failed open
 typedef struct {
     double *logits, *out;              // [layers, q_heads]
     double *boosted;                   // [layers, kv_heads, head_dim] share of the pages in which a channel is boosted
-    double codes[KG_CODES][KG_EXPLORE_BARS]; // counts; of codes of more than 4 bits by their highest 4; 0 of what is rotated
+    double codes[KG_CODES][KG_EXPLORE_BARS]; // counts, in layers of the spec's first way; of codes of more than 4 bits by their highest 4; 0 of what is rotated
     double nonfinite;                  // elements that counted as 0
 } kg_explored;
 
 int kg_explored_open(const kg_inputs *in, kg_explored *explored, char *error);
 void kg_explored_close(kg_explored *explored);
 
-// Seals the inputs' keys and values (with a calibration each layer as that of the model which it was captured from) with the CPU backend, whose pages are those of every device, and has every sampled query attend
+// Seals the inputs' keys and values, each layer as that of the model which it was captured from, with the CPU backend, whose pages are those of every device, and has every sampled query attend
 // over them as a step of one token would: over the pages sealed before it, and every other token exact. `worker`: kg_parallel's.
 int kg_explore_measure(const kg_explore_bed *bed, const kg_spec *spec, int worker, kg_explored *explored, char *error);
 
@@ -62,9 +61,9 @@ int kg_explore_measure(const kg_explore_bed *bed, const kg_spec *spec, int worke
 
 typedef struct {
     kg_spec spec;
-    kt_format format;
+    kg_formats formats;
     char digest[KT__SHA256_HEX]; // of spec, inputs and program: names the file that keeps the errors
-    double bytes, bytes_context; // per token and KV head: sealed; of a sequence of `context` tokens, exact tokens and all
+    double bytes, bytes_context; // per token and KV head, the mean of the model's layers: sealed; of a sequence of `context` tokens, exact tokens and all
     bool done, kept;             // measured; taken from an earlier run
     bool front;                  // no other has less of both: bytes_context and mean output error
     kg_explored explored;
@@ -96,8 +95,8 @@ void kg_explore_close(kg_explore *explore);
 
 // The means and the worst heads of what was measured.
 void kg_variant_sum(const kg_explore *explore, kg_variant *variant);
-// Bytes per token and KV head of a sequence of `context` tokens: its pages and its exact tokens.
-double kg_explore_bytes(const kt_format *format, long context);
+// Bytes per token and KV head, the mean of the layers, of a sequence of `context` tokens: its pages and its exact tokens.
+double kg_explore_bytes(const kg_formats *formats, long context);
 
 // A variant's place in a picture; without one, x is negative.
 typedef struct {

@@ -174,10 +174,8 @@ int kg_explore_bed_open(const kg_spec *spec, const char *const *files, int file_
     if (code)
         return code;
     b->tokens = b->in.layers[0].tokens;
-    for (int l = 0; l < b->in.count; l++) {
-        b->origin[l] = l;
+    for (int l = 0; l < b->in.count; l++)
         b->tokens = b->in.layers[l].tokens < b->tokens ? b->in.layers[l].tokens : b->tokens;
-    }
     // Queries of the first quarter see little that is sealed.
     const int first = b->tokens / 4, span = b->tokens - first;
     b->positions = span < KG_EXPLORE_QUERIES ? span : KG_EXPLORE_QUERIES;
@@ -228,13 +226,12 @@ void kg_explored_close(kg_explored *e)
 typedef struct {
     const kg_explore_bed *bed;
     const kg_spec *spec;
-    kt_format format;
+    kg_formats formats;
     kt_engine *engine;
     kt_cache *cache;
     kt_batch *batch;
     kt_sequence sequence;
-    unsigned char *block;
-    int ends[2][KG_EXPLORE_QUERIES]; // by kt_part: token that the pages sealed before a query's step end at
+    unsigned char *block; // room for one of any layer
     scratch scratch;
     kg_explored *explored;
     char *error;
@@ -253,30 +250,38 @@ static int refused(const measurement *m, const char *call, kt_status status)
             return refused(m, #call, status_); \
     } while (0)
 
-// The cache's layer for one of the inputs': only what is calibrated depends on it.
-static int place_of(const measurement *m, int layer) { return m->format.table_bytes ? m->bed->origin[layer] : layer; }
+// Whether it matters which of the model's layers one of the inputs is.
+static bool is_by_layer(const kg_spec *spec) { return spec->more_count || *spec->calibration; }
 
-// One sequence of all the tokens, in one step. Layers of the model that were not captured take the tokens of one that was.
+static const kt_format *format_of(const measurement *m, int layer)
+{
+    return &m->formats.formats[m->spec->more_count ? m->spec->layer_way[m->bed->in.layers[layer].origin] : 0];
+}
+
+static int open_engine(measurement *m)
+{
+    int origins[KG_EXPLORE_LAYERS];
+    for (int i = 0; i < m->bed->in.count; i++)
+        origins[i] = m->bed->in.layers[i].origin;
+    return kg_engine_open_layers(m->spec, is_by_layer(m->spec) ? origins : 0, m->bed->in.count, KT_DEVICE_CPU, &m->engine, m->error, KG_ERROR);
+}
+
+// One sequence of all the tokens, in one step.
 static int seal(measurement *m)
 {
     const kg_inputs *in = &m->bed->in;
-    int layers = 0;
+    const uint64_t pages = (uint64_t)(m->bed->tokens / m->spec->page + 1), heads = (uint64_t)in->kv_heads;
+    kt_cache_args cache = {.size = sizeof cache, .layers = in->count, .kv_heads = in->kv_heads, .max_sequences = 1, .spare_slabs = 1};
     for (int i = 0; i < in->count; i++)
-        layers = place_of(m, i) + 1 > layers ? place_of(m, i) + 1 : layers;
-    const uint64_t heads = (uint64_t)layers * (uint64_t)in->kv_heads, pages = (uint64_t)(m->bed->tokens / m->format.page + 1);
-    const kt_cache_args cache = {.size = sizeof cache, .layers = layers, .kv_heads = in->kv_heads, .max_sequences = 1, .spare_slabs = 1,
-                                 .budget_bytes = heads * (pages * (uint64_t)m->format.block_bytes + 2 * (uint64_t)m->format.slab_bytes)};
+        cache.budget_bytes += heads * (pages * (uint64_t)format_of(m, i)->block_bytes + 2 * (uint64_t)format_of(m, i)->slab_bytes);
     const kt_batch_args batch = {.size = sizeof batch, .slots = 1, .max_tokens = m->bed->tokens, .max_rows = m->bed->tokens};
     CALL(m, kt_cache_open(m->engine, &cache, &m->cache));
     CALL(m, kt_sequence_open(m->cache, &m->sequence));
     CALL(m, kt_batch_open(m->cache, &batch, &m->batch));
     CALL(m, kt_batch_set(m->batch, 0, m->sequence, m->bed->tokens, -1));
     CALL(m, kt_step_begin(m->batch, 0));
-    for (int layer = 0; layer < layers; layer++) {
-        int i = in->count - 1;
-        while (i && place_of(m, i) != layer)
-            i--;
-        const kt_append_args tokens = {.size = sizeof tokens, .layer = layer, .key = in->layers[i].key, .value = in->layers[i].value};
+    for (int layer = 0; layer < in->count; layer++) {
+        const kt_append_args tokens = {.size = sizeof tokens, .layer = layer, .key = in->layers[layer].key, .value = in->layers[layer].value};
         CALL(m, kt_append(m->batch, &tokens));
     }
     CALL(m, kt_step_commit(m->batch));
@@ -304,19 +309,19 @@ static void count_codes(const float *element, int count, int stride, int bits, d
 
 static int read_boosted(measurement *m, int layer, int head, unsigned char boosted[256], int page)
 {
+    const kt_format *f = format_of(m, layer);
     memset(boosted, 0, 256);
-    if (!m->format.key_boosted)
+    if (!f->key_boosted)
         return KG_OK;
-    CALL(m, kt_read_block(m->cache, m->sequence, place_of(m, layer), head, page, m->block));
-    for (int i = 0; i < m->format.key_boosted; i++)
-        boosted[m->block[m->format.key_index + i]] = 1;
+    CALL(m, kt_read_block(m->cache, m->sequence, layer, head, page, m->block));
+    for (int i = 0; i < f->key_boosted; i++)
+        boosted[m->block[f->key_index + i]] = 1;
     return KG_OK;
 }
 
 // The codes of a part whose groups run along channels.
-static void count_tokens(measurement *m, kt_part part, int group, int bits, int codes)
+static void count_tokens(measurement *m, const kt_format *f, kt_part part, int group, int bits, int codes)
 {
-    const kt_format *f = &m->format;
     const int end = f->sink + kt_sealed(f, part, m->bed->tokens) * f->page;
     for (int t = f->sink; t < end; t++)
         for (int c = 0; c < f->head_dim; c += group)
@@ -326,7 +331,8 @@ static void count_tokens(measurement *m, kt_part part, int group, int bits, int 
 // The codes and boosted channels of one head's sealed pages, from the tokens in the scratch; those of rotated ones are not to be seen there.
 static int look_at_pages(measurement *m, int layer, int head)
 {
-    const kt_format *f = &m->format;
+    const kt_format *f = format_of(m, layer);
+    const bool first = f == m->formats.formats; // of other ways codes may be of other bits
     const int d = f->head_dim, pages = kt_sealed(f, KT_KEY, m->bed->tokens);
     double *share = m->explored->boosted + head_at(m->bed, layer, head) * (size_t)d;
     unsigned char boosted[256];
@@ -334,15 +340,17 @@ static int look_at_pages(measurement *m, int layer, int head)
         KG_TRY(read_boosted(m, layer, head, boosted, page));
         for (int c = 0; c < d; c++) {
             share[c] += boosted[c] / (double)pages;
-            for (int t = 0; t < f->page && !f->key_rotation && !f->key_along; t += f->key_group)
+            for (int t = 0; t < f->page && first && !f->key_rotation && !f->key_along; t += f->key_group)
                 count_codes(m->scratch.parts[KT_KEY] + (long)(f->sink + page * f->page + t) * d + c, f->key_group, d,
                             boosted[c] ? f->key_boost_bits : f->key_bits, m->explored->codes[boosted[c] ? KG_CODES_BOOSTED : KG_CODES_KEY]);
         }
     }
+    if (!first)
+        return KG_OK;
     if (f->key_bits < 16 && f->key_along && !f->key_rotation)
-        count_tokens(m, KT_KEY, f->key_group, f->key_bits, KG_CODES_KEY);
+        count_tokens(m, f, KT_KEY, f->key_group, f->key_bits, KG_CODES_KEY);
     if (f->value_bits < 16 && !f->value_along && !f->value_rotation)
-        count_tokens(m, KT_VALUE, f->value_group, f->value_bits, KG_CODES_VALUE);
+        count_tokens(m, f, KT_VALUE, f->value_group, f->value_bits, KG_CODES_VALUE);
     const int end = f->sink + kt_sealed(f, KT_VALUE, m->bed->tokens) * f->page;
     for (int t = f->sink; t < end && f->value_bits < 16 && f->value_along && !f->value_rotation; t += f->value_group)
         for (int c = 0; c < d; c++)
@@ -354,13 +362,17 @@ static int measure_head(measurement *m, int layer, int head)
 {
     const kg_explore_bed *b = m->bed;
     const size_t at = head_at(b, layer, head), rows = (size_t)rows_of(b), d = (size_t)b->in.head_dim;
+    const kt_format *f = format_of(m, layer);
+    int ends[2][KG_EXPLORE_QUERIES]; // by kt_part: token that the pages sealed before a query's step end at
     tokens_seen seen = exact_tokens(b, layer, head);
     for (int part = 0; part < 2; part++) {
-        CALL(m, kt_read(m->cache, m->sequence, place_of(m, layer), head, (kt_part)part, 0, b->tokens, m->scratch.parts[part]));
+        CALL(m, kt_read(m->cache, m->sequence, layer, head, (kt_part)part, 0, b->tokens, m->scratch.parts[part]));
+        for (int i = 0; i < b->positions; i++)
+            ends[part][i] = f->sink + kt_sealed(f, part, b->at[i]) * f->page;
         seen.decoded[part] = m->scratch.parts[part];
-        seen.ends[part] = m->ends[part];
+        seen.ends[part] = ends[part];
     }
-    seen.sink = m->format.sink;
+    seen.sink = f->sink;
     attend(b, &seen, at, &m->scratch);
     const double *exact = b->out + at * rows * d;
     for (int h = 0; h < b->group_heads; h++) {
@@ -381,12 +393,12 @@ static int measure(measurement *m)
     const kg_explore_bed *b = m->bed;
     memset(m->explored->codes, 0, sizeof m->explored->codes);
     memset(m->explored->boosted, 0, (size_t)b->in.count * (size_t)b->in.kv_heads * (size_t)b->in.head_dim * sizeof(double));
-    KG_TRY(kg_engine_open(m->spec, KT_DEVICE_CPU, &m->engine, m->error, KG_ERROR));
+    int most = 0;
+    KG_TRY(open_engine(m));
     KG_TRY(seal(m));
-    for (int part = 0; part < 2; part++)
-        for (int i = 0; i < b->positions; i++)
-            m->ends[part][i] = m->format.sink + kt_sealed(&m->format, part, b->at[i]) * m->format.page;
-    m->block = malloc((size_t)m->format.block_bytes);
+    for (int i = 0; i < m->formats.count; i++)
+        most = m->formats.formats[i].block_bytes > most ? m->formats.formats[i].block_bytes : most;
+    m->block = malloc((size_t)most);
     if (!m->block)
         return kg_fail(KG_MACHINE, m->error, KG_ERROR, "out of memory");
     for (int layer = 0; layer < b->in.count; layer++)
@@ -398,7 +410,7 @@ static int measure(measurement *m)
 int kg_explore_measure(const kg_explore_bed *bed, const kg_spec *spec, int worker, kg_explored *explored, char *error)
 {
     measurement m = {.bed = bed, .spec = spec, .scratch = scratch_of(bed, worker), .explored = explored, .error = error};
-    const char *why = kg_layout(spec, &m.format);
+    const char *why = kg_formats_of(spec, &m.formats);
     const int code = why ? kg_fail(KG_USER, error, KG_ERROR, "%s: %s", spec->name, why) : measure(&m);
     kt_batch_close(m.batch);
     kt_cache_close(m.cache);

@@ -16,7 +16,7 @@ void kg_explore_heading(const kg_explore *x)
            x->bed.positions, in->q_heads);
     printf("layers of the model:");
     for (int i = 0; i < in->count; i++)
-        printf("%s %d", i ? "," : "", x->bed.origin[i]);
+        printf("%s %d", i ? "," : "", x->bed.in.layers[i].origin);
     printf("\n");
     if (*x->warning)
         printf("note: %s\n", x->warning);
@@ -155,7 +155,7 @@ void kg_explore_json(kg_text *out, const kg_explore *x)
     kg_text_json(out, x->warning);
     kg_text_add(out, ", \"layers_of_model\": [");
     for (int i = 0; i < x->bed.in.count; i++)
-        kg_text_addf(out, "%s%d", i ? ", " : "", x->bed.origin[i]);
+        kg_text_addf(out, "%s%d", i ? ", " : "", x->bed.in.layers[i].origin);
     kg_text_addf(out, "], \"layers\": %d, \"tokens\": %d, \"queries\": %d, \"context\": %ld, \"device\": ", x->bed.in.count, x->bed.tokens,
                  x->bed.positions, x->context);
     kg_text_json(out, *x->device ? x->device : "CPU");

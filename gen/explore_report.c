@@ -246,6 +246,17 @@ static void add_matrix(const page *p, const char *title, const double *numbers)
     end_table(p, true);
 }
 
+static void add_heading(const page *p, const kg_variant *v)
+{
+    kg_text_add(p->out, "<h3>");
+    kg_html(p->out, v->spec.variant);
+    if (v->formats.count > 1) {
+        kg_text_add(p->out, ", layers ");
+        kg_spec_list_layers(p->out, &v->spec, 0);
+    }
+    kg_text_add(p->out, "</h3>\n");
+}
+
 static void heads(const page *p)
 {
     const kg_inputs *in = &p->x->bed.in;
@@ -256,9 +267,7 @@ static void heads(const page *p)
     }
     begin_section(p, "heads", "Error by layer and head", "Output error in % of each query head, of the variants on the front and what they are compared with.");
     for (int i = 0; i < p->shown_count; i++) {
-        kg_text_add(p->out, "<h3>");
-        kg_html(p->out, p->shown[i]->spec.variant);
-        kg_text_add(p->out, "</h3>\n");
+        add_heading(p, p->shown[i]);
         kg_chart_heat(p->out, 0, "layer", in->count, "query head", in->q_heads, p->shown[i]->explored.out, ramp);
         add_matrix(p, "Output error by layer and head, %", p->shown[i]->explored.out);
         add_matrix(p, "Logits error by layer and head, %", p->shown[i]->explored.logits);
@@ -299,12 +308,16 @@ static int channels(const page *p)
     }
     begin_section(p, "channels", "Boosted channels", "How many of a head's pages boost a key channel: the stronger the colour, the more.");
     for (int i = 0; i < p->shown_count; i++) {
-        if (!p->shown[i]->format.key_boosted)
+        const kg_formats *f = &p->shown[i]->formats;
+        int boosting = 0;
+        while (boosting < f->count && !f->formats[boosting].key_boosted)
+            boosting++;
+        if (boosting == f->count)
             continue;
         any = true;
         kg_text_add(p->out, "<h3>");
         kg_html(p->out, p->shown[i]->spec.variant);
-        kg_text_addf(p->out, ": %d of %d channels</h3>\n", p->shown[i]->format.key_boosted, in->head_dim);
+        kg_text_addf(p->out, ": %d of %d channels%s</h3>\n", f->formats[boosting].key_boosted, in->head_dim, f->count > 1 ? ", or as the layer has it" : "");
         kg_chart_shares(p->out, names, rows, in->head_dim, p->shown[i]->explored.boosted);
         begin_table(p, "Boosted channels (share of the pages)", true);
         kg_text_add(p->out, "<th>head</th><th class=\"text\">channels</th></tr></thead>\n<tbody>\n");
@@ -325,7 +338,7 @@ static int channels(const page *p)
 
 static void add_codes(const page *p, const kg_variant *v)
 {
-    const kt_format *f = &v->format;
+    const kt_format *f = v->formats.formats;
     static const char *const names[KG_CODES] = {"keys", "boosted keys", "values"};
     const int bits[KG_CODES] = {f->key_bits, f->key_boosted ? f->key_boost_bits : 16, f->value_bits};
     for (int k = 0; k < KG_CODES; k++) {
@@ -355,12 +368,10 @@ static void codes(const page *p)
 {
     begin_section(p, "codes", "Codes", "How often a code is stored: where an element lies between the least and the greatest of its group. Of rotated keys and values it is not known.");
     for (int i = 0; i < p->shown_count; i++) {
-        const kt_format *f = &p->shown[i]->format;
+        const kt_format *f = p->shown[i]->formats.formats;
         if ((f->key_bits == 16 || f->key_rotation) && (f->value_bits == 16 || f->value_rotation)) // no codes, or none that show
             continue;
-        kg_text_add(p->out, "<h3>");
-        kg_html(p->out, p->shown[i]->spec.variant);
-        kg_text_add(p->out, "</h3>\n");
+        add_heading(p, p->shown[i]);
         add_codes(p, p->shown[i]);
     }
     end_section(p);
@@ -422,7 +433,7 @@ static void add_header(const page *p)
                  x->bed.positions);
     kg_text_add(p->out, "<dt>Layers</dt><dd>");
     for (int i = 0; i < in->count; i++)
-        kg_text_addf(p->out, "%s%d: the model's %d", i ? ", " : "", i, x->bed.origin[i]);
+        kg_text_addf(p->out, "%s%d: the model's %d", i ? ", " : "", i, x->bed.in.layers[i].origin);
     kg_text_add(p->out, "</dd>\n<dt>Bytes</dt><dd>per token and KV head: of sealed pages; in all, ");
     kg_text_addf(p->out, "of a sequence of %ld tokens with its exact ones</dd>\n<dt>Errors</dt><dd>relative L2 against float64 attention over the exact "
                  "inputs, in %%, of a head's queries</dd>\n<dt>Times</dt><dd>", x->context);

@@ -55,29 +55,36 @@ static int measure(kg_bench *b, const kg_spec *spec, kt_engine *engine, kg_shape
     return code;
 }
 
-// One variant at all shapes; its kernels are compiled only if a time is missing.
-static int time_variant(kg_explore *x, kg_bench *b, kg_variant *v, const volatile sig_atomic_t *stop, int *wrong)
+// The layers that are kept one way, at all shapes; their kernels are compiled only if a time is missing. Adds their share of the mean layer's
+// time, which is 0 where one has none.
+static int time_way(kg_explore *x, kg_bench *b, kg_variant *v, int way, const volatile sig_atomic_t *stop, int *wrong)
 {
+    const kg_spec one = kg_spec_way(&v->spec, way);
+    const double share = (double)v->formats.layers[way] / v->formats.all_layers;
     kt_engine *engine = 0;
     kg_text text = {0};
-    int code = describe(x, &v->spec, &text, b->error);
+    int code = describe(x, &one, &text, b->error);
     for (int i = 0; i < x->shape_count && !code && !*stop; i++) {
         char digest[KT__SHA256_HEX];
+        kg_time time = {0}, *sum = &v->times[i];
         time_digest(&text, x->shapes[i], digest);
-        if (!kg_explore_load_time(digest, &v->times[i])) {
+        if (!kg_explore_load_time(digest, &time)) {
             if (!engine)
-                code = kg_engine_open(&v->spec, KT_DEVICE_CUDA, &engine, b->error, KG_ERROR);
+                code = kg_engine_open(&one, KT_DEVICE_CUDA, &engine, b->error, KG_ERROR);
             if (!code)
-                code = measure(b, &v->spec, engine, x->shapes[i], &v->times[i]);
-            if (!code && v->times[i].us > 0)
-                kg_explore_save_time(digest, &v->times[i]);
+                code = measure(b, &one, engine, x->shapes[i], &time);
+            if (!code && time.us > 0)
+                kg_explore_save_time(digest, &time);
         }
         if (code == KG_FAILED) {
             kg_progress_clear(&b->progress);
             fprintf(stderr, "kittygen explore: %s\n", b->error);
             ++*wrong;
+            time = (kg_time){0};
             code = KG_OK;
         }
+        *sum = time.us > 0 && (!way || sum->us > 0)
+                   ? (kg_time){sum->us + share * time.us, sum->low + share * time.low, sum->high + share * time.high} : (kg_time){0};
         kg_progress_to(&b->progress, ++b->done);
     }
     kt_close(engine);
@@ -105,9 +112,18 @@ int kg_explore_times(kg_explore *x, const volatile sig_atomic_t *stop, int *wron
         b->brief = true;
         if (!(code = kg_gpu_query(&b->gpu, b->error)))
             code = kg_gpu_stream_open(&b->stream, b->error);
-        kg_progress_begin(&b->progress, "timing", (long)count * x->shape_count);
-        for (int i = 0; i < count && !code && !*stop; i++)
-            code = time_variant(x, b, &x->variants[order[i]], stop, wrong);
+        long ways = 0;
+        for (int i = 0; i < count; i++)
+            ways += x->variants[order[i]].formats.count;
+        kg_progress_begin(&b->progress, "timing", ways * x->shape_count);
+        for (int i = 0; i < count; i++) {
+            kg_variant *v = &x->variants[order[i]];
+            for (int way = 0; way < v->formats.count && !code && !*stop; way++)
+                code = time_way(x, b, v, way, stop, wrong);
+            if (*stop) // a mean of some layers is none
+                for (int s = 0; s < x->shape_count && v->formats.count > 1; s++)
+                    v->times[s] = (kg_time){0};
+        }
         kg_progress_end(&b->progress);
         kg_gpu_free(b->data);
         kg_gpu_stream_close(b->stream);

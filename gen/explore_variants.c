@@ -1,4 +1,5 @@
 // The variants of an exploration: which, what they cost, how they compare.
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,11 +52,11 @@ static int add_spec(kg_explore *x, const kg_spec *spec, char *error)
     if (x->count)
         KG_TRY(check_model(spec, &x->variants[0].spec, error));
     kg_variant v = {.spec = *spec};
-    const char *why = kg_layout(spec, &v.format);
+    const char *why = kg_formats_of(spec, &v.formats);
     if (why)
         return kg_fail(KG_USER, error, KG_ERROR, "%s: %s", spec->name, why);
-    v.bytes = kg_bytes_per_token(&v.format);
-    v.bytes_context = kg_explore_bytes(&v.format, x->context);
+    v.bytes = kg_formats_token(&v.formats);
+    v.bytes_context = kg_explore_bytes(&v.formats, x->context);
     v.times = calloc(KG_BENCH_SHAPES, sizeof *v.times);
     kg_variant *more = realloc(x->variants, (size_t)(x->count + 1) * sizeof *more);
     if (more)
@@ -108,42 +109,52 @@ static void add_program(kt__sha256 *sha)
     kt__sha256_add(sha, text, (size_t)length);
 }
 
-// What python/capture.py writes into the metadata: which layers these are, and that the model attends in a window where here every query
-// attends to all tokens before it. `taken`: layers of the files before.
-static int look_at_file(kg_explore *x, const char *path, int *taken, char *error)
+static void warn(kg_explore *x, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void warn(kg_explore *x, const char *format, ...)
+{
+    const size_t length = strlen(x->warning);
+    const int separator = length ? snprintf(x->warning + length, sizeof x->warning - length, "; ") : 0;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(x->warning + length + separator, sizeof x->warning - length - (size_t)separator, format, arguments);
+    va_end(arguments);
+}
+
+// What python/capture.py writes into the metadata: that the model attends in a window where here every query attends to all tokens before it.
+static int look_at_file(kg_explore *x, const char *path, char *error)
 {
     kg_safetensors *file;
     if (!kg_safetensors_open(path, &file, error, KG_ERROR))
         return KG_USER;
-    const char *sliding = kg_safetensors_metadata(file, "sliding"), *layers = kg_safetensors_metadata(file, "layers");
-    const size_t length = strlen(x->warning);
+    const char *sliding = kg_safetensors_metadata(file, "sliding");
     if (sliding && strcmp(sliding, "none"))
-        snprintf(x->warning + length, sizeof x->warning - length, "%s%s: a sliding window in the model (%s), but here queries see all tokens before them",
-                 length ? "; " : "", path, sliding);
-    char name[32] = "q.0";
-    for (int i = 0; *taken < x->bed.in.count && kg_safetensors_find(file, name); snprintf(name, sizeof name, "q.%d", ++i), ++*taken) {
-        char *end;
-        const long origin = layers ? strtol(layers, &end, 10) : -1;
-        if (origin < 0 || origin >= KG_EXPLORE_LAYERS || end == layers)
-            continue;
-        x->bed.origin[*taken] = (int)origin;
-        layers = *end == ',' ? end + 1 : 0;
-    }
+        warn(x, "%s: a sliding window in the model (%s), but here queries see all tokens before them", path, sliding);
     kg_safetensors_close(file);
     return KG_OK;
 }
 
-// A calibration is by layer.
-static int check_layers(const kg_explore_bed *bed, const kg_variant *v, char *error)
+// A calibration is by layer, and so may the ways be in which keys and values are kept.
+static int check_layers(kg_explore *x, const kg_variant *v, char *error)
 {
-    for (int i = 0; i < bed->in.count && v->format.table_bytes; i++) {
-        if (bed->origin[i] >= v->spec.model.layers)
-            return kg_fail(KG_USER, error, KG_ERROR, "%s: its calibration is for %d layers, and layer %d of the --kv files is the model's layer %d", v->spec.name,
-                           v->spec.model.layers, i, bed->origin[i]);
-        for (int j = 0; j < i; j++)
-            if (bed->origin[j] == bed->origin[i])
+    const kg_layer *layers = x->bed.in.layers;
+    const int calibrated = *v->spec.calibration;
+    bool seen[KT_FORMATS] = {false};
+    for (int i = 0; i < x->bed.in.count && (calibrated || v->spec.more_count); i++) {
+        if (layers[i].origin >= v->spec.model.layers)
+            return kg_fail(KG_USER, error, KG_ERROR, "%s: its %s for %d layers, and layer %d of the --kv files is the model's layer %d", v->spec.name,
+                           calibrated ? "calibration is" : "formats are", v->spec.model.layers, i, layers[i].origin);
+        for (int j = 0; j < i && calibrated; j++)
+            if (layers[j].origin == layers[i].origin)
                 return kg_fail(KG_USER, error, KG_ERROR, "%s: its calibration is by layer, and layers %d and %d of the --kv files are both the model's layer %d",
-                               v->spec.name, j, i, bed->origin[i]);
+                               v->spec.name, j, i, layers[i].origin);
+        seen[v->spec.layer_way[layers[i].origin]] = true;
+    }
+    for (int way = 0; way < v->formats.count && v->spec.more_count; way++) {
+        kg_text list = {0};
+        kg_spec_list_layers(&list, &v->spec, way);
+        if (!seen[way] && !list.failed)
+            warn(x, "%s: the --kv files have none of its layers %s, whose errors are not in the means", v->spec.variant, list.data);
+        kg_text_free(&list);
     }
     return KG_OK;
 }
@@ -151,31 +162,31 @@ static int check_layers(const kg_explore_bed *bed, const kg_variant *v, char *er
 // A part of a cache that is to be quantised and never is would show no error.
 static int check_sealed(const kg_explore_bed *bed, const kg_variant *v, char *error)
 {
-    const kt_format *f = &v->format;
-    const int bits[2] = {f->key_bits, f->value_bits}, windows[2] = {f->key_window, f->value_window};
-    for (int part = 0; part < 2; part++)
+    for (int i = 0; i < 2 * v->formats.count; i++) {
+        const kt_format *f = &v->formats.formats[i / 2];
+        const int part = i % 2, bits[2] = {f->key_bits, f->value_bits}, windows[2] = {f->key_window, f->value_window};
         if (bits[part] < 16 && !kt_sealed(f, part, bed->tokens - 1))
             return kg_fail(KG_USER, error, KG_ERROR, "%s: its first page of %s is sealed after %d tokens, and the --kv files have %d a layer: none would be "
                            "quantised", v->spec.name, part == KT_KEY ? "keys" : "values", f->sink + windows[part] + f->page, bed->tokens);
+    }
     return KG_OK;
 }
 
 int kg_explore_inputs(kg_explore *x, const char *const *files, int file_count, int layers, char *error)
 {
     kt__sha256 inputs;
-    int taken = 0;
     KG_TRY(kg_explore_bed_open(&x->variants[0].spec, files, file_count, layers, &x->bed, error));
     // Whatever the errors depend on: this program, what it reads, how much of it, and the spec.
     kt__sha256_begin(&inputs);
     add_program(&inputs);
     for (int i = 0; i < file_count; i++) {
         KG_TRY(add_file(&inputs, files[i], error));
-        KG_TRY(look_at_file(x, files[i], &taken, error));
+        KG_TRY(look_at_file(x, files[i], error));
     }
     for (int i = 0; i < x->count; i++) {
         kg_variant *v = &x->variants[i];
         KG_TRY(check_sealed(&x->bed, v, error));
-        KG_TRY(check_layers(&x->bed, v, error));
+        KG_TRY(check_layers(x, v, error));
         kt__sha256 sha = inputs;
         kg_text text = {0};
         unsigned char digest[KT__SHA256_BYTES];
@@ -207,10 +218,9 @@ void kg_explore_close(kg_explore *x)
 
 // ---- comparing -------------------------------------------------------------------------------------------------------
 
-double kg_explore_bytes(const kt_format *f, long context)
+double kg_explore_bytes(const kg_formats *f, long context)
 {
-    const int keys = kt_sealed(f, KT_KEY, (int)context), values = kt_sealed(f, KT_VALUE, (int)context);
-    return ((double)(keys > values ? keys : values) * f->block_bytes + f->slab_bytes) / (double)context;
+    return (kg_formats_sealed(f, (int)context) + kg_formats_exact(f)) / f->all_layers / (double)context;
 }
 
 void kg_variant_sum(const kg_explore *x, kg_variant *v)

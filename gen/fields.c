@@ -16,16 +16,16 @@ const kg_field kg_fields[] = {
      .comment = "names the way of quantising"},
     {.path = "page", .kind = KG_FIELD_INTEGER, .offset = AT(page), .choices = {64, 128, 256}, .fallback = "128",
      .comment = "tokens of a page"},
-    {.path = "sink", .kind = KG_FIELD_INTEGER, .offset = AT(sink), .low = 0, .high = 1024, .step = 32, .fallback = "32",
+    {.path = "sink", .kind = KG_FIELD_INTEGER, .offset = AT(sink), .low = 0, .high = 1024, .fallback = "32",
      .comment = "first tokens of a sequence, kept exact"},
     {.path = "calibration", .kind = KG_FIELD_FILE, .offset = AT(calibration), .fallback = "",
      .comment = "safetensors file that has what the spec calls static or matrix; in the spec's folder or the shipped specs"},
     {.path = "model.name", .kind = KG_FIELD_NAME, .offset = AT(model.name), .comment = "names the model"},
-    {.path = "model.layers", .kind = KG_FIELD_INTEGER, .offset = AT(model.layers), .low = 1, .high = 1024, .step = 1,
+    {.path = "model.layers", .kind = KG_FIELD_INTEGER, .offset = AT(model.layers), .low = 1, .high = 1024,
      .comment = "layers with a KV cache"},
-    {.path = "model.q_heads", .kind = KG_FIELD_INTEGER, .offset = AT(model.q_heads), .low = 1, .high = 16384, .step = 1,
+    {.path = "model.q_heads", .kind = KG_FIELD_INTEGER, .offset = AT(model.q_heads), .low = 1, .high = 16384,
      .comment = "query heads; a multiple of kv_heads, 1 to 16 times it"},
-    {.path = "model.kv_heads", .kind = KG_FIELD_INTEGER, .offset = AT(model.kv_heads), .low = 1, .high = 1024, .step = 1,
+    {.path = "model.kv_heads", .kind = KG_FIELD_INTEGER, .offset = AT(model.kv_heads), .low = 1, .high = 1024,
      .comment = "KV heads"},
     {.path = "model.head_dim", .kind = KG_FIELD_INTEGER, .offset = AT(model.head_dim), .choices = {64, 96, 128, 192, 256},
      .comment = "channels of a head"},
@@ -41,7 +41,7 @@ const kg_field kg_fields[] = {
     {.path = "key.along", .kind = KG_FIELD_WORD, .offset = AT(key.along), .words = {"tokens", "channels"}, .fallback = "tokens",
      .comment = "what a group runs along: tokens, so that every channel has its own scales, or channels, so that every token has; no boost "
                 "along channels"},
-    {.path = "key.window", .kind = KG_FIELD_INTEGER, .offset = AT(key.window), .low = 0, .high = 4096, .step = 32, .fallback = "0",
+    {.path = "key.window", .kind = KG_FIELD_INTEGER, .offset = AT(key.window), .low = 0, .high = 4096, .fallback = "0",
      .comment = "newest tokens whose keys stay exact, on top of the unfinished page; at most value.window"},
     {.path = "key.range", .kind = KG_FIELD_WORD, .offset = AT(key.range), .words = {"extremes", "least_squares"}, .fallback = "extremes",
      .comment = "what a group's codes span: its minimum to its maximum, or of 16 ranges within it the one with the least squared error; "
@@ -58,7 +58,7 @@ const kg_field kg_fields[] = {
     {.path = "key.boost.score", .kind = KG_FIELD_WORD, .offset = AT(key.score),
      .words = {"magnitude", "variance", "range", "random", "static"}, .fallback = "magnitude",
      .comment = "how the boosted channels of a page are chosen; static: `key.boosted` of the calibration"},
-    {.path = "key.boost.seed", .kind = KG_FIELD_INTEGER, .offset = AT(key.seed), .low = 0, .high = 2147483647, .step = 1, .fallback = "0",
+    {.path = "key.boost.seed", .kind = KG_FIELD_INTEGER, .offset = AT(key.seed), .low = 0, .high = 2147483647, .fallback = "0",
      .comment = "seed of the random score"},
     {.path = "value.bits", .kind = KG_FIELD_INTEGER, .offset = AT(value.bits), .choices = {1, 2, 3, 4, 8, 16}, .fallback = "2",
      .comment = "bits of a value element; 16: exact"},
@@ -67,14 +67,19 @@ const kg_field kg_fields[] = {
                                     "divides page, and \"page\" for all; not with 16 bits"},
     {.path = "value.along", .kind = KG_FIELD_WORD, .offset = AT(value.along), .words = {"channels", "tokens"}, .fallback = "channels",
      .comment = "what a group runs along: channels, so that every token has its own scales, or tokens, so that every channel has"},
-    {.path = "value.window", .kind = KG_FIELD_INTEGER, .offset = AT(value.window), .low = 0, .high = 4096, .step = 32,
-     .fallback = "128", .comment = "newest tokens whose values stay exact, on top of the unfinished page"},
+    {.path = "value.window", .kind = KG_FIELD_INTEGER, .offset = AT(value.window), .low = 0, .high = 4096, .fallback = "128",
+     .comment = "newest tokens whose values stay exact, on top of the unfinished page"},
     {.path = "value.range", .kind = KG_FIELD_WORD, .offset = AT(value.range), .words = {"extremes", "least_squares"},
      .fallback = "extremes", .comment = "what a group's codes span, as key.range; not with 16 bits"},
     {.path = "value.rotation", .kind = KG_FIELD_WORD, .offset = AT(value.rotation), .words = {"none", "hadamard", "matrix"},
      .fallback = "none", .comment = "rotates values before they are sealed, and the output back; as key.rotation"},
     {.path = "value.metadata", .kind = KG_FIELD_WORD, .offset = AT(value.metadata), .words = {"fp16", "fp8"}, .fallback = "fp16",
      .comment = "scales and zeros, as key.metadata; not with 16 bits"},
+    {.path = "layers.first", .kind = KG_FIELD_INTEGER, .offset = AT(layers.first), .low = 0, .high = KG_LAYERS - 1,
+     .comment = "`layers` is a list of tables { first = 0, last = 1, key = { bits = 16 } }: layers, counted from 0, whose `key` and `value` have "
+                "other fields than the spec's; what is not given is as there, or with bits = 16 the window alone. This is the first of them"},
+    {.path = "layers.last", .kind = KG_FIELD_INTEGER, .offset = AT(layers.last), .low = 0, .high = KG_LAYERS - 1, .fallback = "",
+     .comment = "the last of them; default: the first"},
 };
 const int kg_field_count = sizeof kg_fields / sizeof *kg_fields;
 
@@ -151,11 +156,8 @@ void kg_field_allowed(kg_text *out, const kg_field *field)
         kg_text_addf(out, "%d to %d", field->low, field->high);
         return;
     case KG_FIELD_INTEGER:
-        if (!field->choices[0]) {
+        if (!field->choices[0])
             kg_text_addf(out, "%d to %d", field->low, field->high);
-            if (field->step > 1)
-                kg_text_addf(out, " in steps of %d", field->step);
-        }
         break;
     case KG_FIELD_WORD:
     case KG_FIELD_GROUP:
@@ -231,8 +233,7 @@ static int store(kg_spec *spec, const kg_field *field, const kg_value *value)
         if (!number)
             return 0;
         if (field->choices[0] ? !is_listed(field, value->number)
-                              : !(value->number >= field->low && value->number <= field->high &&
-                                  value->number == floor(value->number) && (int)value->number % field->step == 0))
+                              : !(value->number >= field->low && value->number <= field->high && value->number == floor(value->number)))
             return 0;
         *integer = (int)value->number;
         return 1;
@@ -349,8 +350,6 @@ void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *u
     const int listed = boosted && spec->key.score == KG_SCORE_STATIC;
     if (listed && !*spec->calibration)
         REPORT("key.boost.score", "\"static\" without a calibration; name the file that has `key.boosted` in the field `calibration`");
-    if (*spec->calibration && !listed && rotations[0] != 2 && rotations[1] != 2)
-        REPORT("calibration", "nothing in this spec is calibrated; leave it out");
     if (!boosted) {
         spec->key.boost_bits = spec->key.bits;
         spec->key.boost_fraction = 0;
@@ -358,6 +357,80 @@ void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *u
 #undef REPORT
     if (!*spec->name)
         snprintf(spec->name, sizeof spec->name, "%s.%s", spec->model.name, spec->variant);
+}
+
+int kg_spec_calibrated(const kg_spec *spec)
+{
+    const int boosted = spec->key.boost_bits > spec->key.bits && spec->key.boost_fraction > 0;
+    return (boosted && spec->key.score == KG_SCORE_STATIC) || spec->key.rotation == 2 || spec->value.rotation == 2;
+}
+
+// ---- layers ----------------------------------------------------------------------------------------------------------
+
+// "NAME-f1"; a name that is too long for it is cut.
+static void add_way(char *name, int size, int way)
+{
+    const int room = size - 4, length = (int)strlen(name);
+    snprintf(name + (length < room ? length : room), 4, "-f%d", way);
+}
+
+kg_spec kg_spec_way(const kg_spec *spec, int way)
+{
+    kg_spec one = *spec;
+    if (way) {
+        one.key = spec->more[way - 1].key;
+        one.value = spec->more[way - 1].value;
+    }
+    one.more_count = 0;
+    memset(one.layer_way, 0, sizeof one.layer_way);
+    if (!kg_spec_calibrated(&one))
+        *one.calibration = 0;
+    if (spec->more_count) {
+        add_way(one.name, sizeof one.name, way);
+        add_way(one.variant, sizeof one.variant, way);
+    }
+    return one;
+}
+
+int kg_spec_layers(const kg_spec *spec, int way)
+{
+    int count = 0;
+    for (int layer = 0; layer < spec->model.layers; layer++)
+        count += spec->layer_way[layer] == way;
+    return count;
+}
+
+void kg_spec_list_layers(kg_text *out, const kg_spec *spec, int way)
+{
+    const char *separator = "";
+    for (int first = 0, last; first < spec->model.layers; first = last + 1) {
+        for (last = first; last + 1 < spec->model.layers && spec->layer_way[last + 1] == spec->layer_way[first]; last++)
+            ;
+        if (spec->layer_way[first] != way)
+            continue;
+        kg_text_addf(out, "%s%d", separator, first);
+        if (last > first)
+            kg_text_addf(out, "-%d", last);
+        separator = ", ";
+    }
+}
+
+int kg_spec_split(kg_spec **specs, int *count, char *error, size_t error_size)
+{
+    int total = 0;
+    for (int s = 0; s < *count; s++)
+        total += 1 + (*specs)[s].more_count;
+    kg_spec *all = malloc((size_t)(total + 1) * sizeof *all);
+    if (!all)
+        return kg_fail(KG_MACHINE, error, error_size, "out of memory");
+    total = 0;
+    for (int s = 0; s < *count; s++)
+        for (int way = 0; way <= (*specs)[s].more_count; way++)
+            all[total++] = kg_spec_way(&(*specs)[s], way);
+    free(*specs);
+    *specs = all;
+    *count = total;
+    return KG_OK;
 }
 
 // ---- output ----------------------------------------------------------------------------------------------------------
@@ -376,25 +449,27 @@ static void add_value(kg_text *out, const kg_spec *spec, const kg_field *field)
         kg_text_addf(out, "%d", integer);
 }
 
-void kg_spec_json(kg_text *out, const kg_spec *spec)
+// Whether a field has no meaning in this spec, or is one of the plain ways of keys and values: the first word of each.
+static int is_idle(const kg_spec *spec, const kg_field *field)
+{
+    const char *path = field->path;
+    const int part = !strncmp(path, "key.", 4) ? spec->key.bits : !strncmp(path, "value.", 6) ? spec->value.bits : 0;
+    if (!strncmp(path, "layers.", 7) || (!strncmp(path, "key.boost.", 10) && spec->key.boost_bits == spec->key.bits) ||
+        (field->kind == KG_FIELD_FILE && !*spec->calibration) || (field->kind == KG_FIELD_GROUP && part == 16))
+        return 1;
+    return field->kind == KG_FIELD_WORD && part && !strchr(strchr(path, '.') + 1, '.') && !*(const int *)((const char *)spec + field->offset);
+}
+
+// The fields, or of an override those of `key` and `value`, with their groups' braces.
+static void add_fields(kg_text *out, const kg_spec *spec, int override)
 {
     char open[64] = ""; // the group whose braces are open
-    const char *separator = "";
-    kg_text_add(out, "{");
+    const char *separator = override ? ", " : "";
     for (int i = 0; i < kg_field_count; i++) {
         const char *path = kg_fields[i].path;
         char group[64];
         snprintf(group, sizeof group, "%.*s", kg_field_group(path), path);
-        // What has no meaning in this spec is left out.
-        if (!strncmp(path, "key.boost.", 10) && spec->key.boost_bits == spec->key.bits)
-            continue;
-        if (kg_fields[i].kind == KG_FIELD_FILE && !*spec->calibration)
-            continue;
-        if ((!strcmp(path, "key.group") && spec->key.bits == 16) || (!strcmp(path, "value.group") && spec->value.bits == 16))
-            continue;
-        // So are the plain ways of keys and values: the first word of each.
-        if (kg_fields[i].kind == KG_FIELD_WORD && (!strcmp(group, "key") || !strcmp(group, "value")) &&
-            !*(const int *)((const char *)spec + kg_fields[i].offset))
+        if (is_idle(spec, &kg_fields[i]) || (override && strncmp(path, "key.", 4) && strncmp(path, "value.", 6)))
             continue;
         while (*open && strcmp(open, group) && (strncmp(group, open, strlen(open)) || group[strlen(open)] != '.')) {
             kg_text_add(out, "}");
@@ -416,7 +491,24 @@ void kg_spec_json(kg_text *out, const kg_spec *spec)
     }
     for (; *open; open[kg_field_group(open)] = 0)
         kg_text_add(out, "}");
-    kg_text_add(out, "}");
+}
+
+void kg_spec_json(kg_text *out, const kg_spec *spec)
+{
+    kg_text_add(out, "{");
+    add_fields(out, spec, 0);
+    for (int first = 0, last, count = 0; spec->more_count && first < spec->model.layers; first = last + 1) {
+        const int way = spec->layer_way[first];
+        for (last = first; last + 1 < spec->model.layers && spec->layer_way[last + 1] == way; last++)
+            ;
+        if (!way)
+            continue;
+        const kg_spec one = kg_spec_way(spec, way);
+        kg_text_addf(out, "%s{\"first\": %d, \"last\": %d", count++ ? ", " : ", \"layers\": [", first, last);
+        add_fields(out, &one, 1);
+        kg_text_add(out, "}");
+    }
+    kg_text_add(out, spec->more_count ? "]}" : "}");
 }
 
 void kg_field_reference(kg_text *out, int json)
@@ -440,7 +532,8 @@ void kg_field_reference(kg_text *out, int json)
         } else {
             kg_text_addf(out, "%s\n    %s\n    allowed: %s\n    ", f->path, f->comment, allowed.data ? allowed.data : "");
             if (!f->fallback)
-                kg_text_addf(out, "must be given%s\n", strncmp(f->path, "key.boost.", 10) ? "" : " if there is a boost");
+                kg_text_addf(out, "must be given%s\n", !strncmp(f->path, "key.boost.", 10) ? " if there is a boost" :
+                             !strncmp(f->path, "layers.", 7) ? " in every table" : "");
             else
                 kg_text_addf(out, "default: %s\n", *f->fallback ? f->fallback : "see above");
         }

@@ -5,7 +5,7 @@
 #include "spec.h"
 
 typedef enum {
-    KG_FIELD_INTEGER, // int: one of `choices`, or low to high in steps
+    KG_FIELD_INTEGER, // int: one of `choices`, or low to high
     KG_FIELD_NUMBER,  // double: low to high
     KG_FIELD_WORD,    // int: the index in `words`
     KG_FIELD_GROUP,   // int: one of `choices`, or minus the index in `words`
@@ -17,7 +17,7 @@ typedef struct {
     const char *path;     // "key.boost.fraction"
     kg_field_kind kind;
     size_t offset;        // in kg_spec
-    int low, high, step;
+    int low, high;
     int choices[8];       // ends with 0; then low and high are not used
     const char *words[6]; // ends with null
     const char *fallback; // the default as text; null: the field must be given; "": computed
@@ -31,7 +31,8 @@ typedef struct {
     const char *text; // TEXT: the text; OTHER: what to call it ("a table")
 } kg_value;
 
-// In declared order; fields of a group ("", "model", "key", "key.boost", "value") are neighbours.
+// In declared order; fields of a group ("", "model", "key", "key.boost", "value", "layers") are neighbours. What an override of `layers`
+// may say beside its range are the fields of "key" and "value".
 extern const kg_field kg_fields[];
 extern const int kg_field_count;
 
@@ -44,7 +45,7 @@ int kg_field_is_group(const char *path);
 enum { KG_FIELD_NAMES = 16 };
 int kg_field_names(const char *group, char names[KG_FIELD_NAMES][32]);
 
-// What the field takes: "2, 4, 8, 16"; "0 to 1024 in steps of 32".
+// What the field takes: "2, 4, 8, 16"; "0 to 1024".
 void kg_field_allowed(kg_text *out, const kg_field *field);
 void kg_value_show(kg_text *out, const kg_value *value);
 
@@ -58,10 +59,14 @@ typedef struct {
     int boost, key_group, value_group;
 } kg_given;
 
-// Checks what needs several fields, and completes the spec: the name, groups of "page", bits where there is no boost.
+// Checks what needs several fields, and completes the spec: the name, groups of "page", bits where there is no boost. What layers differ in
+// is not looked at: each way is finished as a spec of its own.
 // Calls report(user, path, reason) for each fault.
 void kg_spec_finish(kg_spec *spec, const kg_given *given, void (*report)(void *user, const char *path, const char *reason),
                     void *user);
+
+// Whether keys or values are kept by what a calibration says.
+int kg_spec_calibrated(const kg_spec *spec);
 
 // The reference of all fields, as text or a JSON array.
 void kg_field_reference(kg_text *out, int json);

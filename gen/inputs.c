@@ -60,6 +60,7 @@ int kg_inputs_draw(const kg_spec *spec, int layers, int tokens, kg_keys kind, ui
     }
     for (int l = 0; l < layers; l++) {
         kg_layer *layer = &in->layers[l];
+        layer->origin = l;
         layer->scale = default_scale(spec);
         code = layer_open(in, tokens, layer, error, error_size);
         if (code)
@@ -153,6 +154,17 @@ static int read_scale(const kg_safetensors *file, double *scale, char *error, si
                    kg_safetensors_path(file), text);
 }
 
+// The next number of metadata such as "0,7,15", or `otherwise` where there is none; moves on.
+static int read_origin(const char **layers, int otherwise)
+{
+    char *end;
+    const long origin = *layers ? strtol(*layers, &end, 10) : -1;
+    if (origin < 0 || origin >= KG_LAYERS || end == *layers)
+        return otherwise;
+    *layers = *end == ',' ? end + 1 : 0;
+    return (int)origin;
+}
+
 // Layers of a file: the i of q.0, q.1, ... up to the first that is missing.
 static int count_layers(const kg_safetensors *file)
 {
@@ -179,7 +191,9 @@ int kg_inputs_read(const kg_spec *spec, const char *const *paths, int path_count
         code = read_scale(file, &scale, error, error_size);
         // A file without q.0 is refused by read_layer, which says so.
         const int count = count_layers(file);
+        const char *origins = kg_safetensors_metadata(file, "layers");
         for (int i = 0; !code && taken < wanted && (i < count || !i); i++) {
+            in->layers[taken].origin = read_origin(&origins, taken);
             in->layers[taken].scale = scale;
             code = read_layer(file, i, in, &in->layers[taken++], error, error_size);
         }

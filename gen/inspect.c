@@ -39,28 +39,37 @@ static const char *amount(double bytes, char text[32])
 
 static void add_kernels(kg_text *out, const kg_costs *c)
 {
-    kg_text_addf(out, "  %-16s %-12s %14s %8s %7s %9s %12s %12s  %s\n", "kernel", "when", "grid", "threads", "shared", "blocks/SM", "reads", "writes", "what");
+    const int width = c->package.format_count > 1 ? 19 : 16;
+    kg_text_addf(out, "  %-*s %-12s %14s %8s %7s %9s %12s %12s  %s\n", width, "kernel", "when", "grid", "threads", "shared", "blocks/SM", "reads", "writes", "what");
     for (int i = 0; i < c->package.count; i++) {
         const kg_launch *l = &c->launches[i];
-        char grid[48] = "-", read[32] = "-", written[32] = "-";
+        char grid[48] = "-", read[32] = "-", written[32] = "-", when[32];
+        const int layers = kg_spec_layers(&c->package.spec, l->kernel->format);
+        if (c->package.format_count > 1 && !strcmp(l->when, "every layer"))
+            snprintf(when, sizeof when, "%d layer%s", layers, layers > 1 ? "s" : "");
+        else
+            snprintf(when, sizeof when, "%s", l->when);
         if (l->grid[0]) {
             snprintf(grid, sizeof grid, "%ld,%ld,%ld", l->grid[0], l->grid[1], l->grid[2]);
             amount(l->read, read);
             amount(l->written, written);
         }
-        kg_text_addf(out, "  %-16s %-12s %14s %8d %7d %9d %12s %12s  %s\n", l->kernel->name, l->when, grid, l->kernel->threads, l->kernel->shared,
+        kg_text_addf(out, "  %-*s %-12s %14s %8d %7d %9d %12s %12s  %s\n", width, l->kernel->name, when, grid, l->kernel->threads, l->kernel->shared,
                      l->blocks, read, written, l->what);
     }
 }
 
-static void add_text(kg_text *out, const kg_costs *c)
+// A page, a slab and a table of the layers that have a format.
+static void add_format(kg_text *out, const kg_costs *c, int index)
 {
-    const kg_spec *spec = &c->package.spec;
-    const kt_format *f = &c->package.format;
+    const kt_format *f = &c->package.formats[index].format;
     const char *bold = kg_colour(stdout) ? KG_BOLD : "", *plain = kg_colour(stdout) ? KG_PLAIN : "";
     kg_region regions[KG_REGIONS];
-    char a[32], b[32];
-    kg_text_addf(out, "%s%s%s\n", bold, spec->name, plain);
+    if (c->package.format_count > 1) {
+        kg_text_addf(out, "\n%sformat %d%s of layer%s ", bold, index, plain, kg_spec_layers(&c->package.spec, index) > 1 ? "s" : "");
+        kg_spec_list_layers(out, &c->package.spec, index);
+        kg_text_add(out, "\n");
+    }
     kg_text_addf(out, "\n%spage%s: %d tokens of one layer and KV head, %d bytes, %.4g a token; %s %.0f\n", bold, plain, f->page, f->block_bytes,
                  kg_bytes_per_token(f), f->dtype == KT_BF16 ? "bf16" : "fp16", 4.0 * f->head_dim);
     add_regions(out, regions, kg_page_regions(f, regions));
@@ -70,11 +79,21 @@ static void add_text(kg_text *out, const kg_costs *c)
         kg_text_addf(out, "\n%scalibration%s of a layer and KV head: %d bytes\n", bold, plain, f->table_bytes);
         add_regions(out, regions, kg_table_regions(f, regions));
     }
+}
+
+static void add_text(kg_text *out, const kg_costs *c)
+{
+    const kg_spec *spec = &c->package.spec;
+    const char *bold = kg_colour(stdout) ? KG_BOLD : "", *plain = kg_colour(stdout) ? KG_PLAIN : "";
+    char a[32], b[32];
+    kg_text_addf(out, "%s%s%s\n", bold, spec->name, plain);
+    for (int i = 0; i < c->package.format_count; i++)
+        add_format(out, c, i);
     kg_text_addf(out, "\n%smemory%s: %ld %s of %ld tokens, %d layers, %d KV heads\n", bold, plain, c->batch, c->batch == 1 ? "sequence" : "sequences",
                  c->context, spec->model.layers, spec->model.kv_heads);
     kg_text_addf(out, "  pages  %14s\n  exact  %14s\n", amount(c->pages, a), amount(c->exact, b));
     kg_text_addf(out, "  in all %14s, 1/%.2f of %s in %s\n", amount(c->pages + c->exact, a), c->plain / (c->pages + c->exact), amount(c->plain, b),
-                 f->dtype == KT_BF16 ? "bf16" : "fp16");
+                 spec->model.dtype == KT_BF16 ? "bf16" : "fp16");
     kg_text_addf(out, "\n%skernels%s of a step of one token for each, on %s (%s, %d multiprocessors); bytes are of one launch\n", bold, plain,
                  c->card->name, c->card->arch, c->card->multiprocessors);
     add_kernels(out, c);
@@ -96,15 +115,26 @@ static void add_json_regions(kg_text *out, const char *name, int bytes, const kg
     kg_text_add(out, "]}");
 }
 
-static void add_json(kg_text *out, const kg_costs *c)
+static void add_json_format(kg_text *out, const kt_format *f)
 {
     kg_region regions[KG_REGIONS];
-    const kt_format *f = &c->package.format;
-    kg_text_add(out, "{\"spec\": ");
-    kg_spec_json(out, &c->package.spec);
     add_json_regions(out, "page", f->block_bytes, regions, kg_page_regions(f, regions));
     add_json_regions(out, "exact", f->slab_bytes, regions, kg_slab_regions(f, regions));
     add_json_regions(out, "calibration", f->table_bytes, regions, kg_table_regions(f, regions));
+}
+
+static void add_json(kg_text *out, const kg_costs *c)
+{
+    const kg_package *p = &c->package;
+    kg_text_add(out, "{\"spec\": ");
+    kg_spec_json(out, &p->spec);
+    if (p->format_count == 1)
+        add_json_format(out, &p->formats[0].format);
+    for (int i = 0; i < p->format_count && p->format_count > 1; i++) {
+        kg_text_addf(out, "%s{\"layers\": %d", i ? ",\n " : ",\n \"formats\": [", kg_spec_layers(&p->spec, i));
+        add_json_format(out, &p->formats[i].format);
+        kg_text_add(out, i + 1 < p->format_count ? "}" : "}]");
+    }
     kg_text_addf(out, ",\n  \"sequences\": %ld, \"context\": %ld,\n  \"memory\": {\"pages\": %.0f, \"exact\": %.0f, \"plain\": %.0f}", c->batch, c->context,
                  c->pages, c->exact, c->plain);
     kg_text_addf(out, ",\n  \"card\": \"%s\", \"arch\": \"%s\", \"multiprocessors\": %d, \"bandwidth\": %.4g,\n  \"kernels\": [", c->card->name, c->card->arch,

@@ -24,7 +24,7 @@ int kg_table_regions(const kt_format *format, kg_region regions[KG_REGIONS]);
 // inspect_kernels.c: one launch in a step of one new token for each of `batch` sequences of `context` tokens, the new ones included.
 typedef struct {
     const kg_kernel *kernel;
-    const char *when;       // "every layer", "every step", "checks"; of attend kernels that another shape takes: ""
+    const char *when;       // "every layer" (of its format), "every step", "checks"; of attend kernels that another shape takes: ""
     long grid[3];           // 0 where it is not launched
     int blocks;             // of a multiprocessor at once, as planned
     double read, written;   // bytes of one launch; append's in the mean of the steps until a page is complete

@@ -9,7 +9,7 @@
 #include "tuned.h"
 
 // Splits of an attend over sequences of one length, from a batch that has only what the division looks at.
-static int splits_of(const kg_costs *c, const kg_attend_config *config, int *splits)
+static int splits_of(const kg_costs *c, const kt_format *format, const kg_attend_config *config, int *splits)
 {
     kt_engine *engine = calloc(1, sizeof *engine);
     kt_slot *slots = calloc((size_t)c->batch, sizeof *slots);
@@ -24,7 +24,7 @@ static int splits_of(const kg_costs *c, const kg_attend_config *config, int *spl
                           .runs = {{.count = (int)c->batch, .max_fresh = 1}}, .planned = slots, .items = items,
                           .partial_floats = ample, .arrival_count = ample};
         const kt__kernel kernel = {.warps = config->warps, .stages = config->stages, .tiles = config->tiles, .passes = config->passes};
-        engine->package.format = c->package.format;
+        engine->package.formats[0] = *format;
         engine->backend = &backend;
         for (long i = 0; i < c->batch; i++)
             slots[i] = (kt_slot){.tokens = (int)c->context - 1, .fresh = 1};
@@ -38,12 +38,12 @@ static int splits_of(const kg_costs *c, const kg_attend_config *config, int *spl
 
 static int add_attend(kg_costs *c, kg_launch *l)
 {
-    const kt_format *f = &c->package.format;
+    const kt_format *f = &c->package.formats[l->kernel->format].format;
     const kg_spec *spec = &c->package.spec;
     const kg_attend_config *config = &l->kernel->config;
     const double rows = (double)c->batch * spec->model.q_heads, tokens = 2.0 * rows * f->head_dim;
     int splits = 1;
-    if (splits_of(c, config, &splits))
+    if (splits_of(c, f, config, &splits))
         return KG_MACHINE;
     // Each split leaves head_dim sums, a maximum and a sum of each row, which the last one merges.
     const double partial = splits > 1 ? rows * splits * (f->head_dim + 2) * 4 : 0;
@@ -61,9 +61,8 @@ static int add_attend(kg_costs *c, kg_launch *l)
 }
 
 // The shapes that take an attend kernel on this card.
-static void add_other(const kg_costs *c, int index, kg_launch *l)
+static void add_other(const kg_costs *c, const kg_attend_plan *plan, int index, kg_launch *l)
 {
-    const kg_attend_plan *plan = &c->package.plan;
     size_t length = 0;
     if (plan->configs[index].shared > c->card->shared_limit) {
         snprintf(l->what, sizeof l->what, "does not fit the card: a block may have %d bytes of shared memory", c->card->shared_limit);
@@ -84,7 +83,7 @@ static void add_other(const kg_costs *c, int index, kg_launch *l)
 
 static void add_append(kg_costs *c, kg_launch *l)
 {
-    const kt_format *f = &c->package.format;
+    const kt_format *f = &c->package.formats[l->kernel->format].format;
     const double heads = (double)c->batch * c->package.spec.model.kv_heads, token = 4.0 * f->head_dim;
     l->when = "every layer";
     l->grid[0] = 1;
@@ -120,30 +119,31 @@ int kg_costs_make(const kg_spec *spec, long batch, long context, const kg_card *
 {
     *c = (kg_costs){.batch = batch, .context = context, .card = card};
     KG_TRY(kg_package_make(spec, 0, &c->package, error, KG_ERROR));
-    const kt_format *f = &c->package.format;
-    const kg_attend_plan *plan = &c->package.plan;
-    const kg_attend_row *row = kg_attend_row_for(plan, card->shared_limit, (int)batch, kg_tuned_pages(f, (int)context));
-    if (!row)
-        return kg_fail(KG_USER, error, KG_ERROR, "%s: no attend kernel fits %s", spec->name, card->name);
     for (int i = 0; i < c->package.count; i++) {
+        const int format = c->package.kernels[i].format;
+        const kg_package_format *f = &c->package.formats[format];
+        const kg_attend_row *row = kg_attend_row_for(&f->plan, card->shared_limit, (int)batch, kg_tuned_pages(&f->format, (int)context));
+        if (!row)
+            return kg_fail(KG_USER, error, KG_ERROR, "%s: no attend kernel fits %s", spec->name, card->name);
         kg_launch *l = &c->launches[i];
+        const int index = i - f->first;
         *l = (kg_launch){.kernel = &c->package.kernels[i], .when = ""};
-        if (i < plan->count)
-            l->blocks = plan->configs[i].blocks;
-        if (i == row->config && add_attend(c, l))
+        if (index < f->plan.count)
+            l->blocks = f->plan.configs[index].blocks;
+        if (index == row->config && add_attend(c, l))
             return kg_fail(KG_MACHINE, error, KG_ERROR, "out of memory");
-        if (i < plan->count && i != row->config)
-            add_other(c, i, l);
-        if (i >= plan->count)
+        if (index < f->plan.count && index != row->config)
+            add_other(c, &f->plan, index, l);
+        if (index >= f->plan.count)
             add_launch(c, l);
-        const double times = !strcmp(l->when, "every layer") ? spec->model.layers : !strcmp(l->when, "every step");
+        const double times = !strcmp(l->when, "every layer") ? kg_spec_layers(spec, format) : !strcmp(l->when, "every step");
         c->read += times * l->read;
         c->written += times * l->written;
     }
-    const int keys = kt_sealed(f, KT_KEY, (int)context), values = kt_sealed(f, KT_VALUE, (int)context);
-    const double heads = (double)batch * spec->model.layers * spec->model.kv_heads;
-    c->pages = heads * (keys > values ? keys : values) * f->block_bytes;
-    c->exact = heads * f->slab_bytes;
-    c->plain = heads * (double)context * 4 * f->head_dim;
+    kg_formats formats;
+    kg_formats_of(spec, &formats); // as the package's
+    c->pages = (double)batch * spec->model.kv_heads * kg_formats_sealed(&formats, (int)context);
+    c->exact = (double)batch * spec->model.kv_heads * kg_formats_exact(&formats);
+    c->plain = (double)batch * spec->model.layers * spec->model.kv_heads * (double)context * 4 * spec->model.head_dim;
     return KG_OK;
 }

@@ -174,8 +174,9 @@ int kg_page_regions(const kt_format *f, kg_region regions[KG_REGIONS])
 int kg_slab_regions(const kt_format *f, kg_region regions[KG_REGIONS])
 {
     list l = {.at = regions, .tiles = 1};
-    add(&l, 0, f->slab_sink_value, "keys of the first %d tokens", f->sink);
-    add(&l, f->slab_sink_value, f->slab_key - f->slab_sink_value, "values of the first %d tokens", f->sink);
+    const char *more = f->sink == 1 ? "" : "s";
+    add(&l, 0, f->slab_sink_value, "keys of the first %d token%s", f->sink, more);
+    add(&l, f->slab_sink_value, f->slab_key - f->slab_sink_value, "values of the first %d token%s", f->sink, more);
     add(&l, f->slab_key, f->slab_value - f->slab_key, "keys of the newest tokens: a ring of %d", f->key_ring);
     add(&l, f->slab_value, f->slab_bytes - f->slab_value, "values of the newest tokens: a ring of %d", f->value_ring);
     return l.count;

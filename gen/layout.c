@@ -93,6 +93,46 @@ const char *kg_layout(const kg_spec *spec, kt_format *f)
     return 0;
 }
 
+const char *kg_formats_of(const kg_spec *spec, kg_formats *f)
+{
+    const char *refused = 0;
+    *f = (kg_formats){.count = 1 + spec->more_count, .all_layers = spec->model.layers};
+    for (int i = 0; i < f->count && !refused; i++) {
+        const kg_spec one = kg_spec_way(spec, i);
+        refused = kg_layout(&one, &f->formats[i]);
+        f->layers[i] = kg_spec_layers(spec, i);
+    }
+    return refused;
+}
+
+static double page_bytes(const kg_formats *f)
+{
+    double bytes = 0;
+    for (int i = 0; i < f->count; i++)
+        bytes += (double)f->layers[i] * f->formats[i].block_bytes;
+    return bytes;
+}
+
+double kg_formats_sealed(const kg_formats *f, int tokens)
+{
+    int most = 0;
+    for (int i = 0; i < f->count; i++) {
+        const int pages = kt_pages(&f->formats[i], tokens);
+        most = pages > most ? pages : most;
+    }
+    return most * page_bytes(f);
+}
+
+double kg_formats_exact(const kg_formats *f)
+{
+    double bytes = 0;
+    for (int i = 0; i < f->count; i++)
+        bytes += (double)f->layers[i] * f->formats[i].slab_bytes;
+    return bytes;
+}
+
+double kg_formats_token(const kg_formats *f) { return page_bytes(f) / f->all_layers / f->formats[0].page; }
+
 void kg_attend_passes(int group_heads, int head_dim, int *passes, int *columns)
 {
     const int most = head_dim <= 128 ? 16 : 8; // for whose outputs there are registers
@@ -102,10 +142,10 @@ void kg_attend_passes(int group_heads, int head_dim, int *passes, int *columns)
 
 bool kg_attend_fit(const kt_format *f, int warps, int stages, int tiles, int blocks, int limit, kg_attend_config *c)
 {
-    const int barriers = 128, tiles_of_page = f->page / TILE;
+    const int barriers = round_up(warps * stages * 16, 128), tiles_of_page = f->page / TILE; // one for keys, one for values
     *c = (kg_attend_config){.warps = warps, .stages = stages, .tiles = tiles, .blocks = blocks};
     kg_attend_passes(f->group_heads, f->head_dim, &c->passes, &c->columns);
-    if (tiles > tiles_of_page || tiles_of_page % tiles || warps * stages * 8 > barriers)
+    if (tiles > tiles_of_page || tiles_of_page % tiles)
         return false;
     // Per stage: header, key meta and index, then whole key and value tiles, then what the values' groups have of meta.
     const int value_groups = !f->value_along ? 0 : tiles * TILE > f->value_group ? tiles * TILE / f->value_group : 1;

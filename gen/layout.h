@@ -37,8 +37,22 @@ typedef struct {
     int row_count;
 } kg_attend_plan;
 
-// Null, or why the (valid) spec has no layout; static text.
+// Null, or why the (valid) spec has no layout; static text. Of a spec whose layers differ: that of its first way.
 const char *kg_layout(const kg_spec *spec, kt_format *format);
+
+// The formats of a spec's ways, and how many layers have each.
+typedef struct {
+    kt_format formats[KT_FORMATS];
+    int layers[KT_FORMATS];
+    int count, all_layers;
+} kg_formats;
+const char *kg_formats_of(const kg_spec *spec, kg_formats *formats);
+// Bytes of a KV head over all layers: of the pages of a sequence of so many tokens (a page is of all layers, and there are as many as the
+// format needs that seals first); of its exact tokens.
+double kg_formats_sealed(const kg_formats *formats, int tokens);
+double kg_formats_exact(const kg_formats *formats);
+// Bytes per token and KV head of sealed pages, the mean of the layers.
+double kg_formats_token(const kg_formats *formats);
 
 // Passes over a KV head's pages, at most 16 query heads each (8 where head_dim > 128), and the most query heads of one.
 void kg_attend_passes(int group_heads, int head_dim, int *passes, int *columns);

@@ -85,9 +85,11 @@ int kg_locate(const char *text, const char *path, const kg_value *value, int *li
 {
     cursor c = {text, 1};
     char stack[DEPTH][NAME]; // the path of each open table
+    int elements[DEPTH];     // tables without a name in each, so far
     char name[NAME] = "";    // a dotted name just read
     int depth = 0, best = 0;
     stack[0][0] = 0;
+    elements[0] = 0;
     for (skip_blank(&c); *c.at; skip_blank(&c)) {
         const char *s = c.at;
         const char *bracket = long_bracket(s);
@@ -113,11 +115,15 @@ int kg_locate(const char *text, const char *path, const kg_value *value, int *li
             }
             if (*c.at == '{' && depth + 1 < DEPTH) {
                 snprintf(stack[++depth], NAME, "%.*s", NAME - 1, found);
+                elements[depth] = 0;
                 advance(&c, c.at + 1);
             }
         } else if (*s == '{' && depth + 1 < DEPTH) {
+            const size_t length = strlen(stack[depth]);
             memcpy(stack[depth + 1], stack[depth], NAME);
-            depth++;
+            if (length && !*name) // an element of a list
+                snprintf(stack[depth + 1] + length, NAME - length, "[%d]", ++elements[depth]);
+            elements[++depth] = 0;
             advance(&c, s + 1);
         } else {
             if (*s == '}' && depth)

@@ -27,8 +27,20 @@ static void print_help(const kg_usage *usage)
 
 int kg_usage_error(const char *command, const char *what, const char *word, const char *const *candidates, int count)
 {
-    const char *nearest = candidates ? kg_nearest(word, candidates, count) : 0;
+    const char *nearest = kg_nearest(word, candidates, count);
     fprintf(stderr, "%s: %s '%s'; see %s --help", command, what, word, command);
+    if (nearest)
+        fprintf(stderr, "; did you mean `%s`?", nearest);
+    fprintf(stderr, "\n");
+    return KG_USER;
+}
+
+int kg_value_error(const char *command, const char *option, const char *word, const char *const *allowed, int count)
+{
+    const char *nearest = kg_nearest(word, allowed, count);
+    fprintf(stderr, "kittygen %s: %s: '%s' is not allowed; allowed: ", command, option, word);
+    for (int i = 0; i < count; i++)
+        fprintf(stderr, "%s%s", i ? ", " : "", allowed[i]);
     if (nearest)
         fprintf(stderr, "; did you mean `%s`?", nearest);
     fprintf(stderr, "\n");
@@ -125,12 +137,7 @@ int kg_option_word(const char *command, const char *option, const char *word, co
             return KG_OK;
         }
     }
-    if (!word)
-        return KG_OK;
-    char name[64], what[64];
-    snprintf(name, sizeof name, "kittygen %s", command);
-    snprintf(what, sizeof what, "%s: unknown value", option);
-    return kg_usage_error(name, what, word, names, count);
+    return word ? kg_value_error(command, option, word, names, count) : KG_OK;
 }
 
 int kg_option_files(const char *command, const char *option, int argc, char **argv, const char **files, int most, int *count)

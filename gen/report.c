@@ -40,7 +40,7 @@ void kg_report_one(const kg_report *r, bool verbose)
     printf("  time                %.3f ms a step of %d layers, until its outputs are read\n", 1e3 * s->step_seconds, r->layers);
     kg_report_failures(r);
     if (kg_scenario_passed(s))
-        printf("  %sall checks held%s (%ld steps were also aborted and repeated)\n", paint(KG_GREEN), paint(KG_PLAIN), s->aborts);
+        printf("  %sall checks held%s; steps aborted and repeated: %ld\n", paint(KG_GREEN), paint(KG_PLAIN), s->aborts);
 }
 
 void kg_report_row(const kg_report *r, bool first, bool verbose)

@@ -19,26 +19,72 @@ typedef struct {
     int json, verbose, order;
 } options;
 
+// Random inputs are of layers that show every way in which the spec keeps them: the first of each, and what follows them, in the model's
+// order.
+static void choose_layers(const kg_spec *spec, kg_inputs *in)
+{
+    bool taken[KG_LAYERS] = {false}, shown[KT_FORMATS] = {false};
+    int left = in->count;
+    for (int layer = 0; layer < spec->model.layers && left; layer++)
+        if (!shown[spec->layer_way[layer]]) {
+            taken[layer] = shown[spec->layer_way[layer]] = true;
+            left--;
+        }
+    for (int layer = 0; layer < spec->model.layers && left; layer++)
+        if (!taken[layer]) {
+            taken[layer] = true;
+            left--;
+        }
+    for (int layer = 0, i = 0; layer < spec->model.layers && i < in->count; layer++)
+        if (taken[layer])
+            in->layers[i++].origin = layer;
+}
+
+// Which layers of a spec, whose layers differ, the inputs are.
+static int check_layers(const kg_spec *spec, const kg_inputs *in, char *error, size_t error_size)
+{
+    for (int i = 0; i < in->count; i++)
+        if (in->layers[i].origin >= spec->model.layers)
+            return kg_fail(KG_USER, error, error_size, "%s: its formats are for %d layers, and layer %d of the inputs is the model's layer %d", spec->name,
+                           spec->model.layers, i, in->layers[i].origin);
+    return KG_OK;
+}
+
+// An engine of the inputs' layers.
+static int open_engine(const options *o, const kg_spec *spec, kg_inputs *in, kt_engine **engine, char *error, size_t error_size)
+{
+    int layers[KG_LAYERS];
+    if (!spec->more_count)
+        return kg_engine_open(spec, o->device, engine, error, error_size);
+    if (!o->file_count)
+        choose_layers(spec, in);
+    const int code = check_layers(spec, in, error, error_size);
+    for (int i = 0; i < in->count; i++)
+        layers[i] = in->layers[i].origin;
+    return code ? code : kg_engine_open_layers(spec, layers, in->count, o->device, engine, error, error_size);
+}
+
 static int run_spec(const options *o, const kg_spec *spec, kg_progress *progress, long done, kg_report *report, char *error,
                     size_t error_size)
 {
     kt_engine *engine = 0;
     kg_inputs inputs = {0};
-    kt_format format;
-    const char *why = kg_layout(spec, &format);
+    kg_formats formats;
+    const char *why = kg_formats_of(spec, &formats);
+    const int layers = LAYERS > spec->more_count ? LAYERS : spec->more_count + 1;
     int code = why ? kg_fail(KG_USER, error, error_size, "%s: %s", spec->name, why)
                : o->file_count
                    ? kg_inputs_read(spec, o->files, o->file_count, (int)o->layers, MOST_FILE_LAYERS, &inputs, error, error_size)
-                   : kg_inputs_draw(spec, o->layers ? (int)o->layers : LAYERS, KG_TOKENS, o->keys, (uint64_t)o->seed, &inputs,
+                   : kg_inputs_draw(spec, o->layers ? (int)o->layers : layers, KG_TOKENS, o->keys, (uint64_t)o->seed, &inputs,
                                     error, error_size);
     if (!code)
-        code = kg_engine_open(spec, o->device, &engine, error, error_size);
+        code = open_engine(o, spec, &inputs, &engine, error, error_size);
     *report = (kg_report){.spec = spec, .layers = inputs.count, .engine = {.size = sizeof report->engine}};
     if (!code) {
-        report->bytes = kg_bytes_per_token(&format);
-        report->exact_bytes = 4.0 * format.head_dim;
+        report->bytes = kg_formats_token(&formats);
+        report->exact_bytes = 4.0 * spec->model.head_dim;
         kt_engine_query(engine, &report->engine);
-        const kg_scenario scenario = {spec, &inputs, engine, (int)o->steps, progress, done};
+        const kg_scenario scenario = {spec, &formats, &inputs, engine, (int)o->steps, progress, done};
         code = kg_scenario_run(&scenario, &report->result, error, error_size);
     }
     kt_close(engine);
@@ -108,7 +154,7 @@ int kg_command_run(int argc, char **argv)
         {"--kv", "FILE", "captured inputs (safetensors) instead of random ones; again for more layers", 0, &file},
         {"--device", "auto|cuda|cpu", "where to run (default: auto, which takes the CPU if there is no GPU)", 0, &device},
         {"--steps", "N", "steps of the scenario (default: 320)", 0, &steps},
-        {"--layers", "N", "layers (default: 2, or those in the --kv files, up to 4)", 0, &layers},
+        {"--layers", "N", "layers (default: 2, or as many as differ, or those in the --kv files, up to 4)", 0, &layers},
         {"--keys", "mild|outlier|offset", "kind of random keys (default: mild)", 0, &keys},
         {"--seed", "N", "seed of the random inputs (default: 1)", 0, &seed},
         {"--dtype", "fp16|bf16", "override the model's element type", 0, &dtype},

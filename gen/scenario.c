@@ -18,7 +18,7 @@ typedef struct {
     int first;          // token 0 in the stream of inputs
     int capacity;       // rows of each copy
     float *copies[2];   // the cache as decoded, by kt_part: [layers, kv_heads, capacity, head_dim]
-    int pages[2];       // sealed pages in the copies
+    int tokens_read;    // whose sealed pages are in the copies
 } guest;
 
 // What one (slot, layer, KV head) adds to the errors.
@@ -83,7 +83,10 @@ static float *copy_of(const state *s, const guest *g, kt_part part, int layer, i
     return g->copies[part] + ((size_t)layer * (size_t)s->in->kv_heads + (size_t)head) * (size_t)g->capacity * (size_t)s->in->head_dim;
 }
 
-static int window_of(const kg_spec *spec, kt_part part) { return part == KT_KEY ? spec->key.window : spec->value.window; }
+static const kt_format *format_of(const state *s, int layer)
+{
+    return &s->args->formats->formats[s->spec->more_count ? s->spec->layer_way[s->in->layers[layer].origin] : 0];
+}
 
 static double now(void)
 {
@@ -299,7 +302,7 @@ static void check_item(void *context, int index, int worker)
         kg_exact_attend(decoded[0], decoded[1], d, query, heads, tokens, l->scale, over_cache, scratch);
         kg_error_add(&sum->kernel, over_cache, given, (int)outs);
         sum->outputs += heads;
-        if (!g->pages[KT_KEY] && !g->pages[KT_VALUE])
+        if (!kt_pages(format_of(s, layer), g->tokens_read))
             continue; // nothing is quantised
         kg_exact_attend(exact[0], exact[1], d, query, heads, tokens, l->scale, over_inputs, scratch);
         for (int h = 0; h < heads; h++) {
@@ -345,16 +348,19 @@ static int read_sealed(state *s)
     for (int slot = 0; slot < KG_SLOTS; slot++) {
         guest *g = &s->guests[slot];
         g->tokens = s->turns[slot].before + s->turns[slot].fresh;
-        for (int part = 0; part < 2 && g->visit >= 0; part++) {
-            for (; g->pages[part] < kg_sealed(s->spec, window_of(s->spec, (kt_part)part), g->tokens); g->pages[part]++) {
-                const int first = s->spec->sink + g->pages[part] * page;
-                for (int layer = 0; layer < s->in->count; layer++)
+        for (int layer = 0; layer < s->in->count && g->visit >= 0; layer++) {
+            const kt_format *f = format_of(s, layer);
+            for (int part = 0; part < 2; part++)
+                for (int i = kt_sealed(f, part, g->tokens_read); i < kt_sealed(f, part, g->tokens); i++) {
+                    const int first = f->sink + i * page;
                     for (int head = 0; head < s->in->kv_heads; head++)
                         CALL(s, kt_read(s->cache, g->handle, layer, head, (kt_part)part, first, page,
                                         copy_of(s, g, (kt_part)part, layer, head) + (long)first * s->in->head_dim));
-                *(part == KT_KEY ? &s->result->key_pages : &s->result->value_pages) += 1;
-            }
+                    if (!layer)
+                        *(part == KT_KEY ? &s->result->key_pages : &s->result->value_pages) += 1;
+                }
         }
+        g->tokens_read = g->tokens;
     }
     return KG_OK;
 }
@@ -388,12 +394,13 @@ static int allocate(state *s)
 // A cache that just holds the schedule: a page or slab too many in use, and the run fails.
 static int open_cache(state *s)
 {
-    kt_engine_info info = {.size = sizeof info};
-    CALL(s, kt_engine_query(s->args->engine, &info));
-    const uint64_t blocks = (uint64_t)s->in->count * (uint64_t)s->in->kv_heads;
     kt_cache_args cache = {.size = sizeof cache, .layers = s->in->count, .kv_heads = s->in->kv_heads, .max_sequences = KG_SLOTS,
                            .spare_slabs = KG_SLOTS};
-    cache.budget_bytes = blocks * ((uint64_t)s->schedule.most_pages * info.block_bytes + 2 * KG_SLOTS * info.slab_bytes);
+    for (int layer = 0; layer < s->in->count; layer++) {
+        uint64_t block, slab;
+        CALL(s, kt_layer_bytes(s->args->engine, layer, &block, &slab));
+        cache.budget_bytes += (uint64_t)s->in->kv_heads * ((uint64_t)s->schedule.most_pages * block + 2 * KG_SLOTS * slab);
+    }
     CALL(s, kt_cache_open(s->args->engine, &cache, &s->cache));
     CALL(s, kt_batch_open(s->cache, &(kt_batch_args){.size = sizeof(kt_batch_args), .slots = KG_SLOTS,
                                                      .max_tokens = s->schedule.most_tokens, .max_rows = s->schedule.most_rows},

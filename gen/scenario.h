@@ -5,6 +5,7 @@
 
 #include "inputs.h"
 #include "kitty.h"
+#include "layout.h"
 #include "progress.h"
 #include "schedule.h"
 #include "spec.h"
@@ -17,8 +18,9 @@ enum {
 
 typedef struct {
     const kg_spec *spec;
+    const kg_formats *formats; // the spec's
     const kg_inputs *inputs;
-    kt_engine *engine;
+    kt_engine *engine;         // of the inputs' layers; which of the spec's they are is each one's `origin`
     int steps;
     kg_progress *progress; // advanced to `done` + step; null: none
     long done;
@@ -26,7 +28,7 @@ typedef struct {
 
 typedef struct {
     int steps, sequences, longest;  // sequences that took part; tokens of the longest
-    long tokens, key_pages, value_pages; // pages sealed, each once for all layers and heads
+    long tokens, key_pages, value_pages; // pages sealed, each once for all layers and heads; where layers differ as the first has them
     long aborts;                    // steps that were begun, thrown away and done again
     // Relative L2 of the kernel's output against float64 attention over the decoded cache, over the query heads of one
     // (step, layer, sequence); the worst, and where.

@@ -12,8 +12,6 @@ typedef struct {
 
 static int larger(int a, int b) { return a > b ? a : b; }
 
-int kg_sealed(const kg_spec *spec, int window, int tokens) { return kt_sealed_pages(tokens, spec->sink, window, spec->page); }
-
 static visit visit_of(const kg_spec *spec, int steps, int index)
 {
     const int sink = spec->sink, page = spec->page, brief = sink > 1 ? sink - 1 : page / 2;
@@ -43,6 +41,9 @@ int kg_schedule_make(const kg_spec *spec, int steps, kg_schedule *schedule)
     *schedule = (kg_schedule){.steps = steps, .turns = calloc((size_t)steps * KG_SLOTS, sizeof *schedule->turns)};
     if (!schedule->turns)
         return KG_MACHINE;
+    int least_window = spec->key.window;
+    for (int i = 0; i < spec->more_count; i++)
+        least_window = spec->more[i].key.window < least_window ? spec->more[i].key.window : least_window;
     kg_turn now[KG_SLOTS];
     int joined[KG_VISITS] = {0};
     for (int slot = 0; slot < KG_SLOTS; slot++)
@@ -72,8 +73,8 @@ int kg_schedule_make(const kg_spec *spec, int steps, kg_schedule *schedule)
             schedule->total += turn->fresh;
             schedule->most_tokens = larger(schedule->most_tokens, tokens);
             rows += turn->fresh;
-            // One more than is sealed: what a step may set aside for the next.
-            pages += 1 + larger(kg_sealed(spec, spec->key.window, tokens), kg_sealed(spec, spec->value.window, tokens));
+            // One more than is sealed: what a step may set aside for the next. Windows of keys are not larger than those of values.
+            pages += 1 + kt_sealed_pages(tokens, spec->sink, least_window, spec->page);
         }
         schedule->most_rows = larger(schedule->most_rows, rows);
         schedule->most_pages = larger(schedule->most_pages, pages);

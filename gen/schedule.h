@@ -33,7 +33,4 @@ typedef struct {
 int kg_schedule_make(const kg_spec *spec, int steps, kg_schedule *schedule);
 void kg_schedule_free(kg_schedule *schedule);
 
-// Sealed key or value pages (`window`: the spec's key.window or value.window) of a sequence.
-int kg_sealed(const kg_spec *spec, int window, int tokens);
-
 #endif

@@ -135,7 +135,8 @@ const char *kg_nearest(const char *word, const char *const *candidates, int coun
     int least = letters < 6 ? 2 : letters / 3 + 1; // fewer than this wrong: a third of the letters, one in a short word
     for (int i = 0; i < count; i++) {
         const int d = distance(word, candidates[i]);
-        if (d < least && d < (int)strlen(candidates[i])) {
+        const int begins = nearest && d == least && !strncmp(candidates[i], word, strlen(word)); // sm_90a rather than sm_80 for sm_90
+        if ((d < least || begins) && d < (int)strlen(candidates[i])) {
             least = d;
             nearest = candidates[i];
         }

@@ -188,6 +188,11 @@ static int load_specs(char **names, int count, const char *dtype, plan *p, char 
         kg_spec *specs;
         int more;
         KG_TRY(kg_spec_load(names[i], &(kg_spec_options){.dtype = dtype}, &specs, &more, error, KG_ERROR));
+        const int split = kg_spec_split(&specs, &more, error, KG_ERROR); // layers that differ have kernels of their own
+        if (split) {
+            free(specs);
+            return split;
+        }
         const bool fit = p->spec_count + more <= SPECS;
         if (fit)
             memcpy(&p->specs[p->spec_count], specs, (size_t)more * sizeof *specs);
@@ -252,7 +257,8 @@ int kg_command_tune(int argc, char **argv)
         "shape (sequences x tokens, one new token each), chooses at most four, and puts which to take up to which shape into the\n"
         "tuned table, by which packages are made from then on. Specs that were not measured go by the nearest that was.\n"
         "Each kernel's output is checked; where it is wrong it is left out, and the exit code is 1. Ctrl-C ends with what is done.\n"
-        "Run again, it replaces the rows of the same shapes and keeps the others.\n",
+        "Run again, it replaces the rows of the same shapes and keeps the others. Of a spec whose layers differ each way of keeping\n"
+        "them is measured, as a spec NAME-f0, NAME-f1, ...\n",
         table, 1, -1};
     const int operands = kg_options(&usage, argc, argv, &code);
     if (operands < 0 || (limit && (code = kg_option_integer("tune", "--limit-s", limit, 1, 86400, &seconds))))

@@ -35,7 +35,7 @@ static void force(kg_tune *t, int kernel)
     kt__package *p = &t->engine->package;
     for (int i = 0; i < p->choice_count; i++)
         if (p->choices[i].op == KT__ATTEND)
-            p->choices[i] = (kt__choice){KT__ATTEND, 0, 0, kernel, t->menu.configs[kernel].blocks};
+            p->choices[i] = (kt__choice){.op = KT__ATTEND, .kernel = kernel, .blocks_per_sm = t->menu.configs[kernel].blocks};
 }
 
 // Times one kernel; *us becomes 0, and a line is printed, where its output is wrong or it cannot be launched.

@@ -6,7 +6,7 @@
 
 #include "core.h"
 
-int kg_tuned_pages(const kt_format *f, int context) { return kt__power_above(kt__pages_for(f, context)); }
+int kg_tuned_pages(const kt_format *f, int context) { return kt__power_above(kt_pages(f, context)); }
 
 static bool is_for(const kg_tuned_set *set, const kt_format *f)
 {

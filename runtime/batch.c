@@ -27,17 +27,20 @@ static kt_status size_workspace(kt_batch *b)
 {
     const kt_engine *engine = b->cache->engine;
     int most = 1, kernel;
-    for (int op = 0; op < KT__OP_COUNT; op++) {
-        const kt_status status = kt__pick(engine, (kt__op)op, b->slots, b->table_stride, &kernel, NULL);
-        if (status && op != KT__REFERENCE)
+    for (int i = 0; i < KT__OP_COUNT * engine->package.format_count; i++) {
+        const int op = i % KT__OP_COUNT, format = i / KT__OP_COUNT;
+        if (op == KT__REFERENCE || (format && op != KT__ATTEND && op != KT__APPEND)) // a check may be missing; others are of all formats
+            continue;
+        const kt_status status = kt__pick(engine, (kt__op)op, format, b->slots, b->table_stride, &kernel, NULL);
+        if (status)
             return kt__within(status, "kt_batch_open");
     }
     for (int i = 0; i < engine->package.choice_count; i++)
         if (engine->package.choices[i].op == KT__ATTEND && engine->package.choices[i].blocks_per_sm > most)
             most = engine->package.choices[i].blocks_per_sm;
     b->arrival_count = (size_t)WORKSPACE_BLOCKS * (size_t)most * (size_t)engine->backend->multiprocessors;
-    b->partial_floats = b->arrival_count * (size_t)engine->package.format.group_heads *
-                        (size_t)(engine->package.format.head_dim + 2);
+    b->partial_floats = b->arrival_count * (size_t)engine->package.formats[0].group_heads *
+                        (size_t)(engine->package.formats[0].head_dim + 2);
     return KT_OK;
 }
 
@@ -121,14 +124,14 @@ kt_status kt_batch_open(kt_cache *cache, const kt_batch_args *args, kt_batch **b
     kt_batch *b = calloc(1, sizeof *b);
     if (!b)
         return kt__fail(KT_MEMORY, "kt_batch_open: no memory for a batch");
-    const kt_format *f = &cache->engine->package.format;
+    const kt__package *p = &cache->engine->package;
     b->cache = cache;
     b->slots = args->slots;
     b->max_tokens = args->max_tokens;
     b->max_rows = args->max_rows;
-    b->table_stride = kt__pages_for(f, args->max_tokens);
+    b->table_stride = kt__pages_for(p, args->max_tokens);
     b->table_stride = b->table_stride ? b->table_stride : 1;
-    b->half_pages = (abs(f->value_window - f->key_window) + f->page - 1) / f->page;
+    b->half_pages = (p->reaches[p->reach_count - 1] - p->reaches[0] + p->formats[0].page - 1) / p->formats[0].page;
     b->uploaded_valid = true; // both sides are zero
     if ((status = size_workspace(b)) || (status = allocate_host(b)) || (status = allocate_device(b)))
         goto fail;
@@ -139,7 +142,7 @@ kt_status kt_batch_open(kt_cache *cache, const kt_batch_args *args, kt_batch **b
             .pages = kt__layer_pages(cache, layer), .slabs = kt__layer_slabs(cache, layer), .slots = b->slots_device,
             .table = b->table_device, .control = b->control_device, .table_stride = b->table_stride,
             .slot_count = b->slots, .kv_heads = cache->kv_heads, .layer = layer,
-            .calibration = cache->engine->tables ? cache->engine->tables + (size_t)(layer * cache->kv_heads) * (size_t)f->table_bytes : NULL,
+            .calibration = cache->engine->tables ? cache->engine->tables + kt__layer_tables(p, layer) : NULL,
         };
     b->next = cache->batches;
     cache->batches = b;
@@ -218,7 +221,7 @@ static kt_status claim_rows(kt_batch *b, int slot, const char *call)
 
 static kt_status plan_slot(kt_batch *b, int slot, long long row, const char *call)
 {
-    const kt_format *f = &b->cache->engine->package.format;
+    const kt__package *package = &b->cache->engine->package;
     const kt__entry *entry = &b->entries[slot];
     const kt__sequence *s = kt__batch_sequence(b, slot);
     const long long after = (long long)s->tokens + entry->fresh;
@@ -230,12 +233,12 @@ static kt_status plan_slot(kt_batch *b, int slot, long long row, const char *cal
     if (after > b->max_tokens)
         return kt__fail(KT_INVALID, "%s: the sequence in slot %d has %d tokens and %d new ones; the batch was opened for %d "
                         "(max_tokens)", call, slot, s->tokens, entry->fresh, b->max_tokens);
-    const int pages = s->page_count < b->table_stride ? s->page_count : b->table_stride, capacity = kt__capacity(f, pages);
+    const int pages = s->page_count < b->table_stride ? s->page_count : b->table_stride, capacity = kt__capacity(package, pages);
     b->planned[slot] = (kt_slot){
         .tokens = s->tokens, .fresh = entry->fresh, .row = (int)row, .slab = s->slab, .slab_next = s->slab,
         .capacity = capacity < b->max_tokens ? capacity : b->max_tokens,
     };
-    const int needed = kt__pages_for(f, (int)after);
+    const int needed = kt__pages_for(package, (int)after);
     b->active++;
     b->used_slots = slot + 1;
     b->max_fresh = entry->fresh > b->max_fresh ? entry->fresh : b->max_fresh;
@@ -245,13 +248,18 @@ static kt_status plan_slot(kt_batch *b, int slot, long long row, const char *cal
     return claim_rows(b, slot, call);
 }
 
-// Append's units of work in a slot: the exact tokens, and each page that the step seals.
-static int units_of(const kt_format *f, const kt_slot *p)
+// Append's units of work in a slot: the exact tokens, and each page that the step seals; of the format that has most.
+static int units_of(const kt__package *package, const kt_slot *p)
 {
-    int units = 1;
-    for (int part = KT_KEY; part <= KT_VALUE; part++)
-        units += kt_sealed(f, part, p->tokens + p->fresh) - kt_sealed(f, part, p->tokens);
-    return units;
+    int most = 1;
+    for (int i = 0; i < package->format_count; i++) {
+        const kt_format *f = &package->formats[i];
+        int units = 1;
+        for (int part = KT_KEY; part <= KT_VALUE; part++)
+            units += kt_sealed(f, part, p->tokens + p->fresh) - kt_sealed(f, part, p->tokens);
+        most = units > most ? units : most;
+    }
+    return most;
 }
 
 // A launch is as wide as its slots times the most that one of them brings, and a block that finds nothing to do costs little, but a long
@@ -265,7 +273,7 @@ static void plan_runs(kt_batch *b)
     b->run_count = 0;
     for (int slot = 0; slot < b->used_slots; slot++) {
         const kt_slot *p = &b->planned[slot];
-        const int units = p->fresh ? units_of(&b->cache->engine->package.format, p) : 1;
+        const int units = p->fresh ? units_of(&b->cache->engine->package, p) : 1;
         const long long widest = run && run->max_fresh > p->fresh ? run->max_fresh : p->fresh;
         if (!run || (b->run_count < KT__RUNS && (slot + 1 - run->first) * widest > WIDTH * (rows + p->fresh) + SLACK)) {
             run = &b->runs[b->run_count++];

@@ -34,7 +34,9 @@ struct kt_cache {
     kt_engine *engine;
     int layers, kv_heads, q_heads;
     int max_sequences, spare_slabs;
-    unsigned char *pages, *slabs; // device; layer l of a pool at base + l * (count * kv_heads * bytes)
+    unsigned char *pages, *slabs; // device
+    // Of a page and of a slab: bytes of the layers before each, all heads; [layers] is of all. A layer of a pool is at base + count * that.
+    uint64_t *page_starts, *slab_starts; // [layers + 1]
     uint64_t bytes;
     int page_total, free_page_count;
     int *page_references, *free_pages; // a page is free when nobody counts on it
@@ -59,7 +61,7 @@ typedef struct {
 // Consecutive slots that one launch goes over.
 typedef struct {
     int first, count;
-    int max_fresh, units; // largest of a slot; units as append counts them
+    int max_fresh, units; // largest of a slot; units as append counts them, largest of the formats
 } kt__run;
 
 enum { KT__RUNS = 16 };
@@ -102,8 +104,10 @@ struct kt_batch {
     int *items;              // per slot, in attend's units of work
     bool deferred;           // an append waits for the next attend:
     int deferred_layer;
-    const kt__kernel *divided; // what the step's division below is for, or null
-    int splits, split_items;
+    struct {
+        const kt__kernel *kernel; // that it is for, or null: not yet
+        int splits, split_items;
+    } divided[KT_FORMATS];   // the step's division
     int captured_rows;       // rows that every captured step is sized for; 0: none was captured
     uint64_t *row_owner, row_stamp; // finds rows that two slots share
 };
@@ -112,8 +116,8 @@ struct kt_batch {
 kt_status kt__check_size(size_t size, size_t expected, const char *call, const char *type);
 // The power of two by which attend's kernel is looked up for `pages` pages: at least as many.
 int kt__power_above(int pages);
-// Kernel of an operation for this many sequences and pages each; blocks_per_sm may be null.
-kt_status kt__pick(const kt_engine *engine, kt__op op, int sequences, int pages, int *kernel, int *blocks_per_sm);
+// Kernel of an operation, for layers of a format, for this many sequences and pages each; blocks_per_sm may be null.
+kt_status kt__pick(const kt_engine *engine, kt__op op, int format, int sequences, int pages, int *kernel, int *blocks_per_sm);
 
 // ---- pool.c ----
 // Callers have checked that enough are free.
@@ -131,9 +135,11 @@ unsigned char *kt__layer_slabs(const kt_cache *cache, int layer);
 // ---- sequence.c ----
 // Null, with a message, for a handle that is not open.
 kt__sequence *kt__sequence_find(const kt_cache *cache, kt_sequence sequence, const char *call);
-int kt__pages_for(const kt_format *format, int tokens);
+// Pages of which any layer has keys or values sealed, and those of which all layers have both.
+int kt__pages_for(const kt__package *package, int tokens);
+int kt__pages_whole(const kt__package *package, int tokens);
 // Most tokens that `pages` pages can hold.
-int kt__capacity(const kt_format *format, int pages);
+int kt__capacity(const kt__package *package, int pages);
 kt_status kt__sequence_room(kt__sequence *sequence, int pages);
 void kt__sequence_grow(kt_cache *cache, kt__sequence *sequence, int pages);
 void kt__sequence_shrink(kt_cache *cache, kt__sequence *sequence, int pages);
@@ -172,7 +178,8 @@ kt_status kt__unshare(kt_batch *batch, void *stream);
 void kt__step_drop(kt_batch *batch);
 
 // ---- divide.c ----
-// Splits for the widest query of the step, and the items that make one (kt_attend_params), so that the blocks fill the card evenly.
+// Splits for the widest query of the step, and the items that make one (kt_attend_params), so that the blocks fill the card evenly; by the
+// kernel's format.
 void kt__divide(kt_batch *batch, const kt__kernel *kernel, int blocks_per_sm, int *splits, int *split_items);
 
 #endif

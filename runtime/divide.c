@@ -15,7 +15,7 @@ static int items_of(const kt_format *f, const kt__kernel *kernel, int tokens)
     const int key_pages = kt_sealed(f, KT_KEY, tokens);
     const int full = kt_sealed(f, KT_VALUE, tokens);
     const int chunks = full * (f->page / (32 * kernel->tiles));
-    const int sinks = (tokens < f->sink ? tokens : f->sink) / 16, rest = tokens - f->sink - key_pages * f->page;
+    const int sinks = tokens < f->sink ? tokens / 16 : (f->sink + 15) / 16, rest = tokens - f->sink - key_pages * f->page;
     return chunks + sinks + (key_pages - full) * (f->page / 16) + (rest > 0 ? rest / 16 : 0) + 1;
 }
 
@@ -54,7 +54,7 @@ static long long most_queries(const kt_batch *b)
 
 void kt__divide(kt_batch *b, const kt__kernel *kernel, int blocks_per_sm, int *splits, int *split_items)
 {
-    const kt_format *f = &b->cache->engine->package.format;
+    const kt_format *f = &b->cache->engine->package.formats[kernel->format];
     const long long at_once = (long long)blocks_per_sm * b->cache->engine->backend->multiprocessors;
     const int per_query = b->cache->kv_heads * (kernel->passes > 0 ? kernel->passes : 1), warps = kernel->warps > 0 ? kernel->warps : 1;
     int largest = 1, shortest = INT_MAX, longest = 0, unsplit;

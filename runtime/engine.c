@@ -32,7 +32,7 @@ static kt_status open_backend(kt_engine *engine, const kt_open_args *args)
 static kt_status bring_tables(kt_engine *e)
 {
     const kt__package *p = &e->package;
-    const size_t bytes = (size_t)p->layers * (size_t)p->kv_heads * (size_t)p->format.table_bytes;
+    const size_t bytes = kt__layer_tables(p, p->layers);
     const kt__backend_calls *calls = e->backend->calls;
     void *memory = NULL;
     if (!bytes)
@@ -109,24 +109,41 @@ kt_status kt_engine_query(const kt_engine *engine, kt_engine_info *info)
     if ((status = kt__check_size(info->size, sizeof *info, "kt_engine_query", "kt_engine_info")))
         return status;
     const kt__package *package = &engine->package;
+    const kt_format *f = &package->formats[0]; // what all share
     *info = (kt_engine_info){
         .size = sizeof *info,
         .device = engine->device,
-        .head_dim = package->format.head_dim,
-        .group_heads = package->format.group_heads,
-        .page = package->format.page,
-        .sink = package->format.sink,
+        .head_dim = f->head_dim,
+        .group_heads = f->group_heads,
+        .page = f->page,
+        .sink = f->sink,
         .layers = package->layers,
         .kv_heads = package->kv_heads,
-        .dtype = (kt_dtype)package->format.dtype,
-        .block_bytes = (uint64_t)package->format.block_bytes,
-        .slab_bytes = (uint64_t)package->format.slab_bytes,
+        .dtype = (kt_dtype)f->dtype,
         .compiled = engine->backend->compiled,
         .loaded = engine->backend->loaded,
     };
     snprintf(info->device_name, sizeof info->device_name, "%s", engine->backend->device_name);
     snprintf(info->reason, sizeof info->reason, "%s", engine->reason);
     snprintf(info->spec, sizeof info->spec, "%s", package->spec);
+    for (int i = 0; i < package->format_count; i++) {
+        const uint64_t block = (uint64_t)package->formats[i].block_bytes, slab = (uint64_t)package->formats[i].slab_bytes;
+        info->block_bytes = block > info->block_bytes ? block : info->block_bytes;
+        info->slab_bytes = slab > info->slab_bytes ? slab : info->slab_bytes;
+    }
+    return KT_OK;
+}
+
+kt_status kt_layer_bytes(const kt_engine *engine, int layer, uint64_t *block_bytes, uint64_t *slab_bytes)
+{
+    if (!engine || !block_bytes || !slab_bytes)
+        return kt__fail(KT_INVALID, "kt_layer_bytes: %s is null", !engine ? "engine" : block_bytes ? "slab_bytes" : "block_bytes");
+    const kt__package *package = &engine->package;
+    if (layer < 0 || (layer >= package->layers && package->format_count > 1))
+        return kt__fail(KT_INVALID, "kt_layer_bytes: layer is %d; %s has layers 0 to %d", layer, package->spec, package->layers - 1);
+    const kt_format *f = &package->formats[kt__layer_format(package, layer)];
+    *block_bytes = (uint64_t)f->block_bytes;
+    *slab_bytes = (uint64_t)f->slab_bytes;
     return KT_OK;
 }
 
@@ -138,13 +155,13 @@ int kt__power_above(int pages)
     return power;
 }
 
-kt_status kt__pick(const kt_engine *engine, kt__op op, int sequences, int pages, int *kernel, int *blocks_per_sm)
+kt_status kt__pick(const kt_engine *engine, kt__op op, int format, int sequences, int pages, int *kernel, int *blocks_per_sm)
 {
     const kt__package *p = &engine->package;
     const int limit = engine->backend->shared_limit;
     for (int i = 0; i < p->choice_count; i++) {
         const kt__choice *choice = &p->choices[i];
-        if (choice->op != op || p->kernels[choice->kernel].shared > limit ||
+        if (choice->op != op || choice->format != format || p->kernels[choice->kernel].shared > limit ||
             (choice->max_sequences && sequences > choice->max_sequences) || (choice->max_pages && pages > choice->max_pages))
             continue;
         *kernel = choice->kernel;
@@ -155,7 +172,7 @@ kt_status kt__pick(const kt_engine *engine, kt__op op, int sequences, int pages,
     // Operations without a choice have one kernel.
     int least = 0;
     for (int i = 0; i < p->kernel_count; i++) {
-        if (p->kernels[i].op != op)
+        if (p->kernels[i].op != op || p->kernels[i].format != format)
             continue;
         if (p->kernels[i].shared <= limit) {
             *kernel = i;

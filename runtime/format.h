@@ -6,6 +6,8 @@
 
 #define KT_FORMAT_VERSION 2
 
+enum { KT_FORMATS = 8 }; // most of a package: layers may have different ones, which share dtype, head_dim, group_heads, page and sink
+
 // X(field, constant in emitted kernels, meaning)
 #define KT_FORMAT_FIELDS(X)                                                                                  \
     X(dtype, DTYPE, "element type of q, k, v and out: 0 fp16, 1 bf16")                                       \
@@ -81,6 +83,13 @@ static inline int kt_sealed_pages(int tokens, int sink, int window, int page)
 static inline int kt_sealed(const kt_format *f, int part, int tokens)
 {
     return kt_sealed_pages(tokens, f->sink, part ? f->value_window : f->key_window, f->page);
+}
+
+// Pages of which a sequence of `tokens` tokens has keys or values sealed.
+static inline int kt_pages(const kt_format *f, int tokens)
+{
+    const int keys = kt_sealed(f, 0, tokens), values = kt_sealed(f, 1, tokens);
+    return keys > values ? keys : values;
 }
 
 #endif

@@ -25,7 +25,8 @@ static kt_status find(const kt_cache *cache, kt_sequence sequence, int layer, in
         return kt__fail(KT_INVALID, "%s: layer is %d; the cache has layers 0 to %d", call, layer, cache->layers - 1);
     if (kv_head < 0 || kv_head >= cache->kv_heads)
         return kt__fail(KT_INVALID, "%s: kv_head is %d; the cache has KV heads 0 to %d", call, kv_head, cache->kv_heads - 1);
-    *at = (place){cache, &cache->engine->package.format, s, layer, kv_head};
+    const kt__package *package = &cache->engine->package;
+    *at = (place){cache, &package->formats[kt__layer_format(package, layer)], s, layer, kv_head};
     return KT_OK;
 }
 
@@ -79,7 +80,7 @@ kt_status kt_read(const kt_cache *cache, kt_sequence sequence, int layer, int kv
     float *decoded = malloc((size_t)f->page * d * sizeof *decoded);
     const kt__package *package = &cache->engine->package;
     const unsigned char *table =
-        package->tables ? package->tables + (size_t)(layer * package->kv_heads + kv_head) * (size_t)f->table_bytes : NULL;
+        package->tables ? package->tables + kt__layer_tables(package, layer) + (size_t)kv_head * (size_t)f->table_bytes : NULL;
     int held = -1; // page in `decoded`
     if (!slab || !block || !decoded) {
         status = kt__fail(KT_MEMORY, "no memory for a page of %d tokens", f->page);
@@ -96,7 +97,7 @@ kt_status kt_read(const kt_cache *cache, kt_sequence sequence, int layer, int kv
         if (page != held) {
             if ((status = download_block(&at, page, block)))
                 goto done;
-            (part == KT_KEY ? kt__cpu_decode_key : kt__cpu_decode_value)(f, table, block, decoded);
+            kt__cpu_decode(f, part, table, block, decoded);
             held = page;
         }
         memcpy(out, decoded + (size_t)((t - f->sink) % f->page) * d, d * sizeof *out);

@@ -35,6 +35,7 @@ extern const char *const kt__factor_names[KT__FACTOR_COUNT]; // "1", "units", ..
 
 typedef struct {
     kt__op op;
+    int format;      // index into formats of the layers that it is for; of check and advance, which are of all, it says nothing
     char name[64];   // unique in the package: "attend_8x2x4"
     char entry[64];  // extern "C" name in the source
     char digest[65]; // SHA-256 of the source, hex
@@ -44,21 +45,28 @@ typedef struct {
     unsigned char grid[3][KT__GRID_FACTORS];
 } kt__kernel;
 
-// First row with sequences <= its bound, pages <= its bound (0: any) whose kernel fits the card is taken.
+// First row of the layer's format with sequences <= its bound, pages <= its bound (0: any) whose kernel fits the card is taken.
 typedef struct {
     kt__op op;
+    int format;
     int max_sequences, max_pages;
     int kernel;           // index into kernels
     int blocks_per_sm;    // splits are chosen so that about this many blocks run per multiprocessor
 } kt__choice;
 
+enum { KT__LAYERS = 4096 }; // most of a package
+
 typedef struct {
     char *folder;         // where it was read; owned
     char spec[128];
-    kt_format format;
+    kt_format formats[KT_FORMATS];
+    int format_count;
+    unsigned char layer_formats[KT__LAYERS]; // [layers]
+    int reaches[2 * KT_FORMATS]; // tokens, sink and window, that stay exact beside an unfinished page: of any format's keys or values; ascending, none twice
+    int reach_count;
     int layers, q_heads, kv_heads;
     double scale;
-    unsigned char *tables; // [layers, kv_heads, format.table_bytes]; owned; null where that is 0
+    unsigned char *tables; // of each layer [kv_heads, table_bytes of its format]; owned; null where nothing is calibrated
     kt__kernel *kernels;
     int kernel_count;
     kt__choice *choices;
@@ -66,6 +74,11 @@ typedef struct {
 } kt__package;
 kt_status kt__package_read(const char *folder, kt__package *package);
 void kt__package_free(kt__package *package);
+// A layer's format, and where its tables begin. Where there is one format the layer may be beyond the package's.
+int kt__layer_format(const kt__package *package, int layer);
+size_t kt__layer_tables(const kt__package *package, int layer);
+// Sealed pages of what has the reach: the first of the package's is sealed soonest.
+static inline int kt__sealed_at(const kt__package *p, int reach, int tokens) { return kt_sealed_pages(tokens, 0, p->reaches[reach], p->formats[0].page); }
 
 // ---- backends (cpu/backend.c, cuda/backend.c) ----
 // Addresses are device addresses; on the CPU they are host addresses and streams are ignored.
@@ -123,9 +136,8 @@ void kt__cpu_advance(const kt_step_params *params);
 int kt__cpu_seal_key(const kt_format *format, const unsigned char *table, const unsigned short *const *rows, int layer, int head,
                      int page_index, unsigned char *block);
 int kt__cpu_seal_value(const kt_format *format, const unsigned char *table, const unsigned short *const *rows, unsigned char *block);
-// Decodes [page, head_dim] of a block to fp32, rotated back.
-void kt__cpu_decode_key(const kt_format *format, const unsigned char *table, const unsigned char *block, float *out);
-void kt__cpu_decode_value(const kt_format *format, const unsigned char *table, const unsigned char *block, float *out);
+// Decodes a part of a block, [page, head_dim], to fp32, rotated back.
+void kt__cpu_decode(const kt_format *format, kt_part part, const unsigned char *table, const unsigned char *block, float *out);
 float kt__to_float(int dtype, unsigned short element);
 unsigned short kt__from_float(int dtype, float value);
 float kt__half_to_float(unsigned short half);

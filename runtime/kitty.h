@@ -11,7 +11,7 @@
 //
 // Sequence and head hold, in token order: `sink` exact tokens, pages of `page` quantised tokens, an exact residual. After n
 // tokens floor((n - sink - key.window) / page) key pages and floor((n - sink - value.window) / page) value pages are
-// sealed (paper, section 4). A step attends the pages sealed before it and every newer token exactly, causally.
+// sealed (paper, section 4); windows may differ by layer. A step attends the pages sealed before it and every newer token exactly, causally.
 //
 // Errors: every call returns a kt_status; on anything but KT_OK nothing has changed, and kt_message() says what was wrong,
 // with the values. Threads: an engine may be shared; a cache with its sequences and batches belongs to one thread at a
@@ -88,7 +88,7 @@ typedef struct {
     int head_dim, group_heads, page, sink;
     int layers, kv_heads;  // the model's, defaults for a cache
     kt_dtype dtype;
-    uint64_t block_bytes, slab_bytes; // per layer and KV head
+    uint64_t block_bytes, slab_bytes; // per layer and KV head; where layers differ (kt_layer_bytes), of the largest
     int compiled, loaded;  // kernels compiled now, and taken from the disk cache
 } kt_engine_info;
 
@@ -97,6 +97,8 @@ typedef struct {
 KT_API kt_status kt_open(const kt_open_args *args, kt_engine **engine);
 KT_API void kt_close(kt_engine *engine); // null is fine; caches must be closed before
 KT_API kt_status kt_engine_query(const kt_engine *engine, kt_engine_info *info);
+// Bytes of one layer and KV head of a page and of a slab; layers of one package may be kept in different ways.
+KT_API kt_status kt_layer_bytes(const kt_engine *engine, int layer, uint64_t *block_bytes, uint64_t *slab_bytes);
 
 // ---- memory on the engine's device, for programs without a CUDA runtime of their own --------------------------------
 
@@ -113,7 +115,7 @@ KT_API kt_status kt_memory_read(kt_engine *engine, void *to, const void *from, s
 typedef struct {
     size_t size;
     uint64_t budget_bytes; // device memory for pages and exact tokens (slabs) of all layers
-    int layers, kv_heads;  // 0: the package's model
+    int layers, kv_heads;  // 0: the package's model; of a package whose layers differ at most its layers
     int max_sequences;     // slabs that are set aside; the rest of the budget becomes pages
     int spare_slabs;       // further slabs, one per sequence that takes a step of several tokens on a filled cache; those that no step
                            // uses hold what kt_sequence_truncate may go back to
@@ -246,7 +248,7 @@ typedef enum { KT_KEY, KT_VALUE } kt_part;
 // fp32 where sealed, rotated back where the spec rotates, exact where not. out: [count, head_dim].
 KT_API kt_status kt_read(const kt_cache *cache, kt_sequence sequence, int layer, int kv_head, kt_part part, int first,
                          int count, float *out);
-// The bytes of one block, info.block_bytes of them. page < sealed key pages of the sequence.
+// The bytes of one block, as many as kt_layer_bytes says. page < sealed key pages of the sequence in that layer.
 KT_API kt_status kt_read_block(const kt_cache *cache, kt_sequence sequence, int layer, int kv_head, int page, void *out);
 
 #ifdef __cplusplus

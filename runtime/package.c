@@ -312,9 +312,101 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
                f->block_bytes % 16 ? f->block_bytes : f->slab_bytes);
 }
 
+// What formats of one package must share.
+static void check_shared(reader *r, const kt_format *f, const kt_format *first)
+{
+    const struct { const char *field; int value, expected; } shared[] = {
+        {"dtype", f->dtype, first->dtype}, {"head_dim", f->head_dim, first->head_dim}, {"group_heads", f->group_heads, first->group_heads},
+        {"page", f->page, first->page}, {"sink", f->sink, first->sink},
+    };
+    for (size_t i = 0; i < sizeof shared / sizeof *shared; i++)
+        if (shared[i].value != shared[i].expected)
+            refuse(r, shared[i].field, "%d is not that of formats[0], %d; one package has one", shared[i].value, shared[i].expected);
+}
+
+static void add_reach(kt__package *p, int reach)
+{
+    int at = p->reach_count;
+    while (at && p->reaches[at - 1] > reach)
+        at--;
+    if (at && p->reaches[at - 1] == reach)
+        return;
+    memmove(&p->reaches[at + 1], &p->reaches[at], (size_t)(p->reach_count++ - at) * sizeof *p->reaches);
+    p->reaches[at] = reach;
+}
+
+// Reads `format`, or of a package whose layers differ the list `formats`.
+static void read_formats(reader *r, const cJSON *root, kt__package *p)
+{
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(root, "formats"), *item;
+    if (!list) {
+        const cJSON *format = get_object(r, root, "format");
+        if (r->status)
+            return;
+        strcpy(r->at, "format.");
+        read_format(r, format, &p->formats[p->format_count++]);
+    } else if (!cJSON_IsArray(list)) {
+        wrong_kind(r, "formats", list, "a list");
+    } else if (cJSON_GetArraySize(list) < 1 || cJSON_GetArraySize(list) > KT_FORMATS) {
+        refuse(r, "formats", "has %d elements; expected 1..%d", cJSON_GetArraySize(list), KT_FORMATS);
+    } else {
+        cJSON_ArrayForEach(item, list) {
+            snprintf(r->at, sizeof r->at, "formats[%d].", p->format_count);
+            if (!cJSON_IsObject(item)) {
+                r->at[strlen(r->at) - 1] = 0;
+                wrong_kind(r, "", item, "an object");
+            }
+            if (r->status)
+                return;
+            read_format(r, item, &p->formats[p->format_count++]);
+            check_shared(r, &p->formats[p->format_count - 1], &p->formats[0]);
+        }
+    }
+    for (int i = 0; i < 2 * p->format_count; i++) {
+        const kt_format *f = &p->formats[i / 2];
+        add_reach(p, f->sink + (i % 2 ? f->value_window : f->key_window));
+    }
+}
+
+// The index in `formats` of each layer's.
+static void read_layer_formats(reader *r, const cJSON *root, kt__package *p)
+{
+    const cJSON *list = get(r, root, "layer_formats", "a list"), *item;
+    int layer = 0;
+    if (r->status)
+        return;
+    if (!cJSON_IsArray(list))
+        wrong_kind(r, "layer_formats", list, "a list");
+    else if (cJSON_GetArraySize(list) != p->layers)
+        refuse(r, "layer_formats", "has %d elements; expected one for each of %d layers", cJSON_GetArraySize(list), p->layers);
+    if (r->status)
+        return;
+    cJSON_ArrayForEach(item, list) {
+        const double n = item->valuedouble;
+        if (!cJSON_IsNumber(item) || !(n >= 0 && n < p->format_count) || n != floor(n)) {
+            char field[32], expected[64];
+            snprintf(field, sizeof field, "layer_formats[%d]", layer);
+            snprintf(expected, sizeof expected, "an integer in 0..%d", p->format_count - 1);
+            wrong_kind(r, field, item, expected);
+            return;
+        }
+        p->layer_formats[layer++] = (unsigned char)n;
+    }
+}
+
+int kt__layer_format(const kt__package *p, int layer) { return p->format_count > 1 ? p->layer_formats[layer] : 0; }
+
+size_t kt__layer_tables(const kt__package *p, int layer)
+{
+    size_t start = 0;
+    for (int l = 0; l < layer; l++)
+        start += (size_t)p->kv_heads * (size_t)p->formats[p->layer_formats[l]].table_bytes;
+    return start;
+}
+
 static void read_model(reader *r, const cJSON *object, kt__package *p)
 {
-    p->layers = get_int(r, object, "layers", 1, 4096);
+    p->layers = get_int(r, object, "layers", 1, KT__LAYERS);
     p->q_heads = get_int(r, object, "q_heads", 1, 4096);
     p->kv_heads = get_int(r, object, "kv_heads", 1, 4096);
     const cJSON *scale = get(r, object, "scale", "a number, 0 or more");
@@ -339,16 +431,21 @@ static void read_tables(reader *r, const char *folder, const cJSON *root, kt__pa
 {
     char digest[KT__SHA256_HEX];
     size_t size;
-    const size_t bytes = (size_t)p->format.table_bytes, expected = (size_t)p->layers * (size_t)p->kv_heads * bytes;
-    const cJSON *object = bytes && !r->status ? get_object(r, root, "tables") : 0;
+    const size_t expected = kt__layer_tables(p, p->layers);
+    const cJSON *object = expected && !r->status ? get_object(r, root, "tables") : 0;
     if (!object || r->status)
         return;
     strcpy(r->at, "tables.");
     p->tables = (unsigned char *)read_named(r, folder, object, digest, &size);
-    if (!r->status && size != expected)
-        refuse(r, "file", "%zu bytes; expected %zu: %d layers x %d KV heads x %zu", size, expected, p->layers, p->kv_heads, bytes);
-    for (int i = 0; !r->status && i < p->layers * p->kv_heads; i++)
-        check_table(r, &p->format, p->tables + (size_t)i * bytes, i / p->kv_heads, i % p->kv_heads);
+    if (!r->status && size != expected && p->format_count == 1)
+        refuse(r, "file", "%zu bytes; expected %zu: %d layers x %d KV heads x %d", size, expected, p->layers, p->kv_heads, p->formats[0].table_bytes);
+    else if (!r->status && size != expected)
+        refuse(r, "file", "%zu bytes; expected %zu: %d layers x %d KV heads, each as its format says", size, expected, p->layers, p->kv_heads);
+    for (int layer = 0; layer < p->layers && !r->status; layer++) {
+        const kt_format *f = &p->formats[p->layer_formats[layer]];
+        for (int head = 0; head < p->kv_heads && f->table_bytes && !r->status; head++)
+            check_table(r, f, p->tables + kt__layer_tables(p, layer) + (size_t)head * (size_t)f->table_bytes, layer, head);
+    }
     r->at[0] = 0;
 }
 
@@ -388,7 +485,7 @@ static void read_grid(reader *r, const cJSON *object, kt__kernel *k)
     }
 }
 
-static void read_kernel(reader *r, const char *folder, const cJSON *object, const kt_format *f, kt__kernel *k)
+static void read_kernel(reader *r, const char *folder, const cJSON *object, const kt__package *p, kt__kernel *k)
 {
     if (!cJSON_IsObject(object)) {
         r->at[strlen(r->at) - 1] = 0;
@@ -398,7 +495,9 @@ static void read_kernel(reader *r, const char *folder, const cJSON *object, cons
     get_text(r, object, "name", in_entry, "a name (letters, digits, '_')", k->name, sizeof k->name);
     k->op = get_op(r, object);
     get_text(r, object, "entry", in_entry, "the extern \"C\" name in the source", k->entry, sizeof k->entry);
+    k->format = get_int_or(r, object, "format", 0, p->format_count - 1, 0);
     const bool attend = k->op == KT__ATTEND;
+    const kt_format *f = &p->formats[k->format];
     k->threads = get_int(r, object, "threads", 1, 1024);
     k->shared = get_int(r, object, "shared", 0, 1 << 20);
     k->warps = attend ? get_int(r, object, "warps", 1, 32) : get_int_or(r, object, "warps", 0, 32, 0);
@@ -428,6 +527,7 @@ static void read_choice(reader *r, const cJSON *object, const kt__package *p, kt
     }
     char name[64];
     c->op = get_op(r, object);
+    c->format = get_int_or(r, object, "format", 0, p->format_count - 1, 0);
     c->max_sequences = get_int(r, object, "sequences", 0, INT_MAX);
     c->max_pages = get_int(r, object, "pages", 0, INT_MAX);
     c->blocks_per_sm = get_int(r, object, "blocks_per_sm", 1, 64);
@@ -439,21 +539,29 @@ static void read_choice(reader *r, const cJSON *object, const kt__package *p, kt
         refuse(r, "kernel", "\"%s\" is not the name of a kernel of this package", name);
     else if (p->kernels[c->kernel].op != c->op)
         refuse(r, "kernel", "\"%s\" is a kernel for %s, not for %s", name, kt__op_names[p->kernels[c->kernel].op], kt__op_names[c->op]);
+    else if (p->kernels[c->kernel].format != c->format)
+        refuse(r, "kernel", "\"%s\" is a kernel for format %d, not for %d", name, p->kernels[c->kernel].format, c->format);
 }
 
-// Every operation must have a kernel and a last row that takes whatever the rows before did not.
+// Every operation must have a kernel, of what is by layer one for each format, and a last row that takes whatever the rows before did not.
 static void check_complete(reader *r, const kt__package *p)
 {
-    for (int op = 0; op < KT__OP_COUNT; op++) {
+    for (int i = 0; i < KT__OP_COUNT * p->format_count; i++) {
+        const int op = i % KT__OP_COUNT, format = i / KT__OP_COUNT;
         bool kernel = false, last = false;
-        for (int i = 0; i < p->kernel_count; i++)
-            kernel |= (int)p->kernels[i].op == op;
-        for (int i = 0; i < p->choice_count; i++)
-            last |= (int)p->choices[i].op == op && !p->choices[i].max_sequences && !p->choices[i].max_pages;
+        char of[32] = "";
+        if (format && (op == KT__CHECK || op == KT__ADVANCE))
+            continue;
+        if (p->format_count > 1)
+            snprintf(of, sizeof of, " of format %d", format);
+        for (int k = 0; k < p->kernel_count; k++)
+            kernel |= (int)p->kernels[k].op == op && p->kernels[k].format == format;
+        for (int c = 0; c < p->choice_count; c++)
+            last |= (int)p->choices[c].op == op && p->choices[c].format == format && !p->choices[c].max_sequences && !p->choices[c].max_pages;
         if (!kernel)
-            refuse(r, "kernels", "none for %s; expected at least one", kt__op_names[op]);
+            refuse(r, "kernels", "none for %s%s; expected at least one", kt__op_names[op], of);
         else if (!last)
-            refuse(r, "select", "no row for %s with sequences 0 and pages 0; expected one that takes every shape", kt__op_names[op]);
+            refuse(r, "select", "no row for %s%s with sequences 0 and pages 0; expected one that takes every shape", kt__op_names[op], of);
     }
 }
 
@@ -471,7 +579,7 @@ static void read_lists(reader *r, const char *folder, const cJSON *root, kt__pac
     cJSON_ArrayForEach(item, kernels) {
         kt__kernel *k = &p->kernels[p->kernel_count];
         snprintf(r->at, sizeof r->at, "kernels[%d].", p->kernel_count);
-        read_kernel(r, folder, item, &p->format, k);
+        read_kernel(r, folder, item, p, k);
         const int before = find_kernel(p, p->kernel_count++, k->name);
         if (before >= 0)
             refuse(r, "name", "\"%s\" is taken by kernels[%d]", k->name, before);
@@ -499,16 +607,17 @@ static void read_manifest(reader *r, const char *folder, const cJSON *root, kt__
         refuse(r, "kittygen", "format version %d; this libkitty (%s) reads version %d: emit the package with its own kittygen", version,
                KT_VERSION, KT_FORMAT_VERSION);
     get_text(r, root, "spec", in_name, "a name (letters, digits, '_', '-', '.')", p->spec, sizeof p->spec);
-    const cJSON *model = get_object(r, root, "model"), *format = get_object(r, root, "format");
+    const cJSON *model = get_object(r, root, "model");
     if (r->status)
         return;
-    strcpy(r->at, "format.");
-    read_format(r, format, &p->format);
+    read_formats(r, root, p);
     strcpy(r->at, "model.");
     read_model(r, model, p);
-    if (!r->status && p->q_heads != p->kv_heads * p->format.group_heads)
-        refuse(r, "q_heads", "%d is not kv_heads %d * format.group_heads %d", p->q_heads, p->kv_heads, p->format.group_heads);
+    if (!r->status && p->q_heads != p->kv_heads * p->formats[0].group_heads)
+        refuse(r, "q_heads", "%d is not kv_heads %d * format.group_heads %d", p->q_heads, p->kv_heads, p->formats[0].group_heads);
     r->at[0] = 0;
+    if (p->format_count > 1)
+        read_layer_formats(r, root, p);
     read_tables(r, folder, root, p);
     if (!r->status)
         read_lists(r, folder, root, p);

@@ -1,4 +1,4 @@
-// The pools of a cache: pages and slabs, one device allocation each, layer by layer.
+// The pools of a cache: pages and slabs, one device allocation each, layer by layer; a layer's blocks and slabs are as large as its format's.
 #include "core.h"
 
 #include <limits.h>
@@ -6,19 +6,24 @@
 
 enum { MANY = 1 << 20 };
 
-// A page or slab of all layers and heads.
-static uint64_t whole(const kt_cache *c, int bytes) { return (uint64_t)bytes * (uint64_t)c->kv_heads * (uint64_t)c->layers; }
+unsigned char *kt__layer_pages(const kt_cache *c, int layer) { return c->pages + c->page_starts[layer] * (uint64_t)c->page_total; }
 
-unsigned char *kt__layer_pages(const kt_cache *c, int layer)
-{
-    return c->pages + (uint64_t)layer * (uint64_t)c->page_total * (uint64_t)c->kv_heads *
-                          (uint64_t)c->engine->package.format.block_bytes;
-}
+unsigned char *kt__layer_slabs(const kt_cache *c, int layer) { return c->slabs + c->slab_starts[layer] * (uint64_t)c->slab_total; }
 
-unsigned char *kt__layer_slabs(const kt_cache *c, int layer)
+// Fills in where layers begin.
+static kt_status measure_layers(kt_cache *c)
 {
-    return c->slabs + (uint64_t)layer * (uint64_t)c->slab_total * (uint64_t)c->kv_heads *
-                          (uint64_t)c->engine->package.format.slab_bytes;
+    const kt__package *p = &c->engine->package;
+    c->page_starts = calloc((size_t)c->layers + 1, sizeof *c->page_starts);
+    c->slab_starts = calloc((size_t)c->layers + 1, sizeof *c->slab_starts);
+    if (!c->page_starts || !c->slab_starts)
+        return kt__fail(KT_MEMORY, "kt_cache_open: no host memory for %d layers", c->layers);
+    for (int layer = 0; layer < c->layers; layer++) {
+        const kt_format *f = &p->formats[kt__layer_format(p, layer)];
+        c->page_starts[layer + 1] = c->page_starts[layer] + (uint64_t)f->block_bytes * (uint64_t)c->kv_heads;
+        c->slab_starts[layer + 1] = c->slab_starts[layer] + (uint64_t)f->slab_bytes * (uint64_t)c->kv_heads;
+    }
+    return KT_OK;
 }
 
 int kt__page_take(kt_cache *c)
@@ -60,21 +65,29 @@ int kt__slab_take(kt_cache *c)
 
 void kt__slab_release(kt_cache *c, int slab) { c->free_slabs[c->free_slab_count++] = slab; }
 
-static kt_status copy_whole(const kt_cache *c, unsigned char *pool, int total, int bytes, int to, int from, void *stream)
+// Layers of one size that follow each other are copied at once.
+static kt_status copy_whole(const kt_cache *c, unsigned char *pool, const uint64_t *starts, int total, int to, int from, void *stream)
 {
     kt__backend *backend = c->engine->backend;
-    const uint64_t one = (uint64_t)bytes * (uint64_t)c->kv_heads;
-    return backend->calls->copy(backend, pool + (uint64_t)to * one, pool + (uint64_t)from * one, one, c->layers, (uint64_t)total * one, stream);
+    kt_status status = KT_OK;
+    for (int layer = 0, count; layer < c->layers && !status; layer += count) {
+        const uint64_t one = starts[layer + 1] - starts[layer];
+        unsigned char *base = pool + starts[layer] * (uint64_t)total;
+        for (count = 1; layer + count < c->layers && starts[layer + count + 1] - starts[layer + count] == one; count++)
+            ;
+        status = backend->calls->copy(backend, base + (uint64_t)to * one, base + (uint64_t)from * one, one, count, (uint64_t)total * one, stream);
+    }
+    return status;
 }
 
 kt_status kt__page_copy(const kt_cache *c, int to, int from, void *stream)
 {
-    return copy_whole(c, c->pages, c->page_total, c->engine->package.format.block_bytes, to, from, stream);
+    return copy_whole(c, c->pages, c->page_starts, c->page_total, to, from, stream);
 }
 
 kt_status kt__slab_copy(const kt_cache *c, int to, int from, void *stream)
 {
-    return copy_whole(c, c->slabs, c->slab_total, c->engine->package.format.slab_bytes, to, from, stream);
+    return copy_whole(c, c->slabs, c->slab_starts, c->slab_total, to, from, stream);
 }
 
 static kt_status check_range(const char *name, int value, int low, int high)
@@ -87,8 +100,7 @@ static kt_status check_range(const char *name, int value, int low, int high)
 // Divides the budget; fills page_total, slab_total and bytes.
 static kt_status divide(kt_cache *c, uint64_t budget)
 {
-    const kt_format *f = &c->engine->package.format;
-    const uint64_t page = whole(c, f->block_bytes), slab = whole(c, f->slab_bytes);
+    const uint64_t page = c->page_starts[c->layers], slab = c->slab_starts[c->layers]; // of all layers and heads
     c->slab_total = c->max_sequences + c->spare_slabs;
     const uint64_t slabs = slab * (uint64_t)c->slab_total;
     if (budget < slabs || budget - slabs < page)
@@ -105,7 +117,6 @@ static kt_status divide(kt_cache *c, uint64_t budget)
 static kt_status allocate(kt_cache *c)
 {
     const kt__backend_calls *calls = c->engine->backend->calls;
-    const kt_format *f = &c->engine->package.format;
     kt_status status;
     c->page_references = calloc((size_t)c->page_total, sizeof *c->page_references);
     c->free_pages = malloc((size_t)c->page_total * sizeof *c->free_pages);
@@ -114,10 +125,10 @@ static kt_status allocate(kt_cache *c)
     if (!c->page_references || !c->free_pages || !c->free_slabs || !c->sequences)
         return kt__fail(KT_MEMORY, "kt_cache_open: no host memory to keep track of %d pages", c->page_total);
     void *memory = NULL;
-    if ((status = calls->alloc(c->engine->backend, whole(c, f->block_bytes) * (uint64_t)c->page_total, &memory)))
+    if ((status = calls->alloc(c->engine->backend, c->page_starts[c->layers] * (uint64_t)c->page_total, &memory)))
         return kt__within(status, "kt_cache_open: %d pages", c->page_total);
     c->pages = memory;
-    if ((status = calls->alloc(c->engine->backend, whole(c, f->slab_bytes) * (uint64_t)c->slab_total, &memory)))
+    if ((status = calls->alloc(c->engine->backend, c->slab_starts[c->layers] * (uint64_t)c->slab_total, &memory)))
         return kt__within(status, "kt_cache_open: %d slabs", c->slab_total);
     c->slabs = memory;
     // Taken from the end: lowest first.
@@ -144,15 +155,20 @@ kt_status kt_cache_open(kt_engine *engine, const kt_cache_args *args, kt_cache *
     c->engine = engine;
     c->layers = args->layers ? args->layers : engine->package.layers;
     c->kv_heads = args->kv_heads ? args->kv_heads : engine->package.kv_heads;
-    c->q_heads = c->kv_heads * engine->package.format.group_heads;
+    c->q_heads = c->kv_heads * engine->package.formats[0].group_heads;
     if (engine->tables && (c->layers > engine->package.layers || c->kv_heads != engine->package.kv_heads)) {
         status = kt__fail(KT_INVALID, "kt_cache_open: layers is %d, kv_heads %d; %s is calibrated for %d layers of %d KV heads", c->layers,
                           c->kv_heads, engine->package.spec, engine->package.layers, engine->package.kv_heads);
         goto fail;
     }
+    if (engine->package.format_count > 1 && c->layers > engine->package.layers) {
+        status = kt__fail(KT_INVALID, "kt_cache_open: layers is %d; %s says how %d layers are kept, and they differ", c->layers, engine->package.spec,
+                          engine->package.layers);
+        goto fail;
+    }
     c->max_sequences = args->max_sequences;
     c->spare_slabs = args->spare_slabs;
-    if ((status = divide(c, args->budget_bytes)) || (status = allocate(c)))
+    if ((status = measure_layers(c)) || (status = divide(c, args->budget_bytes)) || (status = allocate(c)))
         goto fail;
     *cache = c;
     return KT_OK;
@@ -172,6 +188,8 @@ void kt_cache_close(kt_cache *c)
             free(c->sequences[i].pages);
     backend->calls->free(backend, c->pages);
     backend->calls->free(backend, c->slabs);
+    free(c->page_starts);
+    free(c->slab_starts);
     free(c->page_references);
     free(c->free_pages);
     free(c->free_slabs);

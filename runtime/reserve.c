@@ -2,46 +2,51 @@
 #include "core.h"
 
 // Whether the step's exact tokens can be written where they belong without overwriting any that the step still reads: a
-// ring with nothing live in it takes any number, since only what stays exact is written.
-static bool fits_in_place(const kt_format *f, int tokens, int fresh)
+// ring with nothing live in it takes any number, since only what stays exact is written. A slab is of all layers.
+static bool fits_in_place(const kt__package *p, int tokens, int fresh)
 {
-    for (int part = KT_KEY; part <= KT_VALUE; part++) {
-        const int live = tokens - f->sink - kt_sealed(f, part, tokens) * f->page;
+    for (int i = 0; i < 2 * p->format_count; i++) {
+        const kt_format *f = &p->formats[i / 2];
+        const int part = i % 2, live = tokens - f->sink - kt_sealed(f, part, tokens) * f->page;
         if (live > 0 && (long long)live + fresh > (part == KT_KEY ? f->key_ring : f->value_ring))
             return false;
     }
     return true;
 }
 
-// Pages [first, last) of a sequence of `tokens` tokens have their keys sealed, or their values, and will have both by the time it has
-// `after`. Such a page that another sequence counts on as well is not written but replaced by a copy.
 typedef struct {
     int first, last;
 } stretch;
 
 static int lesser(int a, int b) { return a < b ? a : b; }
 
-static int both_sealed(const kt_format *f, int tokens) { return lesser(kt_sealed(f, KT_KEY, tokens), kt_sealed(f, KT_VALUE, tokens)); }
-
-static stretch half_sealed(const kt_format *f, int tokens, int after)
+// Pages [first, last) of a sequence of `tokens` tokens into which what has the reach will be sealed by the time it has `after`, and something
+// with a shorter reach is sealed already, so that another sequence may count on them as well: such a page is not written but replaced by a
+// copy. Stretches of different reaches have no page in common.
+static stretch half_sealed(const kt__package *p, int reach, int tokens, int after)
 {
-    return (stretch){both_sealed(f, tokens), lesser(kt__pages_for(f, tokens), both_sealed(f, after))};
+    const int first = kt__sealed_at(p, reach, tokens);
+    return (stretch){first, reach ? lesser(kt__sealed_at(p, reach - 1, tokens), kt__sealed_at(p, reach, after)) : first};
 }
 
 static bool is_shared(const kt_cache *cache, const kt__sequence *s, int at) { return cache->page_references[s->pages[at]] > 1; }
 
-static int count_shared(const kt_cache *cache, const kt__sequence *s, stretch part)
+static int count_shared(const kt_cache *cache, const kt__sequence *s, int tokens, int after)
 {
+    const kt__package *p = &cache->engine->package;
     int count = 0;
-    for (int i = part.first; i < part.last; i++)
-        count += is_shared(cache, s, i);
+    for (int reach = 0; reach < p->reach_count; reach++) {
+        const stretch part = half_sealed(p, reach, tokens, after);
+        for (int i = part.first; i < part.last; i++)
+            count += is_shared(cache, s, i);
+    }
     return count;
 }
 
 kt_status kt__reserve_check(const kt_batch *b)
 {
     const kt_cache *cache = b->cache;
-    const kt_format *f = &cache->engine->package.format;
+    const kt__package *package = &cache->engine->package;
     long long pages = 0;
     int slabs = 0;
     for (int slot = 0; slot < b->slots; slot++) {
@@ -49,9 +54,9 @@ kt_status kt__reserve_check(const kt_batch *b)
         if (!p->fresh)
             continue;
         const kt__sequence *s = kt__batch_sequence(b, slot);
-        const int more = kt__pages_for(f, p->tokens + p->fresh) - s->page_count;
-        pages += (more > 0 ? more : 0) + count_shared(cache, s, half_sealed(f, p->tokens, p->tokens + p->fresh));
-        slabs += !fits_in_place(f, p->tokens, p->fresh);
+        const int more = kt__pages_for(package, p->tokens + p->fresh) - s->page_count;
+        pages += (more > 0 ? more : 0) + count_shared(cache, s, p->tokens, p->tokens + p->fresh);
+        slabs += !fits_in_place(package, p->tokens, p->fresh);
     }
     if (pages > cache->free_page_count)
         return kt__fail(KT_FULL, "kt_step_begin: the step needs %lld more pages; %d of %d are free. Close a sequence or open the "
@@ -81,7 +86,7 @@ static void put_back(kt_cache *cache, kt__sequence *s, int at, int shared)
 kt_status kt__reserve(kt_batch *b, void *stream)
 {
     kt_cache *cache = b->cache;
-    const kt_format *f = &cache->engine->package.format;
+    const kt__package *package = &cache->engine->package;
     kt_status status = KT_OK;
     for (int slot = 0; slot < b->slots; slot++) {
         if (b->planned[slot].fresh)
@@ -94,18 +99,21 @@ kt_status kt__reserve(kt_batch *b, void *stream)
         if (!p->fresh)
             continue;
         kt__sequence *s = kt__batch_sequence(b, slot);
-        kt__sequence_grow(cache, s, kt__pages_for(f, p->tokens + p->fresh));
-        p->capacity = lesser(kt__capacity(f, lesser(s->page_count, b->table_stride)), b->max_tokens);
-        if (!fits_in_place(f, p->tokens, p->fresh)) {
+        kt__sequence_grow(cache, s, kt__pages_for(package, p->tokens + p->fresh));
+        p->capacity = lesser(kt__capacity(package, lesser(s->page_count, b->table_stride)), b->max_tokens);
+        if (!fits_in_place(package, p->tokens, p->fresh)) {
             p->slab_next = kt__slab_take(cache);
             cache->spares_used++;
         }
-        const stretch part = half_sealed(f, p->tokens, p->tokens + p->fresh);
-        for (int i = part.first; i < part.last && !status; i++) {
-            if (!is_shared(cache, s, i))
-                continue;
-            b->shared[slot * b->half_pages + i - part.first] = s->pages[i];
-            status = replace(cache, s, i, stream);
+        const int first = kt__pages_whole(package, p->tokens);
+        for (int reach = 0; reach < package->reach_count; reach++) {
+            const stretch part = half_sealed(package, reach, p->tokens, p->tokens + p->fresh);
+            for (int i = part.first; i < part.last && !status; i++) {
+                if (!is_shared(cache, s, i))
+                    continue;
+                b->shared[slot * b->half_pages + i - first] = s->pages[i];
+                status = replace(cache, s, i, stream);
+            }
         }
     }
     return status;
@@ -119,7 +127,7 @@ void kt__reserve_undo(kt_batch *b)
         if (!p->fresh)
             continue;
         kt__sequence *s = kt__batch_sequence(b, slot);
-        const int first = half_sealed(&cache->engine->package.format, p->tokens, p->tokens + p->fresh).first;
+        const int first = kt__pages_whole(&cache->engine->package, p->tokens);
         for (int i = 0; i < b->half_pages; i++)
             if (b->shared[slot * b->half_pages + i] >= 0)
                 put_back(cache, s, first + i, b->shared[slot * b->half_pages + i]);
@@ -143,12 +151,12 @@ void kt__reserve_settle(kt_batch *b)
 kt_status kt__unshare(kt_batch *b, void *stream)
 {
     kt_cache *cache = b->cache;
-    const kt_format *f = &cache->engine->package.format;
+    const kt__package *package = &cache->engine->package;
     kt_status status;
     int pages = 0;
     for (int slot = 0; slot < b->slots; slot++)
         if (b->planned[slot].fresh)
-            pages += count_shared(cache, kt__batch_sequence(b, slot), half_sealed(f, b->planned[slot].tokens, b->max_tokens));
+            pages += count_shared(cache, kt__batch_sequence(b, slot), b->planned[slot].tokens, b->max_tokens);
     if (pages > cache->free_page_count)
         return kt__fail(KT_FULL, "replays will seal values into %d pages that forks share, and need copies of them; %d of %d pages are free",
                         pages, cache->free_page_count, cache->page_total);
@@ -156,16 +164,18 @@ kt_status kt__unshare(kt_batch *b, void *stream)
         if (!b->planned[slot].fresh)
             continue;
         kt__sequence *s = kt__batch_sequence(b, slot);
-        const stretch part = half_sealed(f, b->planned[slot].tokens, b->max_tokens);
-        for (int i = part.first; i < part.last; i++) {
-            const int shared = s->pages[i];
-            if (!is_shared(cache, s, i))
-                continue;
-            if ((status = replace(cache, s, i, stream))) {
-                put_back(cache, s, i, shared);
-                return status;
+        for (int reach = 0; reach < package->reach_count; reach++) {
+            const stretch part = half_sealed(package, reach, b->planned[slot].tokens, b->max_tokens);
+            for (int i = part.first; i < part.last; i++) {
+                const int shared = s->pages[i];
+                if (!is_shared(cache, s, i))
+                    continue;
+                if ((status = replace(cache, s, i, stream))) {
+                    put_back(cache, s, i, shared);
+                    return status;
+                }
+                kt__page_release(cache, shared);
             }
-            kt__page_release(cache, shared);
         }
     }
     return KT_OK;

@@ -27,17 +27,13 @@ static kt_status idle(const kt_cache *cache, kt_sequence sequence, const char *c
     return KT_OK;
 }
 
-int kt__pages_for(const kt_format *f, int tokens)
-{
-    const int keys = kt_sealed(f, KT_KEY, tokens);
-    const int values = kt_sealed(f, KT_VALUE, tokens);
-    return keys > values ? keys : values;
-}
+int kt__pages_for(const kt__package *p, int tokens) { return kt__sealed_at(p, 0, tokens); }
 
-int kt__capacity(const kt_format *f, int pages)
+int kt__pages_whole(const kt__package *p, int tokens) { return kt__sealed_at(p, p->reach_count - 1, tokens); }
+
+int kt__capacity(const kt__package *p, int pages)
 {
-    const int window = f->key_window < f->value_window ? f->key_window : f->value_window;
-    const long long most = (long long)f->sink + window + ((long long)pages + 1) * f->page - 1;
+    const long long most = (long long)p->reaches[0] + ((long long)pages + 1) * p->formats[0].page - 1;
     return most < 0x7fffffff ? (int)most : 0x7fffffff;
 }
 
@@ -172,7 +168,7 @@ kt_status kt_sequence_reserve(kt_cache *cache, kt_sequence sequence, int tokens)
     kt__sequence *s;
     if ((status = idle(cache, sequence, "kt_sequence_reserve", &s)))
         return status;
-    const int pages = kt__pages_for(&cache->engine->package.format, tokens);
+    const int pages = kt__pages_for(&cache->engine->package, tokens);
     if (pages - s->page_count > cache->free_page_count)
         return kt__fail(KT_FULL, "kt_sequence_reserve: %d tokens need %d pages, %d more than the sequence has; %d of %d are free",
                         tokens, pages, pages - s->page_count, cache->free_page_count, cache->page_total);
@@ -202,7 +198,7 @@ kt_status kt_sequence_fork(kt_cache *cache, kt_sequence from, void *stream, kt_s
         return kt__within(status, "kt_sequence_fork");
     if (capturing)
         return kt__fail(KT_ORDER, "kt_sequence_fork: the stream is under graph capture, and a replay would copy again; fork outside of it");
-    const int pages = kt__pages_for(&cache->engine->package.format, s->tokens);
+    const int pages = kt__pages_for(&cache->engine->package, s->tokens);
     if ((status = kt__sequence_room(second, pages)))
         return kt__within(status, "kt_sequence_fork");
     const kt_sequence handle = start(cache, second);
@@ -221,34 +217,35 @@ kt_status kt_sequence_fork(kt_cache *cache, kt_sequence from, void *stream, kt_s
     return KT_OK;
 }
 
-static bool same_pages(const kt_format *f, int a, int b)
+static bool same_pages(const kt__package *p, int a, int b)
 {
-    return kt_sealed(f, KT_KEY, a) == kt_sealed(f, KT_KEY, b) &&
-           kt_sealed(f, KT_VALUE, a) == kt_sealed(f, KT_VALUE, b);
+    for (int i = 0; i < p->reach_count; i++)
+        if (kt__sealed_at(p, i, a) != kt__sealed_at(p, i, b))
+            return false;
+    return true;
 }
 
 // Fewest tokens at which a sequence of `tokens` tokens has the pages sealed that it has.
-static int least_sealed(const kt_format *f, int tokens)
+static int least_sealed(const kt__package *p, int tokens)
 {
-    const int windows[] = {f->key_window, f->value_window};
     int least = 0;
-    for (int i = 0; i < 2; i++) {
-        const int pages = kt_sealed(f, i, tokens), reached = f->sink + windows[i] + pages * f->page;
+    for (int i = 0; i < p->reach_count; i++) {
+        const int pages = kt__sealed_at(p, i, tokens), reached = p->reaches[i] + pages * p->formats[0].page;
         least = pages && reached > least ? reached : least;
     }
     return least;
 }
 
 // Whether the state before the last step can be had back.
-static bool can_undo(const kt_format *f, const kt__sequence *s)
+static bool can_undo(const kt__package *p, const kt__sequence *s)
 {
-    return s->undo_tokens >= 0 && (s->undo_slab >= 0 || same_pages(f, s->undo_tokens, s->tokens));
+    return s->undo_tokens >= 0 && (s->undo_slab >= 0 || same_pages(p, s->undo_tokens, s->tokens));
 }
 
 // Gives back pages of tokens beyond the sequence's, but for reservations, which keep those that no fork shares.
 static void drop_pages(kt_cache *cache, kt__sequence *s)
 {
-    int kept = kt__pages_for(&cache->engine->package.format, s->tokens);
+    int kept = kt__pages_for(&cache->engine->package, s->tokens);
     for (int i = kept; i < s->page_count; i++) {
         if (kept < s->reserved && cache->page_references[s->pages[i]] == 1)
             s->pages[kept++] = s->pages[i];
@@ -269,15 +266,15 @@ kt_status kt_sequence_truncate(kt_cache *cache, kt_sequence sequence, int tokens
         return status;
     if (tokens < 0 || tokens > s->tokens)
         return kt__fail(KT_INVALID, "kt_sequence_truncate: tokens is %d; 0 to %d, which the sequence has, are allowed", tokens, s->tokens);
-    const kt_format *f = &cache->engine->package.format;
-    const bool undo = can_undo(f, s);
-    if (!same_pages(f, tokens, s->tokens)) {
-        if (!undo || tokens > s->undo_tokens || !same_pages(f, tokens, s->undo_tokens)) {
+    const kt__package *p = &cache->engine->package;
+    const bool undo = can_undo(p, s);
+    if (!same_pages(p, tokens, s->tokens)) {
+        if (!undo || tokens > s->undo_tokens || !same_pages(p, tokens, s->undo_tokens)) {
             char before[64] = "";
-            if (undo && !same_pages(f, s->undo_tokens, s->tokens))
-                snprintf(before, sizeof before, ", and %d to %d, before its last step", least_sealed(f, s->undo_tokens), s->undo_tokens);
+            if (undo && !same_pages(p, s->undo_tokens, s->tokens))
+                snprintf(before, sizeof before, ", and %d to %d, before its last step", least_sealed(p, s->undo_tokens), s->undo_tokens);
             return kt__fail(KT_UNSUPPORTED, "kt_sequence_truncate: tokens is %d, where a sealed page would be needed exact again; possible for "
-                            "this sequence are %d to %d%s", tokens, least_sealed(f, s->tokens), s->tokens, before);
+                            "this sequence are %d to %d%s", tokens, least_sealed(p, s->tokens), s->tokens, before);
         }
         if (kt__sequence_keeps(s)) { // the two slabs change places
             const int slab = s->slab;
@@ -303,7 +300,7 @@ kt_status kt_sequence_undo(const kt_cache *cache, kt_sequence sequence, int *lea
     const kt__sequence *s = kt__sequence_find(cache, sequence, "kt_sequence_undo");
     if (!s)
         return KT_STALE;
-    const kt_format *f = &cache->engine->package.format;
-    *least = can_undo(f, s) ? s->undo_tokens : least_sealed(f, s->tokens);
+    const kt__package *p = &cache->engine->package;
+    *least = can_undo(p, s) ? s->undo_tokens : least_sealed(p, s->tokens);
     return KT_OK;
 }

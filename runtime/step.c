@@ -38,7 +38,7 @@ static kt_status launch_step(kt_batch *b, kt__op op)
     const kt__extent extent = extent_of(b, &(kt__run){0, b->slots, 1, 1});
     const kt_step_params params = {b->slots_device, b->control_device, b->slots};
     int kernel;
-    const kt_status status = kt__pick(b->cache->engine, op, b->active, b->max_pages, &kernel, NULL);
+    const kt_status status = kt__pick(b->cache->engine, op, 0, b->active, b->max_pages, &kernel, NULL);
     return status ? status : launch(b, op, kernel, &extent, &params, sizeof params);
 }
 
@@ -114,7 +114,8 @@ kt_status kt_step_begin(kt_batch *b, void *stream)
         b->appended[layer] = false;
     b->open = true;
     b->deferred = b->written = false;
-    b->divided = NULL;
+    for (int i = 0; i < KT_FORMATS; i++)
+        b->divided[i].kernel = NULL;
     return KT_OK;
 
 fail:
@@ -138,7 +139,7 @@ typedef struct {
 // Checks an operand of [rows, heads, head_dim] and fills in contiguous strides.
 static kt_status check_operand(const kt_batch *b, const char *call, int layer, operand *o, int heads)
 {
-    const int d = b->cache->engine->package.format.head_dim;
+    const int d = b->cache->engine->package.formats[0].head_dim;
     if (!o->address)
         return kt__fail(KT_INVALID, "%s: layer %d: %s is null", call, layer, o->name);
     if ((uintptr_t)o->address % 16)
@@ -182,7 +183,8 @@ static int append_blocks(const kt_batch *b, const kt__run *run, int blocks_per_s
 static kt_status launch_append(kt_batch *b, int layer, bool behind)
 {
     int kernel, blocks_per_sm;
-    kt_status status = kt__pick(b->cache->engine, KT__APPEND, b->active, b->max_pages, &kernel, &blocks_per_sm);
+    const int format = kt__layer_format(&b->cache->engine->package, layer);
+    kt_status status = kt__pick(b->cache->engine, KT__APPEND, format, b->active, b->max_pages, &kernel, &blocks_per_sm);
     b->written = true;
     for (int i = 0; i < b->run_count && !status; i++) {
         const kt__run *run = &b->runs[i];
@@ -190,7 +192,7 @@ static kt_status launch_append(kt_batch *b, int layer, bool behind)
             continue;
         kt__extent extent = extent_of(b, run);
         extent.ones[KT__UNITS] = append_blocks(b, run, blocks_per_sm);
-        const kt_append_params params = {.view = view_of(b, layer, run), .max_fresh = run->max_fresh, .behind = behind};
+        const kt_append_params params = {.view = view_of(b, layer, run), .behind = behind};
         status = launch(b, KT__APPEND, kernel, &extent, &params, sizeof params);
     }
     return status;
@@ -252,7 +254,7 @@ static kt_status check_attend(const kt_batch *b, const kt_attend_args *args)
                         args->layer, (double)args->softcap);
     if (!isfinite(args->scale) || args->scale < 0)
         return kt__fail(KT_INVALID, "kt_attend: layer %d: scale is %g; it must be positive, or 0 for 1 / sqrt(%d)", args->layer,
-                        (double)args->scale, b->cache->engine->package.format.head_dim);
+                        (double)args->scale, b->cache->engine->package.formats[0].head_dim);
     if (args->flags & ~(unsigned)KT_ATTEND_REFERENCE)
         return kt__fail(KT_INVALID, "kt_attend: layer %d: flags is %#x; only KT_ATTEND_REFERENCE (%#x) is known", args->layer,
                         args->flags, (unsigned)KT_ATTEND_REFERENCE);
@@ -278,23 +280,25 @@ kt_status kt_attend(kt_batch *b, const kt_attend_args *args)
 
     const kt_engine *engine = b->cache->engine;
     const double scale = args->scale != 0 ? (double)args->scale
-                         : engine->package.scale > 0 ? engine->package.scale : 1 / sqrt(engine->package.format.head_dim);
+                         : engine->package.scale > 0 ? engine->package.scale : 1 / sqrt(engine->package.formats[0].head_dim);
+    const size_t d = (size_t)engine->package.formats[0].head_dim;
+    const int format = kt__layer_format(&engine->package, args->layer);
     const kt__op op = args->flags & KT_ATTEND_REFERENCE ? KT__REFERENCE : KT__ATTEND;
     int kernel, blocks_per_sm;
-    if ((status = kt__pick(engine, op, b->active, kt__power_above(b->max_pages), &kernel, &blocks_per_sm)))
+    if ((status = kt__pick(engine, op, format, b->active, kt__power_above(b->max_pages), &kernel, &blocks_per_sm)))
         return kt__within(status, "kt_attend: layer %d", args->layer);
     const kt__kernel *chosen = &engine->package.kernels[kernel];
     int splits = 1, split_items = 1;
-    if (op == KT__ATTEND && b->divided != chosen) {
-        kt__divide(b, chosen, blocks_per_sm, &b->splits, &b->split_items);
-        b->divided = chosen;
+    if (op == KT__ATTEND && b->divided[format].kernel != chosen) {
+        kt__divide(b, chosen, blocks_per_sm, &b->divided[format].splits, &b->divided[format].split_items);
+        b->divided[format].kernel = chosen;
     }
     if (op == KT__ATTEND)
-        splits = b->splits, split_items = b->split_items;
+        splits = b->divided[format].splits, split_items = b->divided[format].split_items;
     kt_attend_params params = {
         .query = query.address, .out = (unsigned short *)args->out, .lse = args->lse,
         .query_row = query.row, .query_head = query.head, .out_row = out.row, .out_head = out.head,
-        .partial = b->partial, .stats = b->partial + b->partial_floats / ((size_t)engine->package.format.head_dim + 2) * (size_t)engine->package.format.head_dim,
+        .partial = b->partial, .stats = b->partial + b->partial_floats / (d + 2) * d,
         .arrivals = b->arrivals, .scale = (float)scale, .splits = splits, .split_items = split_items, .ordered = b->ordered,
     };
 

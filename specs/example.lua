@@ -39,4 +39,7 @@ return kitty {
         group = "head", -- channels that share a token's scale and zero; or 32, 64, 128
         window = 128,
     },
+
+    -- Layers that differ, counted from 0; what is not given is as above:
+    -- layers = { { first = 0, last = 1, key = { bits = 16 }, value = { bits = 16 } }, { first = 9, key = { boost = { fraction = 0.5 } } } },
 }

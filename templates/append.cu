@@ -67,7 +67,7 @@ struct Source {
 // Shared memory of a block.
 struct Work {
     alignas(16) u16 element[PAGE * ROW];   // the page, elements that are not finite replaced by 0
-    alignas(16) u16 step[4 * PAIRS];       // keys [group, 3, channel], values [group, token / 2, 4, token % 2]
+    alignas(16) u16 step[4 * PAIRS];       // keys [group, 3, channel], values [group, token / 2, 3 of 4, token % 2], read whole
     alignas(16) u32 patch[PATCHES + 1];    // low planes of the boosted channels, 0 elsewhere, in the order of the words
     alignas(16) u32 low[KEY_PAIRS / 2];    // extremes of keys [group, channel], elements
     alignas(16) u32 high[KEY_PAIRS / 2];

@@ -17,10 +17,9 @@
 // the last block to arrive merges all of them in split order.
 //
 // Matrix products have tokens (for q k^T) or channels (for the output) as rows and query heads as columns. Lane = 4 g + c.
-// A product has 8 columns. Where a pass has at most 4 heads (PAIR), q' = q * scale is a pair of halves, high and low, exact to 2^-22:
-// columns 4..7 carry the low halves of columns 0..3 in q k^T, and other tokens of the same heads in the output, so that no column is
-// idle. Otherwise a pass takes one or two products of 8 heads (HALVES) with the same codes, and sealed keys meet q' as two signed
-// bytes (m16n8k32): half as many products, and half as many registers, as a pair of halves.
+// A product has 8 columns. Sealed keys meet q' = q * scale as two signed bytes (m16n8k32). Where a pass has at most 4 heads (PAIR),
+// columns 4..7 carry the low bytes of columns 0..3 in q k^T, and other tokens of the same heads in the output, so that no column is
+// idle. Otherwise a pass takes one or two groups of 8 heads (HALVES) with the same codes, and high and low bytes apart.
 constexpr int D = HEAD_DIM;
 constexpr int KD = D / 16;                 // groups of 16 channels
 constexpr bool PAIR = COLUMNS <= 4;
@@ -39,10 +38,10 @@ constexpr int KEY_WORDS = KEY_TILE_BYTES / 128;
 //@ if key_halves then
 constexpr int BASE_WORDS = KEY_PLANES * KD + KEY_BITS % 2 * KD / 2;            // planes of all channels, the last of 1 bit in KD / 2 words
 constexpr int EXTRA_WORDS = (KEY_EXTRA * KEY_BOOSTED + 15) / 16;               // further 2-bit planes of the boosted ones, then a 1-bit one
-constexpr int EXTRA_TILES = PAIR ? EXTRA_WORDS : (EXTRA_WORDS + 1) / 2 * 2;    // of q', where bytes of two words side by side
+constexpr int EXTRA_TILES = (EXTRA_WORDS + 1) / 2 * 2;                         // of q', bytes of two words side by side
 constexpr int BOOST_TILES = EXTRA_TILES + (KEY_BOOST_BITS - KEY_BITS) % 2 * ((KEY_BOOSTED + 31) / 32 * 2);
 //@ elseif not key_by_token then
-constexpr int BOOST_TILES = KEY_BITS == 16 ? 0 : KEY_ROWS / 16 - KEY_PLANES * KD;
+constexpr int BOOST_TILES = KEY_BITS == 16 ? 0 : KEY_ROWS / 16 - KEY_PLANES * KD, EXTRA_TILES = BOOST_TILES + BOOST_TILES % 2;
 //@ end
 constexpr int VALUE_PLANES = VALUE_BITS / 2;
 //@ if value_by_channel or value_halves then
@@ -63,12 +62,20 @@ constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYT
 constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES);
 //@ end
 constexpr bool VALUES_AHEAD = D * HALVES <= 128; // exact values are loaded with their keys, where there are registers for both
-constexpr int BARRIER_BYTES = 128;
+constexpr int BARRIER_BYTES = (WARPS * STAGES * 16 + 127) / 128 * 128; // a stage has one for keys and one for values
 constexpr int OUT_STRIDE = D + 4;          // floats of a warp's result, off the bank stride
 constexpr float LOG2E = 1.4426950408889634f;
-// Tiles whose logits are held at once: where there are two products, as many as registers allow.
-constexpr int HELD = HALVES == 1 || TILES == 1 ? TILES : KEY_BITS > 2 && KEY_BITS < 16 ? 1 : 2;
+// Tiles whose logits are held at once. Where there are two products registers are short: probabilities of a tile become weights at once,
+// which take half as many (PACKED), or where weights are of groups, and so more, few tiles are held.
+//@ if value_by_channel then
+constexpr bool PACKED = false;
+//@ else
+constexpr bool PACKED = HALVES > 1 && VALUE_BITS < 16 && VALUE_GROUPS == 1;
+//@ end
+constexpr int HELD = HALVES == 1 || TILES == 1 ? TILES : PACKED || (KEY_BITS > 2 && KEY_BITS < 16) ? 1 : 2;
+constexpr int WEIGHED = PACKED && TILES > 1 ? 2 : HELD; // tiles whose values are summed up before they are added to the output
 constexpr int GROUPS = PAIR ? HELD : 2 * HELD; // of 16 tokens whose logits a lane holds
+constexpr int HEADROOM = 2; // log2 of the largest probability, relative to what State says
 // q' is at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products with codes, which
 // are subnormal halves, are off by 2^-24. Probabilities likewise.
 //@ if key_halves then
@@ -78,6 +85,7 @@ constexpr int Q_EXPONENT = 9;
 //@ end
 //@ if not key_by_token then
 constexpr int DIGIT = 254; // the low byte of q' is in units of 1 / DIGIT of the high byte, so that halves of these are at most 127
+constexpr int EXTRA_WEIGHT = 4; // of codes of further planes beside those of all channels: what their q' need not carry
 constexpr int KEY_PAIRS = (KD + BOOST_TILES + 1) / 2; // of words that meet q' as bytes; planes of all channels meet the same q'
 constexpr int DIGIT_BYTES = HALVES > 1 && KEY_BITS != 16 ? KEY_PAIRS * HALVES * 512 : 0; // of a warp, where registers cannot hold them
 //@ else
@@ -85,37 +93,42 @@ constexpr int DIGIT_BYTES = 0;
 //@ end
 constexpr int QUERY_BYTES = PAIR ? (D * COLUMNS * 2 + 127) / 128 * 128 : D * HALVES * 32 + WARPS * DIGIT_BYTES;
 //@ if value_by_channel then
-constexpr int P_EXPONENT = 15;
+constexpr int P_EXPONENT = 15 - HEADROOM;
 //@ elseif value_halves then
-constexpr int P_EXPONENT = 17 - 2 * VALUE_LAYERS;
+constexpr int P_EXPONENT = 17 - HEADROOM - 2 * VALUE_LAYERS;
 //@ else
-constexpr int P_EXPONENT = VALUE_BITS == 16 ? 0 : 17 - VALUE_BITS;
+constexpr int P_EXPONENT = VALUE_BITS == 16 ? 0 : 17 - HEADROOM - VALUE_BITS;
 //@ end
 static_assert(PAGE_TILES % TILES == 0, "chunks divide a page");
-static_assert(WARPS * STAGES * 8 <= BARRIER_BYTES, "barriers fit");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * STAGES * STAGE_BYTES <= SHARED_BYTES, "stages fit");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * COLUMNS * (OUT_STRIDE + 2) * 4 <= SHARED_BYTES, "partial results fit");
 
 // What a lane knows of the query: column g of each product, channels as channel_of orders them.
 struct Query {
     u32 pair[HALVES][2 * KD];            // element pairs in DTYPE: [2 k + j] channels channel_of(k, 2 c + 8 j) and the next
-    u32 half[PAIR ? 2 * KD : 1];         // the same in fp16, times 2^(Q_EXPONENT - e) with every |q| of the column's head <= 2^e
+    u32 half[PAIR ? 2 * KD : 1];         // the same in fp16, as stored() has them, times 2^(Q_EXPONENT - e) with every |q| of the column's head <= 2^e
     const uint4 *halves;                 // unless PAIR: that, shared [D / 32, HALVES, 32 lanes]
     const u16 *all;                      // that of all channels, shared [D, COLUMNS]; unless PAIR [D, 8, HALVES]
     float back[HALVES];                  // scale * log2(e) * 2^(e - Q_EXPONENT) of the column's head
     float scale;                         // scale * log2(e)
 
-    // half[4 k ... 4 k + 3] of product h.
-    __device__ __forceinline__ uint4 four(int h, int k, int lane) const {
+    // Of product h, halves 0, 2, 1 and 3 of channels 32 k + 8 c and so on.
+    __device__ __forceinline__ uint4 stored(int h, int k, int lane) const {
         if constexpr (PAIR) return make_uint4(half[4 * k], half[4 * k + 1], half[4 * k + 2], half[4 * k + 3]);
         else return halves[(k * HALVES + h) * 32 + lane];
+    }
+    // The same in their order.
+    __device__ __forceinline__ uint4 four(int h, int k, int lane) const {
+        const uint4 q = stored(h, k, lane);
+        return make_uint4(q.x, q.z, q.y, q.w);
     }
 };
 
 // Running softmax of a warp, per product. Heads of columns 2 c (0) and 2 c + 1 (1); rows of `out` are channels channel_of(i, g + 8 half).
+// What probabilities are relative to is the largest logit when one was last above it by more than HEADROOM, so that it seldom grows.
 struct State {
     float out[KD][4];
-    float max0, max1;   // of logits in units of log2
+    float max0, max1;   // that logit, in units of log2; 0 before the first
     float sum0, sum1;   // this lane's tokens only
 };
 
@@ -158,6 +171,13 @@ template <int words> struct Words {
     }
 };
 
+// Of factors of the heads of columns 2 c and 2 c + 1, that of column g, as two halves.
+__device__ __forceinline__ u32 column_factor(float f0, float f1, int lane) {
+    const int from = lane >> 3; // the lane of its pair of columns
+    const float x = __shfl_sync(~0u, f0, from), y = __shfl_sync(~0u, f1, from), f = lane & 4 ? y : x;
+    return pack_half(f, f);
+}
+
 // One word's codes as subnormal halves, times the weights 1, 4, 16, 64 of their bit positions, times product h's b[h][at], b[h][at + 1];
 // `word` is shifted by 8 for the second group of 16.
 template <int count, int most>
@@ -178,9 +198,8 @@ __device__ __forceinline__ void mma_codes(float (&c)[HALVES][count][4], int to, 
 //@ else
 // q' = q * scale for one group of a sealed key page, as the B operand, and the zeros' share of the logits.
 struct KeyOperand {
-    u32 high[HALVES][PAIR ? 2 * (KD + BOOST_TILES) : 1]; // PAIR: the low half in columns 4..7
-    // Otherwise bytes, of words 2 i and 2 i + 1: x, y high and z, w low ones of rows 2 c and 2 c + 8.
-    uint4 digits[PAIR || HALVES > 1 ? 1 : KEY_PAIRS];
+    // Bytes, of words 2 i and 2 i + 1: x, y high and z, w low ones of rows 2 c and 2 c + 8; PAIR: x, y alone, low ones in columns 4..7.
+    uint4 digits[HALVES > 1 ? 1 : KEY_PAIRS];
     uint4 *stored;                                       // the warp's [KEY_PAIRS, HALVES, 32 lanes], shared, where there are two products
     float factor0[HALVES], factor1[HALVES];              // of the products with codes, to logits in units of log2, columns 2 c and 2 c + 1
     float zero0[HALVES], zero1[HALVES];                  // q . zero in units of log2
@@ -190,16 +209,10 @@ struct KeyOperand {
         else return digits[i];
     }
 
-    // The product of two pairs of halves; in columns 4..7 what its rounding left over, exact.
-    __device__ __forceinline__ void put(int at, u32 q, u32 scale, u32 low_mask) {
-        const u32 product = half2_multiply(q, scale);
-        high[0][at] = half2_multiply_add(q, scale, (product ^ 0x80008000u) & low_mask);
-    }
-
     // The boosted channels' rows 2 c + 8 j and the next of their k-th tile: q of the lane's columns, scales, and the weights of their
-    // planes times `unit`.
+    // planes, less what the codes carry.
     __device__ __forceinline__ static void gather(u32 (&q)[HALVES], u32 &scale, u32 &weight, const Query &query, const u8 *block,
-                                                  const u16 *scales, int k, int j, float unit, int lane) {
+                                                  const u16 *scales, int k, int j, int lane) {
         const int g = lane >> 2, head = g & HEAD_MASK;
         u32 both[2], two[2];
         float times[2];
@@ -210,12 +223,12 @@ struct KeyOperand {
             const int row = (half ? k - EXTRA_TILES : k) * 16 + 2 * (lane & 3) + 8 * j + e, plane = half ? KEY_EXTRA : row / BOOST_LIST;
             const bool real = row < (half ? KEY_BOOSTED : KEY_EXTRA * KEY_BOOSTED) && head < COLUMNS;
             const int channel = real ? block[KEY_INDEX + (half ? row : row - plane * BOOST_LIST)] : 0;
-            times[e] = real ? (float)(1 << (KEY_BITS + 2 * plane)) * unit : 0;
+            times[e] = real ? (float)(1 << (KEY_BITS + 2 * plane)) / EXTRA_WEIGHT : 0;
 //@ else
             const int row = k * 16 + 2 * (lane & 3) + 8 * j + e, plane = row / BOOST_LIST;
             const bool real = row < KEY_EXTRA * KEY_BOOSTED && head < COLUMNS;
             const int channel = real ? block[KEY_INDEX + row - plane * BOOST_LIST] : 0;
-            times[e] = real ? (float)(1 << (KEY_BITS + 2 * (KEY_EXTRA > 1 ? plane : 0))) * unit : 0;
+            times[e] = real ? (float)(1 << (KEY_BITS + 2 * (KEY_EXTRA > 1 ? plane : 0))) / EXTRA_WEIGHT : 0;
 //@ end
             if constexpr (HALVES == 2) both[e] = real ? *(const u32 *)(query.all + (channel * 8 + g) * 2) : 0;
             else both[e] = real ? query.all[channel * (PAIR ? COLUMNS : 8) + head] : 0;
@@ -230,45 +243,21 @@ struct KeyOperand {
         scale = two[0] | two[1] << 16, weight = pack_half(times[0], times[1]);
     }
 
-    __device__ __forceinline__ void build_pairs(const Query &query, const u8 *block, const u16 *scales, int lane) {
-        const int c = lane & 3;
-        const u32 low_mask = lane >= 16 ? ~0u : 0u;
-        // Scales become at most 1, unless all are tiny: then a quarter of what a half can hold. Columns 8..15 of a product meet codes
-        // times 16.
-        const int exponent = max((int)(signed char)block[KT_HEADER_KEY_EXPONENT], -8);
-        const float unit = power_of_two(-exponent);
-        const u32 even = pack_half(unit, unit), odd = pack_half(unit * 0.0625f, unit * 0.0625f);
-#pragma unroll
-        for (int k = 0; k < D / 32; k++) {
-//@ if KEY_META8 == 1 then
-            const uint4 m = halves_of_bytes((const u8 *)scales + k * 32 + c * 8, exponents_of(block, true).scale), q = query.four(0, k, lane);
-//@ else
-            const uint4 m = *(const uint4 *)(scales + k * 32 + c * 8), q = query.four(0, k, lane);
-//@ end
-            put(4 * k, q.x, half2_multiply(m.x, even), low_mask);
-            put(4 * k + 1, q.y, half2_multiply(m.y, odd), low_mask);
-            put(4 * k + 2, q.z, half2_multiply(m.z, even), low_mask);
-            put(4 * k + 3, q.w, half2_multiply(m.w, odd), low_mask);
-        }
-#pragma unroll
-        for (int k = 0; k < 2 * BOOST_TILES; k++) {
-            u32 q[HALVES], scale, weight;
-            gather(q, scale, weight, query, block, scales, k / 2, k & 1, k & 1 ? unit * 0.0625f : unit, lane);
-            put(2 * KD + k, q[0], half2_multiply(scale, weight), low_mask);
-        }
-        factor0[0] = factor1[0] = power_of_two(exponent + 24);
-    }
-
     // A column's q' becomes high + low / DIGIT, two bytes, times a power of two that its largest |q'| allows: within 2^-14 of that.
+    // What rounding leaves over counts for codes in the middle of theirs, and goes to the zeros' share: so only how far codes are from
+    // there meets it.
     __device__ __forceinline__ void build_digits(const Query &query, const u8 *block, const u16 *scales, int lane) {
         constexpr int COUNT = 2 * (KD + BOOST_TILES);
         constexpr u32 ROUND = 0x66006600u; // 1536: a half near it is an integer, its low byte two's complement
         const int c = lane & 3, exponent = max((int)(signed char)block[KT_HEADER_KEY_EXPONENT], -15);
         const float unit = power_of_two(-exponent);
         const u32 units = pack_half(unit, unit);
-        u32 q[HALVES][4 * KEY_PAIRS], scale[4 * KEY_PAIRS]; // scales at most 1, times the weights of higher planes
-        q[0][4 * KEY_PAIRS - 2] = q[0][4 * KEY_PAIRS - 1] = q[HALVES - 1][4 * KEY_PAIRS - 2] = q[HALVES - 1][4 * KEY_PAIRS - 1] = 0;
-        scale[4 * KEY_PAIRS - 2] = scale[4 * KEY_PAIRS - 1] = 0; // of a word that is not there
+        // Middles of the codes: of all channels, of further 2-bit planes and of a further 1-bit plane.
+        const float middle = ((1 << KEY_BITS) - 1) * 0.5f;
+        const u32 base = pack_half(middle, middle), further = pack_half(1.5f * EXTRA_WEIGHT, 1.5f * EXTRA_WEIGHT);
+        const u32 last = pack_half(0.5f * EXTRA_WEIGHT, 0.5f * EXTRA_WEIGHT);
+        constexpr int BOOST = 4 * KEY_PAIRS - 2 * KD;             // words of boosted channels, and of zeros where those are odd
+        u32 scale[4 * KEY_PAIRS], boosted[HALVES][BOOST ? BOOST : 1]; // scales at most 1, times the weights of higher planes; q
 #pragma unroll
         for (int k = 0; k < D / 32; k++) {
 //@ if KEY_META8 == 1 then
@@ -278,25 +267,39 @@ struct KeyOperand {
 //@ end
             scale[4 * k] = half2_multiply(m.x, units), scale[4 * k + 1] = half2_multiply(m.y, units);
             scale[4 * k + 2] = half2_multiply(m.z, units), scale[4 * k + 3] = half2_multiply(m.w, units);
+        }
 #pragma unroll
-            for (int h = 0; h < HALVES; h++) {
-                const uint4 x = query.four(h, k, lane);
-                q[h][4 * k] = x.x, q[h][4 * k + 1] = x.y, q[h][4 * k + 2] = x.z, q[h][4 * k + 3] = x.w;
+        for (int k = 0; k < BOOST; k++) {
+            if (k < 2 * BOOST_TILES) {
+                u32 x[HALVES], weight;
+                gather(x, scale[2 * KD + k], weight, query, block, scales, k / 2, k & 1, lane);
+                scale[2 * KD + k] = half2_multiply(half2_multiply(scale[2 * KD + k], units), weight);
+#pragma unroll
+                for (int h = 0; h < HALVES; h++) boosted[h][k] = x[h];
+            } else {
+                scale[2 * KD + k] = boosted[0][k] = boosted[HALVES - 1][k] = 0;
             }
         }
 #pragma unroll
-        for (int k = 0; k < 2 * BOOST_TILES; k++) {
-            u32 x[HALVES], weight;
-            gather(x, scale[2 * KD + k], weight, query, block, scales, k / 2, k & 1, 1.0f, lane);
-            scale[2 * KD + k] = half2_multiply(half2_multiply(scale[2 * KD + k], units), weight);
-#pragma unroll
-            for (int h = 0; h < HALVES; h++) q[h][2 * KD + k] = x[h];
-        }
-#pragma unroll
         for (int h = 0; h < HALVES; h++) {
+            auto words = [&](u32(&q)[4], int i) { // q of words 4 i to 4 i + 3; from shared memory twice rather than kept
+                if (i < KD / 2) {
+                    const uint4 x = query.four(h, i, lane);
+                    q[0] = x.x, q[1] = x.y, q[2] = x.z, q[3] = x.w;
+                } else {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) q[e] = boosted[h][4 * i + e - 2 * KD];
+                }
+            };
             u32 peaks = 0;
 #pragma unroll
-            for (int k = 0; k < COUNT; k++) peaks = half2_peak(peaks, half2_multiply(q[h][k], scale[k]));
+            for (int i = 0; i < KEY_PAIRS; i++) {
+                u32 q[4];
+                words(q, i);
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    if (4 * i + e < COUNT) peaks = half2_peak(peaks, half2_multiply(q[e], scale[4 * i + e]));
+            }
             float peak = fmaxf(half_to_float((u16)peaks), half_to_float((u16)(peaks >> 16)));
             peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, 1));
             peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, 2));
@@ -305,27 +308,37 @@ struct KeyOperand {
             const int x = max(ceil_exponent(peak * (128.0f / 126.0f)), -1);
             const float grow = power_of_two(7 - x), back = power_of_two(exponent + x - 7) * (1.0f / DIGIT);
             const u32 grows = pack_half(grow, grow);
+            u32 left = 0; // in units of the low byte
 #pragma unroll
             for (int i = 0; i < KEY_PAIRS; i++) {
-                u32 digit[2][2];
+                u32 digit[2][2], q[4];
+                words(q, i);
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
                     u32 high[2], low[2];
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
-                        const u32 y = q[h][4 * i + 2 * e + j], s = half2_multiply(scale[4 * i + 2 * e + j], grows);
+                        const u32 y = q[2 * e + j], s = half2_multiply(scale[4 * i + 2 * e + j], grows);
                         high[e] = half2_multiply_add(y, s, ROUND);
                         const u32 rest = half2_multiply_add(y, s, half2_multiply_add(high[e], 0xbc00bc00u, ROUND)); // less what is in `high`
                         low[e] = half2_multiply_add(rest, 0x5bf05bf0u, ROUND);                                      // times DIGIT
+                        const u32 over = half2_multiply_add(rest, 0x5bf05bf0u, half2_multiply_add(low[e], 0xbc00bc00u, ROUND));
+                        left = half2_multiply_add(over, i < KD / 2 ? base : i < (KD + EXTRA_TILES) / 2 ? further : last, left);
                     }
                     digit[0][j] = __byte_perm(high[0], high[1], 0x6420);
                     digit[1][j] = __byte_perm(low[0], low[1], 0x6420);
                 }
-                const uint4 four = make_uint4(digit[0][0], digit[0][1], digit[1][0], digit[1][1]);
+                const bool low_part = PAIR && lane >= 16;
+                const uint4 four = make_uint4(low_part ? digit[1][0] : digit[0][0], low_part ? digit[1][1] : digit[0][1], digit[1][0], digit[1][1]);
                 if constexpr (HALVES > 1) stored[(i * HALVES + h) * 32 + lane] = four;
                 else digits[i] = four;
             }
-            factor0[h] = __shfl_sync(~0u, back, 8 * c), factor1[h] = __shfl_sync(~0u, back, 8 * c + 4);
+            float share = (half_to_float((u16)left) + half_to_float((u16)(left >> 16))) * back;
+            share += __shfl_xor_sync(~0u, share, 1);
+            share += __shfl_xor_sync(~0u, share, 2);
+            const int from = 8 * (c & (HEAD_MASK >> 1)); // lane of column 2 c's head
+            factor0[h] = __shfl_sync(~0u, back, from), factor1[h] = __shfl_sync(~0u, back, from + 4);
+            zero0[h] = __shfl_sync(~0u, share, from), zero1[h] = __shfl_sync(~0u, share, from + 4);
         }
     }
 
@@ -335,11 +348,11 @@ struct KeyOperand {
 //@ else
         const u16 *scales = (const u16 *)(block + KEY_META) + group * 2 * D, *zeros = scales + D;
 //@ end
-        float zero[HALVES][4];
+        float front[HALVES][4], back[HALVES][4];
 #pragma unroll
         for (int h = 0; h < HALVES; h++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) zero[h][i] = 0;
+            for (int i = 0; i < 4; i++) front[h][i] = back[h][i] = 0;
 #pragma unroll
         for (int k = 0; k < D / 32; k++) {
 //@ if KEY_META8 == 1 then
@@ -348,75 +361,42 @@ struct KeyOperand {
             const uint4 z = *(const uint4 *)(zeros + k * 32 + (lane & 3) * 8);
 //@ end
 #pragma unroll
-            for (int h = 0; h < HALVES; h++) { // every row is the zeros
-                const uint4 q = query.four(h, k, lane);
-                mma_half(zero[h], z.x, z.x, z.y, z.y, q.x, q.y);
-                mma_half(zero[h], z.z, z.z, z.w, z.w, q.z, q.w);
+            for (int h = 0; h < HALVES; h++) { // rows g of `front` and g + 8 of `back` count
+                const uint4 q = query.stored(h, k, lane);
+                mma_half(front[h], z.x, z.y, z.z, z.w, q.x, q.y);
+                mma_half(back[h], z.x, z.y, z.z, z.w, q.z, q.w);
             }
         }
-        if constexpr (PAIR) build_pairs(query, block, scales, lane);
-        else build_digits(query, block, scales, lane);
+        build_digits(query, block, scales, lane);
 #pragma unroll
         for (int h = 0; h < HALVES; h++) {
             const int from = 8 * (lane & 3 & (HEAD_MASK >> 1)); // lane of column 2 c's head
             const float back0 = __shfl_sync(~0u, query.back[h], from), back1 = __shfl_sync(~0u, query.back[h], from + 4);
             factor0[h] *= back0, factor1[h] *= back1;
-            zero0[h] = zero[h][0] * back0, zero1[h] = zero[h][1] * back1;
+            zero0[h] = (front[h][0] + back[h][2] + zero0[h]) * back0, zero1[h] = (front[h][1] + back[h][3] + zero1[h]) * back1;
         }
     }
 };
 
-//@ if key_halves then
-//@ include "lib/score_planes.cuh"
+constexpr int DIGITS = PAIR ? 1 : 2; // products of a group of 8 columns: high and low bytes apart, or side by side in columns 0..3 and 4..7
 
-//@ else
-// Raw products of `groups` groups of 16 tokens of a key tile, from group m0 on: s[h][at + m] rows are tokens g (elements 0, 1) and
-// g + 8 (2, 3) of the group.
-template <int groups, int most>
-__device__ __forceinline__ void score_codes(float (&s)[HALVES][most][4], int at, const KeyOperand &operand, const u8 *tile, int m0, int lane) {
-    Words<KEY_WORDS> words(tile, lane);
-    float sum[HALVES][groups][4], plane[HALVES][groups][4];
-#pragma unroll
-    for (int m = 0; m < groups; m++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) sum[0][m][i] = plane[0][m][i] = 0;
-#pragma unroll
-    for (int k = 0; k < KEY_WORDS; k++) {
-        const int p = k / KD; // planes 1.. of all channels reuse the operand and are weighted afterwards
-        const bool weighted = p >= 1 && p < KEY_PLANES;
-        const int row = p < KEY_PLANES ? k % KD : KD + k - KEY_PLANES * KD;
-        const u32 x = words.get(k, k == 0);
-#pragma unroll
-        for (int m = 0; m < groups; m++) {
-            if (weighted) mma_codes(plane, m, x >> (8 * (m0 + m)), operand.high, 2 * row);
-            else mma_codes(sum, m, x >> (8 * (m0 + m)), operand.high, 2 * row);
-            if (weighted && k % KD == KD - 1)
-#pragma unroll
-                for (int i = 0; i < 4; i++) sum[0][m][i] += plane[0][m][i] * (float)(1 << (2 * p)), plane[0][m][i] = 0;
-        }
-    }
-#pragma unroll
-    for (int m = 0; m < groups; m++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) s[0][at + m][i] = sum[0][m][i];
-}
-
-//@ end
-// The same with q' as bytes, in units of the low one, exact. Codes are bytes too: two words' of a group side by side.
-template <int groups, int most>
-__device__ __forceinline__ void score_digits(float (&s)[HALVES][most][4], int at, const KeyOperand &operand, const u8 *tile, int m0, int lane) {
+// Products of `groups` groups of 16 tokens of a key tile, from group m0 on, with the high and the low bytes of q', exact. Rows are
+// tokens g (elements 0, 1) and g + 8 (2, 3). Codes are bytes too: two words' of a group side by side.
+template <int groups>
+__device__ __forceinline__ void multiply_codes(int (&sum)[groups][HALVES][DIGITS][4], const KeyOperand &operand, const u8 *tile, int m0, int lane) {
     // Steps, of two words or of one that holds a 1-bit plane of two, by the higher plane first: each is 4 times the next.
     constexpr int PLANE = KD / 2, HALF = KEY_BITS % 2 * PLANE, BASE = HALF + KEY_PLANES * PLANE;
     constexpr int EXTRA = (KEY_EXTRA * KEY_BOOSTED + 15) / 16, FURTHER = BASE + (EXTRA + 1) / 2; // boosted channels' words, steps
     constexpr int STEPS = FURTHER + (KEY_BOOST_BITS - KEY_BITS) % 2 * ((KEY_BOOSTED + 31) / 32);
     Words<KEY_WORDS> words(tile, lane);
-    int sum[groups][HALVES][2][4];
 #pragma unroll
     for (int m = 0; m < groups; m++)
 #pragma unroll
         for (int h = 0; h < HALVES; h++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) sum[m][h][0][i] = sum[m][h][1][i] = 0;
+            for (int d = 0; d < DIGITS; d++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) sum[m][h][d][i] = 0;
 #pragma unroll
     for (int i = 0; i < STEPS; i++) {
         const bool base = i < BASE, half = i < HALF || i >= FURTHER;
@@ -430,137 +410,165 @@ __device__ __forceinline__ void score_digits(float (&s)[HALVES][most][4], int at
         if (half) y = x >> 1 & 0x55555555u, x &= 0x55555555u;
 #pragma unroll
         for (int m = 0; m < groups; m++) {
-            const u32 codes = __byte_perm(x, y, m0 + m ? 0x7531 : 0x6420), next = codes >> 4;
+            const u32 codes = __byte_perm(x, y, m0 + m ? 0x7531 : 0x6420), front = base ? codes : codes << 2, next = base ? codes >> 4 : codes >> 2;
+            const u32 first = base ? 0x03030303u : 0x0c0c0c0cu, second = first << 2; // further planes are EXTRA_WEIGHT times what they were
 #pragma unroll
             for (int h = 0; h < HALVES; h++) {
                 const uint4 b = operand.digits_of(row, h, lane);
 #pragma unroll
-                for (int d = 0; d < 2; d++) {
+                for (int d = 0; d < DIGITS; d++) {
                     if (base && i >= PLANE && i % PLANE == 0)
 #pragma unroll
                         for (int e = 0; e < 4; e++) sum[m][h][d][e] *= 4;
-                    mma_bytes(sum[m][h][d], codes & 0x03030303u, codes & 0x0c0c0c0cu, next & 0x03030303u, next & 0x0c0c0c0cu,
+                    mma_bytes(sum[m][h][d], front & first, front & second, next & first, next & second,
                               d ? b.z : b.x, d ? b.w : b.y);
                 }
             }
         }
     }
+}
+
+// a u + b v; codes of several planes may reach past 32 bits.
+__device__ __forceinline__ float join_digits(int a, int u, int b, int v) {
+    return KEY_BITS > 2 ? (float)a * (float)u + (float)b * (float)v : (float)(a * u + b * v);
+}
+
+// Logits in units of log2, relative to the running maximum, of one group, product h.
+__device__ __forceinline__ void scale_logits(float (&s)[4], const Query &query, const KeyOperand &operand, const State &state, int h) {
+    if constexpr (KEY_BITS == 16) {
+        s[0] = s[0] * query.scale - state.max0, s[1] = s[1] * query.scale - state.max1;
+        s[2] = s[2] * query.scale - state.max0, s[3] = s[3] * query.scale - state.max1;
+    } else {
+        const float f0 = operand.factor0[h], f1 = operand.factor1[h], zero0 = operand.zero0[h] - state.max0, zero1 = operand.zero1[h] - state.max1;
+        s[0] = s[0] * f0 + zero0, s[1] = s[1] * f1 + zero1;
+        s[2] = s[2] * (f0 * 0.25f) + zero0, s[3] = s[3] * (f1 * 0.25f) + zero1; // rows g + 8 meet codes times 4
+    }
+}
+
+// Raw products of `groups` groups of an exact key tile, from m0 on.
+template <int groups, int most>
+__device__ __forceinline__ void score_elements(float (&s)[HALVES][most][4], int at, const Query &query, const u8 *tile, int m0, int lane) {
+    const uint4 *a = (const uint4 *)tile + lane;
 #pragma unroll
-    for (int m = 0; m < groups; m++)
+    for (int m = 0; m < groups; m++) {
 #pragma unroll
         for (int h = 0; h < HALVES; h++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) { // codes of several planes may reach past 32 bits
-                const int high = sum[m][h][0][i], low = sum[m][h][1][i];
-                s[h][at + m][i] = KEY_BITS > 2 ? (float)high * DIGIT + (float)low : (float)(high * DIGIT + low);
-            }
-}
-
-// Logits in units of log2 of one group, product h.
-__device__ __forceinline__ void scale_logits(float (&s)[4], const Query &query, const KeyOperand &operand, int h) {
-    if constexpr (KEY_BITS == 16) {
+            for (int i = 0; i < 4; i++) s[h][at + m][i] = 0;
 #pragma unroll
-        for (int i = 0; i < 4; i++) s[i] *= query.scale;
-    } else {
-        const float f0 = operand.factor0[h], f1 = operand.factor1[h];
-        s[0] = s[0] * f0 + operand.zero0[h], s[1] = s[1] * f1 + operand.zero1[h];
-        s[2] = s[2] * (f0 * 0.25f) + operand.zero0[h], s[3] = s[3] * (f1 * 0.25f) + operand.zero1[h]; // rows g + 8 meet codes times 4
-    }
-}
-
-// Raw products of `groups` groups of a sealed key tile, from m0 on; PAIR: the low halves are still in columns 4..7.
-template <int groups, int most>
-__device__ __forceinline__ void score_tile(float (&s)[HALVES][most][4], int at, const Query &query, const KeyOperand &operand, const u8 *tile,
-                                           int m0, int lane) {
-    if constexpr (KEY_BITS == 16) {
-        const uint4 *a = (const uint4 *)tile + lane;
-#pragma unroll
-        for (int m = 0; m < groups; m++) {
+        for (int k = 0; k < KD; k++) {
+            const uint4 w = a[((m0 + m) * KD + k) * 32];
 #pragma unroll
             for (int h = 0; h < HALVES; h++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) s[h][at + m][i] = 0;
-#pragma unroll
-            for (int k = 0; k < KD; k++) {
-                const uint4 w = a[((m0 + m) * KD + k) * 32];
-#pragma unroll
-                for (int h = 0; h < HALVES; h++)
-                    mma_element(s[h][at + m], w.x, w.y, w.z, w.w, query.pair[h][2 * k], query.pair[h][2 * k + 1]);
-            }
+                mma_element(s[h][at + m], w.x, w.y, w.z, w.w, query.pair[h][2 * k], query.pair[h][2 * k + 1]);
         }
-    } else if constexpr (PAIR) {
-        score_codes<groups>(s, at, operand, tile, m0, lane);
-    } else {
-        score_digits<groups>(s, at, operand, tile, m0, lane);
     }
 }
 
+// PAIR: weights of a lane's products, high ones in columns 0..3, and of those in the other columns of its heads.
+__device__ __forceinline__ int own_digit(int lane) { return second_lane(lane) ? 1 : DIGIT; }
+__device__ __forceinline__ int other_digit(int lane) { return second_lane(lane) ? DIGIT : 1; }
+
 // Logits of one group of a sealed tile, in all columns.
-__device__ __forceinline__ void score_group(float (&s)[HALVES][1][4], const Query &query, const KeyOperand &operand, const u8 *tile, int m,
-                                            int lane) {
-    score_tile<1>(s, 0, query, operand, tile, m, lane);
-    if (PAIR && KEY_BITS != 16)
+__device__ __forceinline__ void score_group(float (&s)[HALVES][1][4], const Query &query, const KeyOperand &operand,
+                                            const State (&state)[HALVES], const u8 *tile, int m, int lane) {
+    if constexpr (KEY_BITS == 16) {
+        score_elements<1>(s, 0, query, tile, m, lane);
+    } else {
+        int sum[1][HALVES][DIGITS][4];
+        multiply_codes<1>(sum, operand, tile, m, lane);
 #pragma unroll
-        for (int i = 0; i < 4; i++) s[0][0][i] += __shfl_xor_sync(~0u, s[0][0][i], 2);
+        for (int h = 0; h < HALVES; h++)
 #pragma unroll
-    for (int h = 0; h < HALVES; h++) scale_logits(s[h][0], query, operand, h);
+            for (int i = 0; i < 4; i++) {
+                const int mine = sum[0][h][0][i];
+                if constexpr (PAIR) s[h][0][i] = join_digits(mine, own_digit(lane), __shfl_xor_sync(~0u, mine, 2), other_digit(lane));
+                else s[h][0][i] = join_digits(mine, DIGIT, sum[0][h][DIGITS - 1][i], 1);
+            }
+    }
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) scale_logits(s[h][0], query, operand, state[h], h);
 }
 
 // Logits of the t-th sealed tile of a chunk. PAIR: a lane of columns 0..3 gets tokens 0..15 of the tile, one of columns 4..7 the others,
 // of the same heads.
-__device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int t, const Query &query, const KeyOperand &operand, const u8 *tile,
-                                             int lane) {
-    if constexpr (PAIR) {
+__device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int t, const Query &query, const KeyOperand &operand,
+                                             const State (&state)[HALVES], const u8 *tile, int lane) {
+    constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane keeps
+    const bool second = second_lane(lane);
+    if constexpr (KEY_BITS == 16) {
         float both[HALVES][2][4];
-        score_tile<2>(both, 0, query, operand, tile, 0, lane);
-        const bool second = second_lane(lane);
+        score_elements<2>(both, 0, query, tile, 0, lane);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const float keep = second ? both[0][1][i] : both[0][0][i], give = second ? both[0][0][i] : both[0][1][i];
-            s[0][t][i] = KEY_BITS == 16 ? keep : keep + __shfl_xor_sync(~0u, give, 2);
-        }
-        scale_logits(s[0][t], query, operand, 0);
+        for (int h = 0; h < HALVES; h++)
+#pragma unroll
+            for (int m = 0; m < own; m++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) s[h][own * t + m][i] = PAIR && second ? both[h][1][i] : both[h][m][i];
     } else {
-        score_tile<2>(s, 2 * t, query, operand, tile, 0, lane);
+        int sum[2][HALVES][DIGITS][4];
+        multiply_codes<2>(sum, operand, tile, 0, lane);
 #pragma unroll
-        for (int h = 0; h < HALVES; h++) scale_logits(s[h][2 * t], query, operand, h), scale_logits(s[h][2 * t + 1], query, operand, h);
+        for (int h = 0; h < HALVES; h++)
+#pragma unroll
+            for (int m = 0; m < own; m++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const int mine = sum[m][h][0][i];
+                    if constexpr (PAIR) {
+                        const int other = sum[1][h][0][i], got = __shfl_xor_sync(~0u, second ? mine : other, 2);
+                        s[h][t][i] = join_digits(second ? other : mine, own_digit(lane), got, other_digit(lane));
+                    } else {
+                        s[h][2 * t + m][i] = join_digits(mine, DIGIT, sum[m][h][DIGITS - 1][i], 1);
+                    }
+                }
     }
+#pragma unroll
+    for (int h = 0; h < HALVES; h++)
+#pragma unroll
+        for (int m = 0; m < own; m++) scale_logits(s[h][own * t + m], query, operand, state[h], h);
 }
 
 //@ end
 // ---- softmax ----
 
-// Raises the running maximum to cover `groups` groups of logits, scales what was summed before (the output by `also` too), and
-// turns the logits into probabilities relative to the new maximum. r0, r1: the factors of what was summed before.
+// Turns `groups` groups of logits, relative to the running maximum, into probabilities. Where one is far above it, or none was before
+// (`first`), the maximum is raised, what was summed before is scaled to it by r0 and r1, and the result is true.
 template <int groups>
-__device__ __forceinline__ void softmax_update(State &state, float (&s)[groups][4], float also, float &r0, float &r1) {
-    float max0 = state.max0, max1 = state.max1;
+__device__ __forceinline__ bool softmax_update(State &state, float (&s)[groups][4], bool first, float &r0, float &r1) {
+    float top0 = -infinity(), top1 = -infinity();
 #pragma unroll
     for (int m = 0; m < groups; m++) {
-        max0 = fmaxf(max0, fmaxf(s[m][0], s[m][2]));
-        max1 = fmaxf(max1, fmaxf(s[m][1], s[m][3]));
+        top0 = fmaxf(top0, fmaxf(s[m][0], s[m][2]));
+        top1 = fmaxf(top1, fmaxf(s[m][1], s[m][3]));
     }
+    const bool raise = __any_sync(~0u, first || fmaxf(top0, top1) > HEADROOM);
+    if (raise) {
 #pragma unroll
-    for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
-        max0 = fmaxf(max0, __shfl_xor_sync(~0u, max0, x));
-        max1 = fmaxf(max1, __shfl_xor_sync(~0u, max1, x));
-    }
-    r0 = exp2_fast(state.max0 - max0), r1 = exp2_fast(state.max1 - max1);
-    if (__any_sync(~0u, max0 > state.max0 || max1 > state.max1 || also != 1.0f)) {
+        for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
+            top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, x));
+            top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, x));
+        }
+        const float max0 = first || top0 > HEADROOM ? state.max0 + top0 : state.max0, max1 = first || top1 > HEADROOM ? state.max1 + top1 : state.max1;
+        const float by0 = max0 - state.max0, by1 = max1 - state.max1; // as rounded
+        r0 = first ? 0 : exp2_fast(-by0), r1 = first ? 0 : exp2_fast(-by1);
+        state.max0 = max0, state.max1 = max1;
         state.sum0 *= r0, state.sum1 *= r1;
 #pragma unroll
         for (int i = 0; i < KD; i++) {
-            state.out[i][0] *= r0 * also, state.out[i][1] *= r1 * also;
-            state.out[i][2] *= r0 * also, state.out[i][3] *= r1 * also;
+            state.out[i][0] *= r0, state.out[i][1] *= r1;
+            state.out[i][2] *= r0, state.out[i][3] *= r1;
         }
+#pragma unroll
+        for (int m = 0; m < groups; m++) s[m][0] -= by0, s[m][1] -= by1, s[m][2] -= by0, s[m][3] -= by1;
     }
-    state.max0 = max0, state.max1 = max1;
 #pragma unroll
     for (int m = 0; m < groups; m++) {
-        s[m][0] = exp2_fast(s[m][0] - max0), s[m][1] = exp2_fast(s[m][1] - max1);
-        s[m][2] = exp2_fast(s[m][2] - max0), s[m][3] = exp2_fast(s[m][3] - max1);
+        s[m][0] = exp2_fast(s[m][0]), s[m][1] = exp2_fast(s[m][1]);
+        s[m][2] = exp2_fast(s[m][2]), s[m][3] = exp2_fast(s[m][3]);
         state.sum0 += s[m][0] + s[m][2], state.sum1 += s[m][1] + s[m][3];
     }
+    return raise;
 }
 
 // ---- sealed values ----
@@ -570,6 +578,9 @@ __device__ __forceinline__ void softmax_update(State &state, float (&s)[groups][
 // the products give. Zeros are summed apart.
 struct SealedOutput {
     float zero0[VALUE_GROUPS], zero1[VALUE_GROUPS]; // this lane's tokens only
+//@ if VALUE_META8 == 1 then
+    Exponents exponents;                            // of the page at hand
+//@ end
 };
 
 __device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed, int exponent, int lane) {
@@ -615,17 +626,103 @@ __device__ __forceinline__ u32 value_word(Words<VALUE_WORDS> &words, int plane, 
 //@ include "lib/values_by_channel.cuh"
 
 //@ else
-// Adds the values of HELD tiles of a chunk, from `first` on. Their products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum,
-// always towards zero, and over a long context that would show where codes and zeros nearly cancel.
-__device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], SealedOutput (&sealed)[HALVES], int exponent,
-                                                  const float (&p)[HALVES][GROUPS][4], const u8 *tiles, int first, int lane) {
+// Weights of a tile's tokens, as the B operand: probabilities times the scales of group v of their values. Adds zeros up.
+__device__ __forceinline__ void weigh(u32 (&b)[HALVES][4 * WEIGHED], int at, SealedOutput (&sealed)[HALVES], float unit, int v,
+                                      const float (&p)[HALVES][GROUPS][4], int t, const u8 *tile, int lane) {
     constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane has
-    const int g = lane >> 2;
+    // Pairs of tokens g, g + 8, g + 16, g + 24, or of this lane's two.
+    u32 pair[2 * own];
 //@ if VALUE_META8 == 1 then
-    const Exponents e8 = exponents_of(tiles - TILES * KEY_TILE_BYTES - KEY_TILES, false); // the stage begins with the header
+    const u16 *pairs = (const u16 *)(tile + v * 64) + (lane >> 2) * 4 + (second_lane(lane) ? 2 : 0);
+#pragma unroll
+    for (int r = 0; r < 2 * own; r++) pair[r] = pair_of_bytes(pairs[r] & 0xff, pairs[r] >> 8, sealed[0].exponents);
+//@ else
+    const u32 *pairs = (const u32 *)(tile + v * 128) + (lane >> 2) * 4 + (second_lane(lane) ? 2 : 0);
+    const uint2 front = *(const uint2 *)pairs;
+    pair[0] = front.x, pair[1] = front.y;
+    if constexpr (!PAIR) {
+        const uint2 back = *(const uint2 *)(pairs + 2);
+        pair[2] = back.x, pair[3] = back.y;
+    }
 //@ end
-    tiles += first * VALUE_TILE_BYTES;
+#pragma unroll
+    for (int h = 0; h < HALVES; h++) {
+        u32 packed[2 * own], spread[4];
+#pragma unroll
+        for (int r = 0; r < 2 * own; r++) {
+            const int j = r & 1;
+            const float(&from)[4] = p[h][own * t + r / 2];
+            const float zero = half_to_float((u16)(pair[r] >> 16));
+            const float scale = half_to_float((u16)pair[r]) * (j ? unit * 0.0625f : unit);
+            sealed[h].zero0[v] += from[2 * j] * zero, sealed[h].zero1[v] += from[2 * j + 1] * zero;
+            packed[r] = pack_half(from[2 * j] * scale, from[2 * j + 1] * scale);
+        }
+        spread_weights(spread, packed, lane);
+#pragma unroll
+        for (int r = 0; r < 4; r++) b[h][4 * at + r] = spread[r];
+    }
+}
+
+// Adds the values of group v of WEIGHED tiles. Their products are summed apart and then added: the tensor cores cut off what does not
+// fit an fp32 sum, always towards zero, and over a long context that would show where codes and zeros nearly cancel.
+__device__ __forceinline__ void add_weighed(State (&state)[HALVES], u32 (&b)[HALVES][4 * WEIGHED], int v, const u8 *tiles, int lane) {
+#pragma unroll
+//@ if value_halves then
+    for (int plane = 0; plane < VALUE_LAYERS; plane++) {
+//@ else
+    for (int plane = 0; plane < VALUE_PLANES; plane++) {
+//@ end
+        constexpr int step = 4; // words of a vector
+#pragma unroll
+        for (int i0 = 0; i0 < VALUE_GROUP / 16; i0 += step) {
+            float sum[HALVES][step][4];
+#pragma unroll
+            for (int h = 0; h < HALVES; h++)
+#pragma unroll
+                for (int i = 0; i < step; i++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) sum[h][i][e] = 0;
+#pragma unroll
+            for (int t = 0; t < WEIGHED; t++) {
+                Words<VALUE_WORDS> words(tiles + t * VALUE_TILE_BYTES + VALUE_META_BYTES, lane);
+#pragma unroll
+                for (int i = 0; i < step; i++)
+                    if (i0 + i < VALUE_GROUP / 16) {
+//@ if value_halves then
+                        const u32 x = value_word(words, plane, v * (VALUE_GROUP / 16) + i0 + i, i == 0);
+//@ else
+                        const u32 x = words.get(plane * KD + v * (VALUE_GROUP / 16) + i0 + i, i == 0);
+//@ end
+                        mma_codes(sum, i, x, b, 4 * t);
+                        mma_codes(sum, i, x >> 8, b, 4 * t + 2);
+                    }
+            }
+#pragma unroll
+            for (int h = 0; h < HALVES; h++)
+#pragma unroll
+                for (int i = 0; i < step; i++)
+                    if (i0 + i < VALUE_GROUP / 16)
+#pragma unroll
+                        for (int e = 0; e < 4; e++) state[h].out[v * (VALUE_GROUP / 16) + i0 + i][e] += sum[h][i][e];
+        }
+//@ if value_halves then
+        if (plane + 1 < VALUE_LAYERS)
+//@ else
+        if (plane + 1 < VALUE_PLANES)
+//@ end
+#pragma unroll
+            for (int h = 0; h < HALVES; h++)
+#pragma unroll
+                for (int r = 0; r < 4 * WEIGHED; r++) b[h][r] = half2_multiply(b[h][r], 0x44004400u); // times 4
+    }
+}
+
+// Adds the values of HELD tiles of a chunk, from `first` on.
+__device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], SealedOutput (&sealed)[HALVES], int exponent,
+                                                  const float (&p)[HALVES][GROUPS][4], const u8 *stage, int first, int lane) {
+    const u8 *tiles = stage + KEY_TILES + TILES * KEY_TILE_BYTES + first * VALUE_TILE_BYTES;
     if constexpr (VALUE_BITS == 16) {
+        constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane has
         u32 b[HALVES][HELD][4];
 #pragma unroll
         for (int t = 0; t < HELD; t++)
@@ -661,91 +758,10 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
         const float unit = power_of_two(P_EXPONENT - exponent);
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) {
-            u32 b[HALVES][4 * HELD];
+            u32 b[HALVES][4 * WEIGHED];
 #pragma unroll
-            for (int t = 0; t < HELD; t++) {
-                // Pairs of tokens g, g + 8, g + 16, g + 24, or of this lane's two.
-//@ if VALUE_META8 == 1 then
-                const u16 *pairs = (const u16 *)(tiles + t * VALUE_TILE_BYTES + v * 64) + g * 4 + (second_lane(lane) ? 2 : 0);
-                u32 pair[2 * own];
-#pragma unroll
-                for (int r = 0; r < 2 * own; r++) pair[r] = pair_of_bytes(pairs[r] & 0xff, pairs[r] >> 8, e8);
-//@ else
-                const u32 *pairs = (const u32 *)(tiles + t * VALUE_TILE_BYTES + v * 128) + g * 4 + (second_lane(lane) ? 2 : 0);
-                u32 pair[2 * own];
-                const uint2 front = *(const uint2 *)pairs;
-                pair[0] = front.x, pair[1] = front.y;
-                if constexpr (!PAIR) {
-                    const uint2 back = *(const uint2 *)(pairs + 2);
-                    pair[2] = back.x, pair[3] = back.y;
-                }
-//@ end
-#pragma unroll
-                for (int h = 0; h < HALVES; h++) {
-                    u32 packed[2 * own], spread[4];
-#pragma unroll
-                    for (int r = 0; r < 2 * own; r++) {
-                        const int j = r & 1;
-                        const float(&from)[4] = p[h][own * t + r / 2];
-                        const float zero = half_to_float((u16)(pair[r] >> 16));
-                        const float scale = half_to_float((u16)pair[r]) * (j ? unit * 0.0625f : unit);
-                        sealed[h].zero0[v] += from[2 * j] * zero, sealed[h].zero1[v] += from[2 * j + 1] * zero;
-                        packed[r] = pack_half(from[2 * j] * scale, from[2 * j + 1] * scale);
-                    }
-                    spread_weights(spread, packed, lane);
-#pragma unroll
-                    for (int r = 0; r < 4; r++) b[h][4 * t + r] = spread[r];
-                }
-            }
-#pragma unroll
-//@ if value_halves then
-            for (int plane = 0; plane < VALUE_LAYERS; plane++) {
-//@ else
-            for (int plane = 0; plane < VALUE_PLANES; plane++) {
-//@ end
-                constexpr int step = 4; // words of a vector
-#pragma unroll
-                for (int i0 = 0; i0 < VALUE_GROUP / 16; i0 += step) {
-                    float sum[HALVES][step][4];
-#pragma unroll
-                    for (int h = 0; h < HALVES; h++)
-#pragma unroll
-                        for (int i = 0; i < step; i++)
-#pragma unroll
-                            for (int e = 0; e < 4; e++) sum[h][i][e] = 0;
-#pragma unroll
-                    for (int t = 0; t < HELD; t++) {
-                        Words<VALUE_WORDS> words(tiles + t * VALUE_TILE_BYTES + VALUE_META_BYTES, lane);
-#pragma unroll
-                        for (int i = 0; i < step; i++)
-                            if (i0 + i < VALUE_GROUP / 16) {
-//@ if value_halves then
-                                const u32 x = value_word(words, plane, v * (VALUE_GROUP / 16) + i0 + i, i == 0);
-//@ else
-                                const u32 x = words.get(plane * KD + v * (VALUE_GROUP / 16) + i0 + i, i == 0);
-//@ end
-                                mma_codes(sum, i, x, b, 4 * t);
-                                mma_codes(sum, i, x >> 8, b, 4 * t + 2);
-                            }
-                    }
-#pragma unroll
-                    for (int h = 0; h < HALVES; h++)
-#pragma unroll
-                        for (int i = 0; i < step; i++)
-                            if (i0 + i < VALUE_GROUP / 16)
-#pragma unroll
-                                for (int e = 0; e < 4; e++) state[h].out[v * (VALUE_GROUP / 16) + i0 + i][e] += sum[h][i][e];
-                }
-//@ if value_halves then
-                if (plane + 1 < VALUE_LAYERS)
-//@ else
-                if (plane + 1 < VALUE_PLANES)
-//@ end
-#pragma unroll
-                    for (int h = 0; h < HALVES; h++)
-#pragma unroll
-                        for (int r = 0; r < 4 * HELD; r++) b[h][r] = half2_multiply(b[h][r], 0x44004400u); // times 4
-            }
+            for (int t = 0; t < HELD; t++) weigh(b, t, sealed, unit, v, p, t, tiles + t * VALUE_TILE_BYTES, lane);
+            add_weighed(state, b, v, tiles, lane);
         }
     }
 }
@@ -806,10 +822,10 @@ __device__ __forceinline__ bool rows_damaged(const uint4 (&x)[D / 32], const uin
     return nonfinite_bits(peak) != 0;
 }
 
-// Logits of 16 exact keys from `first` on, whose rows x (token g) and y (token g + 8) this lane holds; tokens from `end` on do not
+// Logits, relative to the running maximum, of 16 exact keys from `first` on, whose rows x (token g) and y (token g + 8) this lane holds; tokens from `end` on do not
 // exist.
-__device__ __forceinline__ void score_exact(float (&s)[4], const Query &query, int h, const uint4 (&x)[D / 32], const uint4 (&y)[D / 32],
-                                            int token, int end) {
+__device__ __forceinline__ void score_exact(float (&s)[4], const Query &query, int h, const State &state, const uint4 (&x)[D / 32],
+                                            const uint4 (&y)[D / 32], int token, int end) {
 #pragma unroll
     for (int i = 0; i < 4; i++) s[i] = 0;
 #pragma unroll
@@ -818,7 +834,7 @@ __device__ __forceinline__ void score_exact(float (&s)[4], const Query &query, i
         mma_element(s, x[k].z, y[k].z, x[k].w, y[k].w, query.pair[h][4 * k + 2], query.pair[h][4 * k + 3]);
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) s[i] = token + (i >= 2 ? 8 : 0) < end ? s[i] * query.scale : -infinity();
+    for (int i = 0; i < 4; i++) s[i] = token + (i >= 2 ? 8 : 0) < end ? s[i] * query.scale - (i & 1 ? state.max1 : state.max0) : -infinity();
 }
 
 __device__ __forceinline__ void add_exact_values(State (&state)[HALVES], const float (&p)[HALVES][1][4], const uint4 (&x)[D / 32],
@@ -842,34 +858,60 @@ __device__ __forceinline__ void add_exact_values(State (&state)[HALVES], const f
 
 // ---- copies of sealed chunks ----
 
-__device__ __forceinline__ void start_copy(u8 *stage, const u8 *block, int tile, u64 *barrier, int lane) {
-    const u8 *keys = block + KEY_TILES + tile * KEY_TILE_BYTES, *values = block + VALUE_TILES + tile * VALUE_TILE_BYTES;
-    u8 *stage_values = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
+// Ends a group of copies: the keys or the values of one chunk, or nothing at a sequence's end.
+__device__ __forceinline__ void copy_commit() {
+    if (!KITTY_BULK) async_commit();
+}
+// Waits for a group: by its barrier, or until at most `pending` younger ones are under way.
+template <int pending> __device__ __forceinline__ void copy_wait(u64 *barrier, int parity) {
+    if (KITTY_BULK) {
+        barrier_wait(barrier, parity);
+    } else {
+        async_wait<pending>();
+        __syncwarp();
+    }
+}
+
+// A stage has a block's key part, of which the chunk's tiles, and the chunk's value tiles. Its halves are copied and waited for apart:
+// the next chunk's keys come while values are worked on, and its values while keys are.
+__device__ __forceinline__ void copy_keys(u8 *stage, const u8 *block, int tile, u64 *barriers, int lane) {
+    const u8 *keys = block + KEY_TILES + tile * KEY_TILE_BYTES;
+    if (KITTY_BULK) {
+        if (lane != 0) return;
+        barrier_expect(barriers, KEY_TILES + TILES * KEY_TILE_BYTES);
+        if constexpr (TILES == PAGE_TILES) {
+            bulk_copy(stage, block, KEY_TILES + TILES * KEY_TILE_BYTES, barriers);
+        } else {
+            bulk_copy(stage, block, KEY_TILES, barriers);
+            bulk_copy(stage + KEY_TILES, keys, TILES * KEY_TILE_BYTES, barriers);
+        }
+    } else {
+        for (int i = lane * 16; i < KEY_TILES; i += 512) async_copy16(stage + i, block + i);
+        for (int i = lane * 16; i < TILES * KEY_TILE_BYTES; i += 512) async_copy16(stage + KEY_TILES + i, keys + i);
+    }
+}
+
+__device__ __forceinline__ void copy_values(u8 *stage, const u8 *block, int tile, u64 *barriers, int lane) {
+    const u8 *values = block + VALUE_TILES + tile * VALUE_TILE_BYTES;
+    u8 *to = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
 //@ if value_by_channel then
     const u8 *meta = block + VALUE_META + tile * 32 / VALUE_GROUP * D * (VALUE_META8 == 1 ? 2 : 4);
 //@ end
-#if KITTY_BULK
-    if (lane == 0) {
-        barrier_expect(barrier, STAGE_BYTES);
-        if constexpr (TILES == PAGE_TILES) {
-            bulk_copy(stage, block, STAGE_BYTES, barrier);
-        } else {
+    if (KITTY_BULK) {
+        if (lane != 0) return;
 //@ if value_by_channel then
-            bulk_copy(stage_values + TILES * VALUE_TILE_BYTES, meta, META_BYTES, barrier);
+        barrier_expect(barriers + 1, TILES * VALUE_TILE_BYTES + META_BYTES);
+        bulk_copy(to + TILES * VALUE_TILE_BYTES, meta, META_BYTES, barriers + 1);
+//@ else
+        barrier_expect(barriers + 1, TILES * VALUE_TILE_BYTES);
 //@ end
-            bulk_copy(stage, block, KEY_TILES, barrier);
-            bulk_copy(stage + KEY_TILES, keys, TILES * KEY_TILE_BYTES, barrier);
-            bulk_copy(stage_values, values, TILES * VALUE_TILE_BYTES, barrier);
-        }
+        bulk_copy(to, values, TILES * VALUE_TILE_BYTES, barriers + 1);
+    } else {
+        for (int i = lane * 16; i < TILES * VALUE_TILE_BYTES; i += 512) async_copy16(to + i, values + i);
+//@ if value_by_channel then
+        for (int i = lane * 16; i < META_BYTES; i += 512) async_copy16(to + TILES * VALUE_TILE_BYTES + i, meta + i);
+//@ end
     }
-#else
-    for (int i = lane * 16; i < KEY_TILES; i += 512) async_copy16(stage + i, block + i);
-    for (int i = lane * 16; i < TILES * KEY_TILE_BYTES; i += 512) async_copy16(stage + KEY_TILES + i, keys + i);
-    for (int i = lane * 16; i < TILES * VALUE_TILE_BYTES; i += 512) async_copy16(stage_values + i, values + i);
-//@ if value_by_channel then
-    for (int i = lane * 16; i < META_BYTES; i += 512) async_copy16(stage_values + TILES * VALUE_TILE_BYTES + i, meta + i);
-//@ end
-#endif
 }
 
 // ---- merging ----
@@ -926,7 +968,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     const int end = slot.tokens + query_token + 1; // tokens that the query sees
 
     u16 *shared_query = (u16 *)shared_memory();
-    u64 *barriers = (u64 *)(shared_memory() + QUERY_BYTES) + warp * STAGES;
+    u64 *barriers = (u64 *)(shared_memory() + QUERY_BYTES) + warp * STAGES * 2;
     u8 *stages = shared_memory() + QUERY_BYTES + BARRIER_BYTES + warp * STAGES * STAGE_BYTES;
 
     const int key_pages = sealed_pages(slot.tokens, KEY_WINDOW), value_pages = sealed_pages(slot.tokens, VALUE_WINDOW);
@@ -948,20 +990,20 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     const u8 *blocks = p.view.pages + (long long)kv_head * BLOCK_BYTES;
     auto block_of = [&](int page) { return blocks + (long long)load_settled(table + page) * p.view.kv_heads * BLOCK_BYTES; };
 
-#if KITTY_BULK
-    if (lane < STAGES) barrier_init(barriers + lane, 1);
-    barrier_init_fence();
-    __syncwarp();
-#endif
+    if (KITTY_BULK) {
+        if (lane < 2 * STAGES) barrier_init(barriers + lane, 1);
+        barrier_init_fence();
+        __syncwarp();
+    }
     // Fill the pipeline before anything else: the copies are the longest wait.
 #pragma unroll
     for (int s = 0; s < STAGES; s++) {
-        const int item = first_chunk + s * stride, chunk = item - units;
-        if (item < items)
-            start_copy(stages + s * STAGE_BYTES, block_of(chunk / PAGE_CHUNKS), chunk % PAGE_CHUNKS * TILES, barriers + s, lane);
-#if !KITTY_BULK
-        async_commit();
-#endif
+        const int item = first_chunk + s * stride, chunk = item - units, tile = chunk % PAGE_CHUNKS * TILES;
+        const u8 *block = item < items ? block_of(chunk / PAGE_CHUNKS) : nullptr;
+        if (item < items) copy_keys(stages + s * STAGE_BYTES, block, tile, barriers + 2 * s, lane);
+        copy_commit();
+        if (item < items) copy_values(stages + s * STAGE_BYTES, block, tile, barriers + 2 * s, lane);
+        copy_commit();
     }
 
     const Exact exact = exact_of(p.view, slot, kv_head);
@@ -1022,7 +1064,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
 //@ end
         if constexpr (PAIR)
 #pragma unroll
-            for (int k = 0; k < 2 * KD; k++) query.half[k] = half[k];
+            for (int k = 0; k < 2 * KD; k++) query.half[k] = half[k % 4 == 1 ? k + 1 : k % 4 == 2 ? k - 1 : k];
         if constexpr (KEY_BITS != 16 && (!PAIR || KEY_BOOSTED > 0)) {
             if (!PAIR || g < COLUMNS)
 #pragma unroll
@@ -1030,7 +1072,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
                     if (k % WARPS == warp) {
                         if constexpr (!PAIR)
                             ((uint4 *)query.halves)[(k * HALVES + h) * 32 + lane] =
-                                make_uint4(half[4 * k], half[4 * k + 1], half[4 * k + 2], half[4 * k + 3]);
+                                make_uint4(half[4 * k], half[4 * k + 2], half[4 * k + 1], half[4 * k + 3]);
 #pragma unroll
                         for (int i = 0; i < 4; i++) {
                             const u32 two = half[4 * k + i];
@@ -1055,9 +1097,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         for (int i = 0; i < KD; i++)
 #pragma unroll
             for (int e = 0; e < 4; e++) state[h].out[i][e] = 0;
-        state[h].max0 = state[h].max1 = -infinity(), state[h].sum0 = state[h].sum1 = 0;
+        state[h].max0 = state[h].max1 = state[h].sum0 = state[h].sum1 = 0;
     }
 
+    bool fresh = true; // until the warp has had logits
     int item = first_item;
     for (; item < units; item += stride) {
         const bool half = unit_half(item);
@@ -1075,7 +1118,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
 //@ if key_by_token and KEY_META8 == 1 then
             operand.exponents = exponents_of(block, true);
 //@ end
-            score_group(s, query, operand, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
+            score_group(s, query, operand, state, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
         } else {
             if constexpr (HALVES > 1 && KEY_BITS != 16) // again: no registers could keep them
 #pragma unroll
@@ -1083,10 +1126,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
             load_rows(x, y, exact.key(min(token, limit - 1)), exact.key(min(token + 8, limit - 1)), c);
             if (__any_sync(~0u, rows_damaged(x, y))) clean_rows(x, y);
 #pragma unroll
-            for (int h = 0; h < HALVES; h++) score_exact(s[h][0], query, h, x, y, token, limit);
+            for (int h = 0; h < HALVES; h++) score_exact(s[h][0], query, h, state[h], x, y, token, limit);
         }
 #pragma unroll
-        for (int h = 0; h < HALVES; h++) softmax_update<1>(state[h], s[h], 1.0f, r0, r1);
+        for (int h = 0; h < HALVES; h++) softmax_update<1>(state[h], s[h], fresh, r0, r1);
+        fresh = false;
         if (!VALUES_AHEAD) load_rows(value_x, value_y, row_x, row_y, c);
         if (__any_sync(~0u, rows_damaged(value_x, value_y))) clean_rows(value_x, value_y);
         add_exact_values(state, s, value_x, value_y, lane);
@@ -1107,12 +1151,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     int at = 0, parity = 0;
     for (; item < items; item += stride) {
         u8 *stage = stages + at * STAGE_BYTES;
-#if KITTY_BULK
-        barrier_wait(barriers + at, parity);
-#else
-        async_wait<STAGES - 1>();
-        __syncwarp();
-#endif
+        copy_wait<2 * STAGES - 1>(barriers + 2 * at, parity);
         const int tile = (item - units) % PAGE_CHUNKS * TILES;
 //@ if not value_by_channel then
         const int value_exponent = (signed char)stage[KT_HEADER_VALUE_EXPONENT];
@@ -1120,10 +1159,23 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
 //@ if key_by_token and KEY_META8 == 1 then
         operand.exponents = exponents_of(stage, true);
 //@ end
-        const u8 *keys = stage + KEY_TILES, *values = keys + TILES * KEY_TILE_BYTES;
-#pragma unroll 1
-        for (int first = 0; first < TILES; first += HELD) {
-            float s[HALVES][GROUPS][4], r0, r1;
+//@ if VALUE_BITS < 16 and VALUE_META8 == 1 then
+        sealed[0].exponents = exponents_of(stage, false);
+//@ end
+//@ if not value_by_channel then
+        if (VALUE_BITS != 16 && value_exponent > exponent) {
+            const float by = power_of_two(exponent - value_exponent);
+            exponent = value_exponent;
+#pragma unroll
+            for (int h = 0; h < HALVES; h++)
+#pragma unroll
+                for (int i = 0; i < KD; i++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) state[h].out[i][e] *= by;
+        }
+//@ end
+        const u8 *keys = stage + KEY_TILES;
+        auto score = [&](float(&s)[HALVES][GROUPS][4], int first) {
 #pragma unroll
             for (int t = 0; t < HELD; t++) {
 //@ if not key_by_token then
@@ -1131,37 +1183,80 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
                     if (first + t == 0 || (first + t) * 32 % KEY_GROUP == 0)
                         operand.build(query, stage, (tile + first + t) * 32 / KEY_GROUP, lane);
 //@ end
-                score_sealed(s, t, query, operand, keys + (first + t) * KEY_TILE_BYTES, lane);
+                score_sealed(s, t, query, operand, state, keys + (first + t) * KEY_TILE_BYTES, lane);
             }
-            float also = 1;
-//@ if not value_by_channel then
-            if (VALUE_BITS != 16 && value_exponent > exponent) {
-                also = power_of_two(exponent - value_exponent);
-                exponent = value_exponent;
+        };
+        const int next = item + STAGES * stride, next_chunk = next - units, next_tile = next_chunk % PAGE_CHUNKS * TILES;
+        const u8 *next_block = nullptr;
+        auto keys_done = [&] { // by every lane
+            __syncwarp();
+            if (next < items) {
+                next_block = block_of(next_chunk / PAGE_CHUNKS);
+                copy_keys(stage, next_block, next_tile, barriers + 2 * at, lane);
             }
-//@ end
-#pragma unroll
-            for (int h = 0; h < HALVES; h++) {
-                softmax_update<GROUPS>(state[h], s[h], also, r0, r1);
+            copy_commit();
+        };
+        // The logits' probabilities; true where what was summed before is now r0 and r1 times what it was.
+        auto update = [&](float(&s)[HALVES][GROUPS][4], int h, float &r0, float &r1) {
+            const bool raised = softmax_update<GROUPS>(state[h], s[h], fresh, r0, r1);
 //@ if not value_by_channel then
+            if (raised)
 #pragma unroll
                 for (int v = 0; v < VALUE_GROUPS; v++) sealed[h].zero0[v] *= r0, sealed[h].zero1[v] *= r1;
 //@ end
+            return raised;
+        };
+//@ if not value_by_channel then
+        if constexpr (PACKED) {
+            const u8 *values = keys + TILES * KEY_TILE_BYTES;
+            copy_wait<2 * STAGES - 2>(barriers + 2 * at + 1, parity);
+#pragma unroll 1
+            for (int first = 0; first < TILES; first += WEIGHED, values += WEIGHED * VALUE_TILE_BYTES) {
+                u32 b[HALVES][4 * WEIGHED];
+#pragma unroll
+                for (int t = 0; t < WEIGHED; t++) {
+                    float s[HALVES][GROUPS][4];
+                    score(s, first + t);
+#pragma unroll
+                    for (int h = 0; h < HALVES; h++) {
+                        float r0, r1;
+                        if (update(s, h, r0, r1) && t > 0) {
+                            const u32 r = column_factor(r0, r1, lane);
+#pragma unroll
+                            for (int i = 0; i < 4 * t; i++) b[h][i] = half2_multiply(b[h][i], r);
+                        }
+                    }
+                    fresh = false;
+                    if (t + 1 == WEIGHED && first + WEIGHED == TILES) keys_done();
+                    weigh(b, t, sealed, power_of_two(P_EXPONENT - exponent), 0, s, 0, values + t * VALUE_TILE_BYTES, lane);
+                }
+                add_weighed(state, b, 0, values, lane);
             }
-            add_sealed_values(state, sealed, exponent, s, values, first, lane);
+        } else
+//@ end
+        {
+#pragma unroll 1
+            for (int first = 0; first < TILES; first += HELD) {
+                float s[HALVES][GROUPS][4], r0, r1;
+                score(s, first);
+                if (first + HELD == TILES) keys_done();
+#pragma unroll
+                for (int h = 0; h < HALVES; h++) update(s, h, r0, r1);
+                fresh = false;
+                if (first == 0) copy_wait<2 * STAGES - (HELD == TILES ? 1 : 2)>(barriers + 2 * at + 1, parity);
+                add_sealed_values(state, sealed, exponent, s, stage, first, lane);
+            }
         }
-        __syncwarp(); // every lane is done with the stage
-        const int next = item + STAGES * stride, chunk = next - units;
-        if (next < items) start_copy(stage, block_of(chunk / PAGE_CHUNKS), chunk % PAGE_CHUNKS * TILES, barriers + at, lane);
-#if !KITTY_BULK
-        async_commit();
-#endif
+        __syncwarp(); // every lane is done with the values
+        if (next < items) copy_values(stage, next_block, next_tile, barriers + 2 * at, lane);
+        copy_commit();
         if (++at == STAGES) at = 0, parity ^= 1;
     }
 
     // One result per warp: sums over all lanes' tokens; columns 4..7 onto columns 0..3 where they are of the same heads.
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {
+        if (fresh) state[h].max0 = state[h].max1 = -infinity();
         finish_sealed(state[h], sealed[h], exponent, lane);
 //@ if VALUE_ROTATION > 0 then
         if (chunks) rotate_output(state[h].out, rotation + D * D * 2, lane); // the transpose, or Hadamard again

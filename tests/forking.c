@@ -6,14 +6,26 @@
 ref_world world;
 kt_batch *batch;
 
-void open_world(int sink, int key_window, int value_window, int pages, int max_sequences, int spare_slabs)
+static void open_any(bool mixed, int sink, int key_window, int value_window, int pages, int max_sequences, int spare_slabs)
 {
     kg_spec spec;
     ck_assert(ref_spec("kitty", 64, 1, KT_F16, 32, &spec));
     spec.sink = sink;
     spec.key.window = key_window;
     spec.value.window = value_window;
+    if (mixed)
+        ref_mix(&spec);
     ref_open_spec(&world, &spec, pages, max_sequences, spare_slabs);
+}
+
+void open_world(int sink, int key_window, int value_window, int pages, int max_sequences, int spare_slabs)
+{
+    open_any(false, sink, key_window, value_window, pages, max_sequences, spare_slabs);
+}
+
+void open_mixed_world(int sink, int key_window, int value_window, int pages, int max_sequences, int spare_slabs)
+{
+    open_any(true, sink, key_window, value_window, pages, max_sequences, spare_slabs);
 }
 
 void close_world(void)
@@ -75,7 +87,15 @@ int sealed(kt_part part, int tokens)
     return kt_sealed(f, part, tokens);
 }
 
-bool same_pages(int a, int b) { return sealed(KT_KEY, a) == sealed(KT_KEY, b) && sealed(KT_VALUE, a) == sealed(KT_VALUE, b); }
+bool same_pages(int a, int b)
+{
+    for (int i = 0; i < 4; i++) {
+        const kt_format *f = ref_format_of(&world, i / 2);
+        if (kt_sealed(f, i % 2, a) != kt_sealed(f, i % 2, b))
+            return false;
+    }
+    return true;
+}
 
 int least_of(int tokens)
 {
@@ -130,7 +150,7 @@ void check_counts(void)
         used += counts[i] > 0;
     for (int i = 0; i < c->max_sequences; i++) {
         const kt__sequence *s = &c->sequences[i];
-        for (int p = sealed(KT_KEY, s->tokens); s->open && p < s->page_count; p++)
+        for (int p = ref_pages(&world, s->tokens); s->open && p < s->page_count; p++)
             if (counts[s->pages[p]] != 1)
                 ck_abort_msg("page %d of sequence %d is not sealed, and counted %d times", p, i, counts[s->pages[p]]);
     }

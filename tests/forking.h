@@ -8,8 +8,9 @@
 extern ref_world world;
 extern kt_batch *batch;
 
-// Opens `world` with pages of 32 tokens.
+// Opens `world` with pages of 32 tokens; mixed: with a second layer that is kept otherwise (ref_mix), its windows larger.
 void open_world(int sink, int key_window, int value_window, int pages, int max_sequences, int spare_slabs);
+void open_mixed_world(int sink, int key_window, int value_window, int pages, int max_sequences, int spare_slabs);
 void close_world(void);
 // A step of one sequence alone, which nobody attends.
 void step(ref_sequence *s, int fresh);
@@ -20,7 +21,7 @@ void truncated(ref_sequence *s, int tokens);
 // What kt_sequence_undo says.
 int undo_of(const ref_sequence *s);
 kt_cache_info query(void);
-// Sealed pages of a part.
+// Sealed pages of a part, in the first layer.
 int sealed(kt_part part, int tokens);
 bool same_pages(int a, int b);
 // Fewest tokens with the pages of `tokens` tokens.

@@ -43,7 +43,7 @@ static const struct {
     {"int4", 4, 4, 0, KG_SCORE_MAGNITUDE, 0, 0, 4, KG_GROUP_HEAD, 128, 32},
     {"fp16", 16, 16, 0, KG_SCORE_MAGNITUDE, 0, 0, 16, KG_GROUP_HEAD, 0, 0},
     {"variance", 2, 4, 0.25, KG_SCORE_VARIANCE, 0, 0, 2, KG_GROUP_HEAD, 128, 32},
-    {"range", 2, 4, 0.2, KG_SCORE_RANGE, 32, 32, 2, 32, 64, 5},
+    {"range", 2, 4, 0.2, KG_SCORE_RANGE, 32, 33, 2, 32, 65, 5},
     {"random", 2, 4, 0.25, KG_SCORE_RANDOM, 0, 0, 2, KG_GROUP_HEAD, 0, 32},
     {"groups", 2, 4, 0.25, KG_SCORE_MAGNITUDE, 32, 0, 4, 32, 128, 32},
     {"boost8", 2, 8, 0.125, KG_SCORE_MAGNITUDE, 0, 96, 2, KG_GROUP_HEAD, 128, 0},
@@ -79,6 +79,14 @@ bool ref_spec(const char *variant, int head_dim, int group_heads, int dtype, int
         return true;
     }
     return false;
+}
+
+void ref_mix(kg_spec *spec)
+{
+    spec->more_count = 1;
+    spec->layer_way[1] = 1;
+    spec->more[0].key = (kg_key_spec){.bits = 16, .boost_bits = 16, .group = spec->page, .window = spec->key.window + 32};
+    spec->more[0].value = (kg_value_spec){.bits = 4, .group = 32, .window = spec->value.window + 96};
 }
 
 kt_format ref_format(const char *variant, int head_dim, int group_heads, int dtype, int page)
@@ -163,10 +171,15 @@ void ref_open_spec(ref_world *w, const kg_spec *spec, int pages, int max_sequenc
     ck_assert_msg(!kg_emit_package(&w->spec, folder, error, sizeof error), "%s", error);
     OK(kt_open(&(kt_open_args){.size = sizeof(kt_open_args), .package = folder, .device = KT_DEVICE_CPU}, &w->engine));
     kg_temporary_remove(folder);
-    const uint64_t both = (uint64_t)w->spec.model.layers * (unsigned)w->kv_heads;
+    uint64_t budget = 0;
+    for (int layer = 0; layer < w->spec.model.layers; layer++) {
+        uint64_t block, slab;
+        OK(kt_layer_bytes(w->engine, layer, &block, &slab));
+        ck_assert_uint_eq(block, (uint64_t)ref_format_of(w, layer)->block_bytes);
+        budget += (uint64_t)w->kv_heads * ((uint64_t)pages * block + (uint64_t)(max_sequences + spare_slabs) * slab);
+    }
     OK(kt_cache_open(w->engine, &(kt_cache_args){.size = sizeof(kt_cache_args), .max_sequences = max_sequences, .spare_slabs = spare_slabs,
-                     .budget_bytes = both * ((uint64_t)pages * (unsigned)w->format.block_bytes +
-                                             (uint64_t)(max_sequences + spare_slabs) * (unsigned)w->format.slab_bytes)}, &w->cache));
+                                                 .budget_bytes = budget}, &w->cache));
     const int rows = w->spec.model.layers * REF_STREAM;
     unsigned short **const streams[] = {&w->query, &w->key, &w->value};
     for (int i = 0; i < 3; i++) {
@@ -189,6 +202,16 @@ void ref_close(ref_world *w)
     free(w->query);
     free(w->key);
     free(w->value);
+}
+
+const kt_format *ref_format_of(const ref_world *w, int layer) { return &w->engine->package.formats[w->spec.layer_way[layer]]; }
+
+int ref_pages(const ref_world *w, int tokens)
+{
+    int most = 0;
+    for (int layer = 0; layer < w->spec.model.layers; layer++)
+        most = kt_pages(ref_format_of(w, layer), tokens) > most ? kt_pages(ref_format_of(w, layer), tokens) : most;
+    return most;
 }
 
 kt_batch *ref_batch(ref_world *w, int slots, int max_tokens, int max_rows)
@@ -334,7 +357,8 @@ void ref_step(ref_world *w, kt_batch *batch, ref_sequence *const *sequences, con
     OK(kt_step_begin(batch, NULL));
     for (int layer = w->spec.model.layers - 1; layer >= 0; layer--) { // any order will do
         OK(ref_append(w, batch, layer, &b));
-        OK(ref_attend_layer(w, batch, layer, &b));
+        if (check)
+            OK(ref_attend_layer(w, batch, layer, &b));
     }
     if (check)
         ref_check(w, sequences, fresh, count, &b);
@@ -349,7 +373,7 @@ void ref_step(ref_world *w, kt_batch *batch, ref_sequence *const *sequences, con
 static const unsigned char *ref_table(const ref_world *w, int layer, int head)
 {
     const kt__package *p = &w->engine->package;
-    return p->tables ? p->tables + (size_t)(layer * p->kv_heads + head) * (size_t)p->format.table_bytes : NULL;
+    return p->tables ? p->tables + kt__layer_tables(p, layer) + (size_t)head * (size_t)p->formats[kt__layer_format(p, layer)].table_bytes : NULL;
 }
 
 // Exact tokens [first, last) of a part, as they came.
@@ -369,38 +393,42 @@ static void verify_exact(const ref_world *w, const ref_sequence *s, kt_part part
     free(out);
 }
 
-void ref_verify(const ref_world *w, const ref_sequence *s)
+// One layer and KV head.
+static void verify_head(const ref_world *w, const ref_sequence *s, int layer, int head)
 {
-    const kt_format *f = &w->format;
+    const kt_format *f = ref_format_of(w, layer);
     const int keys = kt_sealed(f, KT_KEY, s->tokens);
     const int values = kt_sealed(f, KT_VALUE, s->tokens);
     unsigned char *expected = malloc((size_t)f->block_bytes), *got = malloc((size_t)f->block_bytes);
     const unsigned short **rows = malloc((size_t)f->page * sizeof *rows);
+    for (int page = 0; page < keys; page++) {
+        memset(expected, 0, (size_t)f->block_bytes);
+        for (int part = 0; part < (page < values ? 2 : 1); part++) {
+            for (int t = 0; t < f->page; t++)
+                rows[t] = ref_row(w, (kt_part)part, layer, head, s, f->sink + page * f->page + t);
+            if (part == KT_KEY)
+                kt__cpu_seal_key(f, ref_table(w, layer, head), rows, layer, head, page, expected);
+            else
+                kt__cpu_seal_value(f, ref_table(w, layer, head), rows, expected);
+        }
+        OK(kt_read_block(w->cache, s->handle, layer, head, page, got));
+        ck_assert_msg(!memcmp(got, expected, (size_t)f->block_bytes), "layer %d head %d page %d of %d tokens differs", layer, head, page, s->tokens);
+    }
+    for (int part = 0; part < 2; part++) {
+        verify_exact(w, s, (kt_part)part, layer, head, 0, s->tokens < f->sink ? s->tokens : f->sink);
+        verify_exact(w, s, (kt_part)part, layer, head, f->sink + (part ? values : keys) * f->page, s->tokens);
+    }
+    free(expected);
+    free(got);
+    free(rows);
+}
+
+void ref_verify(const ref_world *w, const ref_sequence *s)
+{
     int tokens;
     OK(kt_sequence_tokens(w->cache, s->handle, &tokens));
     ck_assert_int_eq(tokens, s->tokens);
     for (int layer = 0; layer < w->spec.model.layers; layer++)
-        for (int head = 0; head < w->kv_heads; head++) {
-            for (int page = 0; page < keys; page++) {
-                memset(expected, 0, (size_t)f->block_bytes);
-                for (int part = 0; part < (page < values ? 2 : 1); part++) {
-                    for (int t = 0; t < f->page; t++)
-                        rows[t] = ref_row(w, (kt_part)part, layer, head, s, f->sink + page * f->page + t);
-                    if (part == KT_KEY)
-                        kt__cpu_seal_key(f, ref_table(w, layer, head), rows, layer, head, page, expected);
-                    else
-                        kt__cpu_seal_value(f, ref_table(w, layer, head), rows, expected);
-                }
-                OK(kt_read_block(w->cache, s->handle, layer, head, page, got));
-                ck_assert_msg(!memcmp(got, expected, (size_t)f->block_bytes), "layer %d head %d page %d of %d tokens differs", layer,
-                              head, page, s->tokens);
-            }
-            for (int part = 0; part < 2; part++) {
-                verify_exact(w, s, (kt_part)part, layer, head, 0, s->tokens < f->sink ? s->tokens : f->sink);
-                verify_exact(w, s, (kt_part)part, layer, head, f->sink + (part ? values : keys) * f->page, s->tokens);
-            }
-        }
-    free(expected);
-    free(got);
-    free(rows);
+        for (int head = 0; head < w->kv_heads; head++)
+            verify_head(w, s, layer, head);
 }

@@ -15,6 +15,8 @@ extern const char *const ref_variants[REF_VARIANTS]; // "kitty", "kitty-pro", "k
 
 // Spec of a variant for a small model of 2 KV heads and 2 layers; false for an unknown name.
 bool ref_spec(const char *variant, int head_dim, int group_heads, int dtype, int page, kg_spec *spec);
+// Keeps the spec's second layer in another way: exact keys, values of 4 bits, larger windows.
+void ref_mix(kg_spec *spec);
 // Its format; fails the test where there is none.
 kt_format ref_format(const char *variant, int head_dim, int group_heads, int dtype, int page);
 
@@ -31,7 +33,7 @@ enum { REF_STREAM = 1024, REF_SLOTS = 16, REF_TURNS = 64 };
 
 typedef struct {
     kg_spec spec;
-    kt_format format;
+    kt_format format; // of the first layer, and of all where they are alike
     kt_engine *engine;
     kt_cache *cache;
     int kv_heads, q_heads;
@@ -53,6 +55,10 @@ void ref_open(ref_world *world, const char *variant, int head_dim, int group_hea
 // The same with a spec that the caller has changed: sinks and windows.
 void ref_open_spec(ref_world *world, const kg_spec *spec, int pages, int max_sequences, int spare_slabs);
 void ref_close(ref_world *world);
+// A layer's format.
+const kt_format *ref_format_of(const ref_world *world, int layer);
+// Pages of which any layer has keys or values sealed.
+int ref_pages(const ref_world *world, int tokens);
 kt_batch *ref_batch(ref_world *world, int slots, int max_tokens, int max_rows);
 void ref_join(ref_world *world, ref_sequence *sequence, int origin);
 
@@ -77,7 +83,7 @@ kt_status ref_append(const ref_world *world, kt_batch *batch, int layer, const r
 kt_status ref_attend_layer(const ref_world *world, kt_batch *batch, int layer, const ref_buffers *buffers);
 // Compares out and lse with float64 attention over kt_read's decoded tokens and the exact new ones. In an open step.
 void ref_check(const ref_world *world, ref_sequence *const *sequences, const int *fresh, int count, const ref_buffers *buffers);
-// fill, begin, append, attend, check where asked, commit.
+// fill, begin, append, commit; attend and check where asked.
 void ref_step(ref_world *world, kt_batch *batch, ref_sequence *const *sequences, const int *fresh, int count, bool check);
 // Every byte of the sequence's blocks and every exact token against the stream, sealed here and now.
 void ref_verify(const ref_world *world, const ref_sequence *sequence);

@@ -36,8 +36,12 @@ static kt_cache_info query_cache(void)
 // Three sequences of unequal lengths decode together; one leaves, another takes its slot, idle entries in between.
 START_TEST(serving)
 {
-    const char *variant = (const char *const[]){"kitty-pro", "fp16", "range"}[_i];
-    ref_open(&world, variant, 64, _i == 1 ? 3 : 2, _i % 2 ? KT_BF16 : KT_F16, 128, 20, 4, 2);
+    const char *variant = (const char *const[]){"kitty-pro", "fp16", "range", "kitty-pro"}[_i];
+    kg_spec spec;
+    ck_assert(ref_spec(variant, 64, _i == 1 ? 3 : 2, _i % 2 ? KT_BF16 : KT_F16, 128, &spec));
+    if (_i == 3)
+        ref_mix(&spec);
+    ref_open_spec(&world, &spec, 20, 4, 2);
     batch = ref_batch(&world, 4, 900, 700);
     ref_sequence a, b, c, d;
     ref_join(&world, &a, 0);
@@ -72,9 +76,9 @@ END_TEST
 // Steps of several tokens on filled caches, in place and through spare slabs.
 START_TEST(several_tokens)
 {
-    static const int fresh[] = {10, 22, 1, 100, 127, 128, 1, 129, 3, 250, 40, 1, 90};
-    ref_open(&world, (const char *const[]){"kitty", "range", "boost8"}[_i], 64, 4, KT_F16, 128, 20, 2, 2);
-    batch = ref_batch(&world, 2, 2000, 600);
+    static const int fresh[] = {5, 27, 1, 50, 63, 64, 1, 65, 3, 125, 41, 1, 45};
+    ref_open(&world, (const char *const[]){"kitty", "range", "boost8"}[_i], 64, 4, KT_F16, 64, 20, 2, 2);
+    batch = ref_batch(&world, 2, 1000, 300);
     ref_sequence a, b;
     ref_join(&world, &a, 3);
     ref_join(&world, &b, 500);
@@ -88,6 +92,51 @@ START_TEST(several_tokens)
     ck_assert_int_eq(info.free_pages, info.pages);
     ck_assert_int_eq(info.free_slabs, info.slabs);
     ck_assert_int_eq(info.sequences, 0);
+    kt_batch_close(batch);
+    ref_close(&world);
+}
+END_TEST
+
+// Tokens of a part that read back as they came are the sinks and what is newer than the sealed pages, no other.
+static void check_exact(const ref_sequence *s, kt_part part, int pages)
+{
+    const int d = world.format.head_dim, sink = world.format.sink, end = sink + pages * world.format.page;
+    float *rows = malloc((size_t)s->tokens * (size_t)d * sizeof *rows);
+    OK(kt_read(world.cache, s->handle, 0, 0, part, 0, s->tokens, rows));
+    for (int t = 0; t < s->tokens; t++) {
+        const unsigned short *row = ref_row(&world, part, 0, 0, s, t);
+        bool same = true;
+        for (int c = 0; c < d; c++)
+            same &= rows[t * d + c] == kt__to_float(world.format.dtype, row[c]);
+        ck_assert_msg(same == (t < sink || t >= end), "%s %d of %d, %d sealed pages", part == KT_KEY ? "key" : "value", t, s->tokens, pages);
+    }
+    free(rows);
+}
+
+// Sinks and windows that no tile divides: pages begin at the first token past the sinks, and are sealed once the window is full past them.
+START_TEST(any_number)
+{
+    static const int sinks[] = {1, 4, 31, 33}, windows[] = {1, 5, 100, 127, 129};
+    const int sink = sinks[_i % 4], window = windows[_i / 4], key_window = _i % 3 ? _i % 3 == 1 ? 0 : window / 2 + 1 : window;
+    kg_spec spec;
+    ck_assert(ref_spec("kitty-pro", (_i + _i / 4) % 2 ? 128 : 64, 1, _i / 4 % 2, 64, &spec));
+    spec.model.layers = spec.model.kv_heads = spec.model.q_heads = 1;
+    spec.sink = sink;
+    spec.key.window = key_window;
+    spec.value.window = window;
+    ref_open_spec(&world, &spec, 8, 1, 1);
+    batch = ref_batch(&world, 1, 500, 300);
+    ref_sequence s;
+    ref_join(&world, &s, 40 * _i);
+    // Within the sinks and over their end; to one token before values are sealed, and on; many tokens and a page at once.
+    const int fresh[] = {sink, 3, window + 60, 1, 1, 62, 1, 66};
+    const int value_pages[] = {0, 0, 0, 1, 1, 1, 2, 3};
+    for (unsigned i = 0; i < sizeof fresh / sizeof *fresh; i++) {
+        ref_step(&world, batch, (ref_sequence *[]){&s}, &fresh[i], 1, true);
+        check_exact(&s, KT_VALUE, value_pages[i]);
+        check_exact(&s, KT_KEY, s.tokens < sink + key_window ? 0 : (s.tokens - sink - key_window) / 64);
+    }
+    ref_verify(&world, &s);
     kt_batch_close(batch);
     ref_close(&world);
 }
@@ -538,8 +587,9 @@ int main(void)
     Suite *suite = suite_create("api");
     TCase *tcase = tcase_create("api");
     tcase_set_timeout(tcase, 240);
-    tcase_add_loop_test(tcase, serving, 0, 3);
+    tcase_add_loop_test(tcase, serving, 0, 4);
     tcase_add_loop_test(tcase, several_tokens, 0, 3);
+    tcase_add_loop_test(tcase, any_number, 0, 20);
     tcase_add_test(tcase, abort_restores);
     tcase_add_test(tcase, no_allocation);
     tcase_add_test(tcase, strides_and_rows);

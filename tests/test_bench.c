@@ -179,7 +179,7 @@ static const struct {
     {"", KG_USER, "too few arguments"},
     {"qwen3_8b/kitty --shapes 1by4096", KG_USER, "--shapes: '1by4096' is not allowed"},
     {"qwen3_8b/kitty --shapes /nowhere/shapes", KG_USER, "'/nowhere/shapes' is not allowed"},
-    {"qwen3_8b/kitty --ops attend,steps", KG_USER, "unknown operation 'steps'; see kittygen bench --help; did you mean `step`?"},
+    {"qwen3_8b/kitty --ops attend,steps", KG_USER, "--ops: 'steps' is not allowed; allowed: attend, step, append, seal, host; did you mean `step`?"},
     {"qwen3_8b/kitty --replays 49", KG_USER, "--replays: '49' is not allowed; allowed: 50 to 10000"},
     {"qwen3_8b/kitty --layers 0", KG_USER, "--layers: '0' is not allowed"},
     {"qwen3_8b/kitty --jsn", KG_USER, "did you mean `--json`?"},

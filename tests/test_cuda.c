@@ -164,7 +164,7 @@ static void setup(void)
     fake.shared = 232448;
     strcpy(folder + strlen(folder) - 6, "XXXXXX");
     ck_assert_ptr_nonnull(mkdtemp(folder));
-    package = (kt__package){.folder = folder, .spec = "fake", .kernels = kernels, .kernel_count = KT__OP_COUNT + 1};
+    package = (kt__package){.folder = folder, .spec = "fake", .format_count = 1, .kernels = kernels, .kernel_count = KT__OP_COUNT + 1};
     memset(&environment, 0, sizeof environment);
     snprintf(environment.cuda_home, sizeof environment.cuda_home, "%s/none", folder);
     for (int i = 0; i < package.kernel_count; i++) {
@@ -277,6 +277,11 @@ START_TEST(refuses)
     fake.shared = 80000;
     refused(0, KT_UNSUPPORTED, false, "no kernel for attend in package fake fits Fake 10: 80000 bytes of shared memory per block, at least 90000 are needed");
     fake.shared = 232448;
+    package.format_count = 2; // layers of the second format have only the kernel that does not fit
+    kernels[KT__OP_COUNT].format = 1;
+    refused(0, KT_UNSUPPORTED, false, "no kernel for attend in package fake fits Fake 10: 232448 bytes of shared memory per block, at least 300000 are needed");
+    package.format_count = 1;
+    kernels[KT__OP_COUNT].format = 0;
     fake.load_result = 209;
     refused(0, KT_DEVICE, false,
             "loading kernel_a for sm_90a on Fake 10, whose driver is for CUDA 13.0 (a cubin from a newer NVRTC? set KT_CUDA_HOME): "

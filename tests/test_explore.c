@@ -293,11 +293,11 @@ START_TEST(calibrated)
     open_explore(&x, "static.lua");
     kg_variant *v = &x.variants[0];
     ck_assert_msg(!kg_explore_measure(&x.bed, &v->spec, 0, &v->explored, error), "%s", error);
-    ck_assert(x.bed.origin[0] == 2 && x.bed.origin[1] == 0);
+    ck_assert(x.bed.in.layers[0].origin == 2 && x.bed.in.layers[1].origin == 0);
     for (int layer = 0; layer < LAYERS; layer++)
         for (int head = 0; head < KV_HEADS; head++)
             for (int c = 0; c < DIM; c++) {
-                const int from = c - 2 * x.bed.origin[layer] - head;
+                const int from = c - 2 * x.bed.in.layers[layer].origin - head;
                 const bool listed = from >= 0 && from % 3 == 0 && from / 3 < LISTED;
                 ck_assert_msg(fabs(v->explored.boosted[(layer * KV_HEADS + head) * DIM + c] - listed) < 1e-9, "layer %d, head %d, channel %d", layer, head, c);
             }
@@ -326,6 +326,54 @@ START_TEST(calibrated)
     ck_assert_msg(!kg_explore_specs(&x, three, 1, 0, error), "%s", error);
     ck_assert_int_eq(kg_explore_inputs(&x, twice, 2, 0, error), KG_USER);
     ck_assert_str_eq(error, "m.kitty-pro: its calibration is by layer, and layers 0 and 2 of the --kv files are both the model's layer 2");
+    kg_explore_close(&x);
+}
+END_TEST
+
+// Of the model's three layers the file has the last and the first: each must be kept as that one is, and count so in the means.
+START_TEST(by_layer)
+{
+    static const char text[] = "local model = { name = 'm', layers = 3, q_heads = 4, kv_heads = 2, head_dim = 64, dtype = 'fp16' }\n"
+                               "local pro, other = require 'variants.kitty_pro', { key = { bits = 16 }, value = { bits = 4, window = 64 } }\n"
+                               "local function of(variant, layers)\n"
+                               "    return pro { model = model, variant = variant, page = 64, value = { window = 32 }, layers = layers }\n"
+                               "end\n"
+                               "return { of('mixed', { { first = 2, key = other.key, value = other.value } }), of('plain'),\n"
+                               "         kitty { model = model, variant = 'other', page = 64, sink = 32, key = other.key, value = other.value },\n"
+                               "         of('unseen', { { first = 1, value = { bits = 3 } } }) }\n";
+    char error[KG_ERROR];
+    kg_explore x;
+    write_text("layers.lua", text);
+    open_explore(&x, "layers.lua");
+    ck_assert_msg(strstr(x.warning, "unseen: the --kv files have none of its layers 1, whose errors are not in the means"), "%s", x.warning);
+    kg_variant *v = x.variants;
+    for (int i = 0; i < 3; i++) {
+        ck_assert_msg(!kg_explore_measure(&x.bed, &v[i].spec, 0, &v[i].explored, error), "%s", error);
+        kg_variant_sum(&x, &v[i]);
+    }
+    for (int layer = 0; layer < LAYERS; layer++) {
+        const kg_explored *alone = &v[layer ? 1 : 2].explored;
+        for (int h = layer * Q_HEADS; h < (layer + 1) * Q_HEADS; h++) {
+            ck_assert_double_eq(v->explored.out[h], alone->out[h]);
+            ck_assert_double_eq(v->explored.logits[h], alone->logits[h]);
+        }
+        for (int c = layer * KV_HEADS * DIM; c < (layer + 1) * KV_HEADS * DIM; c++)
+            ck_assert(v->explored.boosted[c] == alone->boosted[c] && (layer || !alone->boosted[c]));
+    }
+    for (int i = 0; i < 4; i++) // codes are those of layers as the spec itself says: half of the plain one's
+        ck_assert(v->explored.codes[KG_CODES_KEY][i] > 0 && v->explored.codes[KG_CODES_KEY][i] < v[1].explored.codes[KG_CODES_KEY][i]);
+    ck_assert_double_eq_tol(v->out_mean, (v[1].out_mean + v[2].out_mean) / 2, 0.3 * v->out_mean);
+    ck_assert_double_eq_tol(v->bytes, (2 * v[1].bytes + v[2].bytes) / 3, 1e-9);
+    ck_assert_double_gt(v->bytes_context, v[1].bytes_context);
+    kg_explore_close(&x);
+
+    char *const specs[] = {(char *)in_folder("layers.lua")};
+    const char *const files[] = {kv};
+    write_text("layers.lua", MODEL "return require 'variants.kitty_pro' { model = model, page = 64, layers = { { first = 0, key = { bits = 16 } } } }\n");
+    x = (kg_explore){.context = 8192, .against = "kitty-pro"};
+    ck_assert_msg(!kg_explore_specs(&x, specs, 1, 0, error), "%s", error);
+    ck_assert_int_eq(kg_explore_inputs(&x, files, 1, 0, error), KG_USER);
+    ck_assert_str_eq(error, "m.kitty-pro: its formats are for 2 layers, and layer 0 of the --kv files is the model's layer 2");
     kg_explore_close(&x);
 }
 END_TEST
@@ -378,8 +426,8 @@ START_TEST(comparisons)
     const kg_variant *better, *smaller;
     open_explore(&x, "sweep.lua");
     // 420 tokens, pages of 64: (420 - 32) / 64 = 6 pages of keys; 128 bytes a token exact, of 2 * 32 sinks, 64 and 128 of the rings.
-    const kt_format *f = &x.variants[0].format;
-    ck_assert_double_eq_tol(kg_explore_bytes(f, 420), (6.0 * f->block_bytes + 128 * (64 + 64 + 128)) / 420, 1e-9);
+    const kt_format *f = x.variants[0].formats.formats;
+    ck_assert_double_eq_tol(kg_explore_bytes(&x.variants[0].formats, 420), (6.0 * f->block_bytes + 128 * (64 + 64 + 128)) / 420, 1e-9);
     const double bytes[] = {100, 90, 200}, errors[] = {0.5, 0.6, 0.4};
     for (int i = 0; i < 3; i++) {
         x.variants[i].done = true;
@@ -690,18 +738,18 @@ END_TEST
 
 START_TEST(times_cut_short)
 {
-    cJSON *json = explore_json(card("FAKE_INTERRUPT_AFTER=30"), "$D/sweep.lua --kv $D/kv.safetensors --device gpu --shapes 1x512,2x256 --json", 130);
+    cJSON *json = explore_json(card("FAKE_INTERRUPT_AFTER=30"), "$D/sweep.lua --kv $D/kv.safetensors --device cuda --shapes 1x512,2x256 --json", 130);
     ck_assert_int_eq(cJSON_GetArraySize(cJSON_GetObjectItem(json, "variants")), 3);
     ck_assert(cJSON_IsTrue(cJSON_GetObjectItem(json, "interrupted")));
     const int first = timed(json);
     ck_assert(first >= 1 && first < 6);
     cJSON_Delete(json);
     // What the card cannot do any more is the machine's fault, but errors and times up to then are told.
-    json = explore_json(card("FAKE_LOST_AFTER=1"), "$D/sweep.lua --kv $D/kv.safetensors --device gpu --shapes 1x512,2x256 --json", KG_MACHINE);
+    json = explore_json(card("FAKE_LOST_AFTER=1"), "$D/sweep.lua --kv $D/kv.safetensors --device cuda --shapes 1x512,2x256 --json", KG_MACHINE);
     ck_assert_int_eq(timed(json), first);
     cJSON_Delete(json);
     // No kernel may be wrong: its time is not told.
-    ck_assert_int_eq(explore(card("FAKE_WRONG=4x2x2x2"), "$D/sweep.lua --kv $D/kv.safetensors --device gpu --shapes 64x256", true), KG_FAILED);
+    ck_assert_int_eq(explore(card("FAKE_WRONG=4x2x2x2"), "$D/sweep.lua --kv $D/kv.safetensors --device cuda --shapes 64x256", true), KG_FAILED);
     ck_assert_ptr_nonnull(strstr(output, "no time is given"));
     ck_assert_ptr_nonnull(strstr(output, "The front of"));
 }
@@ -732,8 +780,8 @@ static const struct {
     {"$D/sweep.lua" KV " --context 12", KG_USER, "--context: '12' is not allowed"},
     {"$D/sweep.lua" KV " --shapes 1x4096", KG_USER, "--shapes: nothing is timed with --device cpu"},
     {"$D/sweep.lua --kv $D/kv.safetensors --shapes 1by4096", KG_USER, "--shapes: '1by4096' is not allowed"},
-    {"$D/sweep.lua --kv $D/kv.safetensors --device tpu", KG_USER, "--device: unknown value 'tpu'"},
-    {"$D/sweep.lua --kv $D/kv.safetensors --device gpu", KG_MACHINE, "--device gpu: no NVIDIA "},
+    {"$D/sweep.lua --kv $D/kv.safetensors --device tpu", KG_USER, "--device: 'tpu' is not allowed; allowed: auto, cuda, cpu"},
+    {"$D/sweep.lua --kv $D/kv.safetensors --device cuda", KG_MACHINE, "--device cuda: no NVIDIA "},
     {"$D/sweep.lua" KV " -o $D/none/report.html", KG_USER, "/none/report.html: cannot be written: No such file"},
     {"$D/sweep.lua" KV " -o $D", KG_USER, ": is not a file"},
     {"$D/sweep.lua" KV " --jsn", KG_USER, "did you mean `--json`?"},
@@ -771,6 +819,7 @@ int main(void)
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_loop_test(tests, errors_are_those_of_decoding, 0, 2);
     tcase_add_test(tests, calibrated);
+    tcase_add_test(tests, by_layer);
     tcase_add_test(tests, codes_of_other_kinds);
     tcase_add_test(tests, logits_channels_and_codes);
     tcase_add_test(tests, fronts);

@@ -299,14 +299,15 @@ static bool joined[MEMBERS];
 static uint64_t sum_shared(bool *shared, bool list)
 {
     const kt_cache *c = world.cache;
-    const size_t bytes = (size_t)c->kv_heads * (size_t)world.format.block_bytes;
     uint64_t sum = 0;
     for (int page = 0; page < c->page_total; page++) {
         if (list)
             shared[page] = c->page_references[page] > 1;
-        for (int layer = 0; layer < c->layers && shared[page]; layer++)
+        for (int layer = 0; layer < c->layers && shared[page]; layer++) {
+            const size_t bytes = (size_t)c->kv_heads * (size_t)ref_format_of(&world, layer)->block_bytes;
             for (size_t i = 0; i < bytes; i++)
                 sum = sum * 31 + kt__layer_pages(c, layer)[(size_t)page * bytes + i];
+        }
     }
     return sum;
 }
@@ -366,10 +367,10 @@ static void walk_truncate(uint64_t *seed, int m)
 
 START_TEST(walk)
 {
-    static const int windows[][2] = {{0, 0}, {0, 32}, {0, 128}, {32, 200}, {0, 200}};
+    static const int windows[][2] = {{0, 0}, {0, 32}, {0, 129}, {31, 200}, {0, 1}};
     uint64_t seed = 77 + (unsigned)_i;
     memset(joined, 0, sizeof joined);
-    open_world(_i % 2 ? 32 : 5, windows[_i][0], windows[_i][1], 40, MEMBERS, 2);
+    (_i == 4 ? open_mixed_world : open_world)(_i % 2 ? 32 : 5, windows[_i][0], windows[_i][1], 40, MEMBERS, 2);
     batch = ref_batch(&world, 4, MOST, 400);
     for (int round = 0; round < 1500; round++) {
         const int m = (int)(ref_random(&seed) % MEMBERS), other = (int)(ref_random(&seed) % MEMBERS), action = (int)(ref_random(&seed) % 16);

@@ -264,7 +264,7 @@ START_TEST(bytes)
             const kg_spec spec = found[0];
             free(found);
             ck_assert_msg(!kg_costs_make(&spec, batch, context, card_of("h100"), &c, error), "%s", error);
-            const kt_format *f = &c.package.format;
+            const kt_format *f = &c.package.formats[0].format;
             const int heads = spec.model.kv_heads, layers = spec.model.layers;
             const kg_launch *attend = launch_of(&c, "attend"), *append = launch_of(&c, "append");
             const double rows = 2.0 * batch * spec.model.q_heads * f->head_dim;
@@ -335,7 +335,7 @@ static const struct {
     {"/nowhere/spec.lua", KG_USER, "kittygen inspect: /nowhere/spec.lua"},
     {"qwen3_8b/kitty --batch 0", KG_USER, "--batch: '0' is not allowed; allowed: 1 to 4096"},
     {"qwen3_8b/kitty --context 1", KG_USER, "--context: '1' is not allowed; allowed: 2 to 4194304"},
-    {"qwen3_8b/kitty --card h1000", KG_USER, "--card: unknown value 'h1000'; see kittygen inspect --help; did you mean `h100`?"},
+    {"qwen3_8b/kitty --card h1000", KG_USER, "--card: 'h1000' is not allowed; allowed: a100, a10, rtx3090, rtx4090, l40s, h100, h200, b200, rtx5090; did you mean `h100`?"},
     {"qwen3_8b/kitty --dtype fp8", KG_USER, "fp8"},
     {"qwen3_8b/kitty --jsn", KG_USER, "did you mean `--json`?"},
     {"qwen3_8b/kitty_pro", KG_OK, "page: 128 tokens of one layer and KV head, 10368 bytes, 81 a token; bf16 512"},

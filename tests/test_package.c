@@ -101,9 +101,9 @@ START_TEST(reads_all)
     ck_assert_int_eq(p.q_heads, 8);
     ck_assert_int_eq(p.kv_heads, 2);
     ck_assert_double_eq(p.scale, 0.125);
-    ck_assert_int_eq(p.format.key_seed, -7);
-    ck_assert_int_eq(p.format.value_ring, 256);
-    ck_assert_int_eq(p.format.slab_bytes, 57344);
+    ck_assert_int_eq(p.formats[0].key_seed, -7);
+    ck_assert_int_eq(p.formats[0].value_ring, 256);
+    ck_assert_int_eq(p.formats[0].slab_bytes, 57344);
     ck_assert_int_eq(p.kernel_count, 5);
     const kt__kernel *k = &p.kernels[1];
     ck_assert_int_eq(k->op, KT__ATTEND);

@@ -135,7 +135,7 @@ START_TEST(layout)
         }
         ck_assert_int_lt(list, f.head_dim);
         double error = 0, step = 0;
-        kt__cpu_decode_key(&f, NULL, block, decoded);
+        kt__cpu_decode(&f, KT_KEY, NULL, block, decoded);
         for (int t = 0; t < f.page; t++)
             for (int c = 0; c < f.head_dim; c++) {
                 ck_assert_msg(decoded[t * f.head_dim + c] == key_at(&f, t, c), "%s, key token %d channel %d: %g and %g", variant, t,
@@ -149,7 +149,7 @@ START_TEST(layout)
         if (f.key_bits < 16)
             ck_assert(ldexp(1, (signed char)block[KT_HEADER_KEY_EXPONENT]) >= step &&
                       ldexp(0.5, (signed char)block[KT_HEADER_KEY_EXPONENT]) < step);
-        kt__cpu_decode_value(&f, NULL, block, decoded);
+        kt__cpu_decode(&f, KT_VALUE, NULL, block, decoded);
         for (int t = 0; t < f.page; t++)
             for (int c = 0; c < f.head_dim; c++)
                 ck_assert_msg(decoded[t * f.head_dim + c] == value_at(&f, t, c), "%s, value token %d channel %d", variant, t, c);
@@ -265,7 +265,7 @@ START_TEST(overflow)
     ck_assert_int_eq(block[KT_HEADER_KEY_FLAGS], 1);
     ck_assert_int_eq(block[KT_HEADER_VALUE_FLAGS], 1);
     ck_assert_int_eq((signed char)block[KT_HEADER_VALUE_EXPONENT], -24);
-    kt__cpu_decode_key(&f, NULL, block, decoded);
+    kt__cpu_decode(&f, KT_KEY, NULL, block, decoded);
     for (int t = 0; t < f.page; t++) {
         bool boosted;
         ck_assert(decoded[t * 64 + 9] == 0 && decoded[t * 64 + 33] == 0);
@@ -273,7 +273,7 @@ START_TEST(overflow)
         ck_assert(boosted); // it has the largest mean all the same
     }
     ck_assert_float_ne(decoded[64 + 10], 0);
-    kt__cpu_decode_value(&f, NULL, block, decoded);
+    kt__cpu_decode(&f, KT_VALUE, NULL, block, decoded);
     for (int i = 0; i < f.page * 64; i++)
         ck_assert_float_eq(decoded[i], 0);
 }
@@ -362,7 +362,7 @@ START_TEST(combinations)
             ck_assert_int_eq(kt__cpu_seal_key(&f, NULL, rows, 0, 0, 0, block), 0);
             ck_assert_int_eq(kt__cpu_seal_value(&f, NULL, rows, block), 0);
             for (int part = 0; part < 2; part++) {
-                (part ? kt__cpu_decode_value : kt__cpu_decode_key)(&f, NULL, block, decoded);
+                kt__cpu_decode(&f, part, NULL, block, decoded);
                 const bool by_token = part ? !f.value_along : f.key_along;
                 for (int t = 0; t < f.page; t++)
                     for (int c = 0; c < f.head_dim; c++) {
@@ -403,7 +403,7 @@ START_TEST(least_squares)
     ck_assert_mem_eq(blocks[0] + f.key_index, blocks[1] + f.key_index, (size_t)f.key_boosted);
     for (int part = 0; part < 2; part++) {
         for (int i = 0; i < 2; i++)
-            (part ? kt__cpu_decode_value : kt__cpu_decode_key)(&f, NULL, blocks[i], out[i]);
+            kt__cpu_decode(&f, part, NULL, blocks[i], out[i]);
         for (int g = 0; g < 128 * 64 / 32; g++) { // keys: 4 groups of 64 channels; values: 128 tokens of 2 groups
             double errors[2] = {0, 0};
             for (int i = 0; i < 2; i++)
@@ -480,8 +480,7 @@ static void bring(const kt_format *f, const unsigned short *input, int fresh, bo
         .view = {.pages = w->pages, .slabs = w->slabs, .slots = &slot, .table = table, .control = &control,
                  .key = input + (w->tokens - 3) * row, .value = input + (TOKENS + w->tokens - 3) * row, .key_row = row,
                  .key_head = f->head_dim, .value_row = row, .value_head = f->head_dim, .table_stride = PAGES, .slot_count = 1,
-                 .kv_heads = HEADS, .layer = 4},
-        .max_fresh = fresh};
+                 .kv_heads = HEADS, .layer = 4}};
     kt__cpu_append(f, &params);
     w->tokens += fresh;
     w->slab = slot.slab_next;

@@ -223,7 +223,7 @@ START_TEST(schedule_promises)
         ck_assert_int_lt(s.tokens[0], spec->sink ? spec->sink : spec->page);
         ck_assert_int_eq((s.turns[1].fresh - spec->sink - spec->key.window) % spec->page, 0);
         ck_assert_int_gt(s.most_tokens, 2000);
-        ck_assert_int_ge(kg_sealed(spec, spec->value.window, s.most_tokens), 10);
+        ck_assert_int_ge(kt_sealed_pages(s.most_tokens, spec->sink, spec->value.window, spec->page), 10);
         kg_schedule_free(&s);
     }
     free(specs);
@@ -256,7 +256,9 @@ START_TEST(scenario_finds_errors)
     kg_inputs inputs;
     ck_assert_msg(!kg_inputs_draw(spec, 2, 500, KG_KEYS_MILD, 1, &inputs, error, sizeof error), "%s", error);
     kt_engine *engine = open_engine(spec);
-    const kg_scenario scenario = {.spec = spec, .inputs = &inputs, .engine = engine, .steps = STEPS};
+    kg_formats formats;
+    ck_assert_ptr_null(kg_formats_of(spec, &formats));
+    const kg_scenario scenario = {.spec = spec, .formats = &formats, .inputs = &inputs, .engine = engine, .steps = STEPS};
     kg_scenario_result good, bad;
     ck_assert_msg(!kg_scenario_run(&scenario, &good, error, sizeof error), "%s", error);
     ck_assert(kg_scenario_passed(&good));
@@ -402,6 +404,25 @@ START_TEST(command_runs)
 }
 END_TEST
 
+// Layers that are kept in different ways: of those of the model the first of each.
+START_TEST(command_layers)
+{
+    char path[2 * KG_PATH];
+    double each[3];
+    snprintf(path, sizeof path, "%s/layers.lua", folder);
+    FILE *file = fopen(path, "w");
+    ck_assert_ptr_nonnull(file);
+    fputs("return require 'variants.kitty' { model = require 'models.smollm2_135m', layers = {\n"
+          "    { first = 4, last = 9, key = { bits = 16 }, value = { bits = 16, window = 0 } }, { first = 29, value = { window = 256 } } } }\n", file);
+    fclose(file);
+    ck_assert_msg(run("%/layers.lua --steps 8 --json") == 0, "%s", output);
+    const char *errors = strstr(output, "\"layer_errors\": [");
+    ck_assert_msg(errors && sscanf(errors, "\"layer_errors\": [%lf, %lf, %lf]", &each[0], &each[1], &each[2]) == 3, "%s", output);
+    ck_assert(each[0] > 1e-3 && each[1] == 0 && each[2] > 1e-3); // layers 0, 4 and 29
+    remove(path);
+}
+END_TEST
+
 START_TEST(command_json)
 {
     ck_assert_int_eq(run("smollm2-135m/kitty --json" TINY), 0);
@@ -480,7 +501,7 @@ START_TEST(command_files)
         {"%/nan", 2, "kittygen run: %/nan: tensor \"k.0\": element 5, nan, is not finite in fp16\n"},
         {"%/large", 2, "kittygen run: %/large: tensor \"k.0\": element 5, 65536, is not finite in fp16\n"},
         {"%/good --layers 2", 2, "kittygen run: --layers 2: the --kv files hold 1\n"},
-        {"%/good --device gpu", 2, "kittygen run: --device: unknown value 'gpu'"},
+        {"%/good --device gpu", 2, "kittygen run: --device: 'gpu' is not allowed; allowed: auto, cuda, cpu"},
         {"%/good --keys mold", 2, "did you mean `mild`?"},
         {"%/good --steps 0", 2, "--steps: '0' is not allowed; allowed: 1 to 100000\n"},
         {"%/good --layers 2x", 2, "--layers: '2x' is not allowed; allowed: 1 to 256\n"},
@@ -547,6 +568,7 @@ int main(void)
     tcase_set_timeout(command, 280);
     tcase_add_checked_fixture(command, setup, teardown);
     tcase_add_test(command, command_runs);
+    tcase_add_test(command, command_layers);
     tcase_add_test(command, command_json);
     tcase_add_test(command, command_order);
     tcase_add_test(command, command_files);

@@ -169,7 +169,7 @@ START_TEST(command_line_names)
 }
 END_TEST
 
-#define PUBLISHED ", hadamard_2, hadamard_4, int4_token, k4v2, k8v4, kitty_static, kivi_2_g32, kivi_4, oscar_2"
+#define PUBLISHED ", hadamard_2, hadamard_4, int4_token, k4v2, k8v4, kitty_pro_boundary, kitty_static, kivi_2_g32, kivi_4, oscar_2"
 static const struct {
     const char *what, *message;
 } wrong_names[] = {
@@ -194,14 +194,15 @@ static const struct {
 } published[] = {
     {"qwen3-8b/kivi-2-g32", 97}, {"qwen3-8b/kivi-4", 161}, {"qwen3-8b/int4-token", 145}, {"qwen3-8b/k4v2", 129},
     {"qwen3-8b/k8v4", 201}, {"qwen3-8b/hadamard-4", 137}, {"qwen3-8b/hadamard-2", 73},
+    {"qwen3-8b/kitty-pro-boundary", (32 * 81 + 4 * 513) / 36.0},
 };
 
 START_TEST(published_variants)
 {
-    kt_format format;
+    kg_formats formats;
     const kg_spec s = load_one(published[_i].what);
-    ck_assert_ptr_null(kg_layout(&s, &format));
-    ck_assert_double_eq(kg_bytes_per_token(&format), published[_i].bytes);
+    ck_assert_ptr_null(kg_formats_of(&s, &formats));
+    ck_assert_double_eq(kg_formats_token(&formats), published[_i].bytes);
 }
 END_TEST
 
@@ -314,12 +315,26 @@ START_TEST(composition)
 }
 END_TEST
 
+// Sinks and windows are whole numbers, and take no more room than they are.
+START_TEST(exact_tokens)
+{
+    kt_format f;
+    const kg_spec s = load_text("return kitty { " MODEL ", page = 64, sink = 4, key = { window = 33 }, value = { window = 100 } }");
+    ck_assert_ptr_null(kg_layout(&s, &f));
+    const int token = 2 * f.head_dim, expected[] = {4, 33, 100, 97, 164, 4 * token, 8 * token, 105 * token, 269 * token};
+    const int found[] = {f.sink, f.key_window, f.value_window, f.key_ring, f.value_ring, f.slab_sink_value, f.slab_key, f.slab_value, f.slab_bytes};
+    for (int i = 0; i < 9; i++)
+        ck_assert_int_eq(found[i], expected[i]);
+}
+END_TEST
+
 // Every value the reference lists is accepted at least in one spec.
 START_TEST(whole_range)
 {
     static const char *const texts[] = {
         "page = 64, key = { group = 32, window = 4096 }, value = { window = 4096 }", "page = 128, key = { group = 64, bits = 4, boost = { bits = 8, fraction = 0.5 } }",
         "page = 256, key = { group = 128 }", "page = 256, key = { group = 256, bits = 8 }", "sink = 1024, value = { window = 4096 }",
+        "sink = 1, key = { window = 1 }, value = { window = 1 }", "sink = 1023, key = { window = 4095 }, value = { window = 4095 }",
         "sink = 0, value = { bits = 8, group = 64 }", "value = { bits = 4, group = 128 }", "value = { bits = 16 }, key = { bits = 16 }",
         "key = { boost = { bits = 8, fraction = 1, score = 'random', seed = 2147483647 } }", "key = { boost = { fraction = 0 } }",
         "key = { metadata = 'fp8', group = 32 }, value = { metadata = 'fp8', group = 32 }", "key = { bits = 1, boost = { bits = 3, fraction = 0.5 } }, value = { bits = 1 }", "key = { bits = 3, along = 'channels' }, value = { bits = 3 }",
@@ -478,10 +493,17 @@ static int catch_all(lua_State *L)
     return 1;
 }
 
+// Most of the budget at once, for the sake of the test's time.
+static int spend(lua_State *L)
+{
+    kg_sandbox_charge(L, KG_SANDBOX_BUDGET / 20 * 19);
+    return 0;
+}
+
 // Even if something caught errors, the end of the budget could not be caught, and the sandbox stays dead.
 START_TEST(dead_for_good)
 {
-    static const luaL_Reg more[] = {{"catch", catch_all}, {0, 0}};
+    static const luaL_Reg more[] = {{"catch", catch_all}, {"spend", spend}, {0, 0}};
     static const char *const texts[] = {
         "while true do\n catch(function() while true do end end)\nend",
         "local function f() catch(f) return f() end f()",
@@ -491,6 +513,7 @@ START_TEST(dead_for_good)
     for (int i = 0; i < 4; i++) {
         char error[KG_ERROR] = "", again[KG_ERROR] = "";
         kg_sandbox *s = kg_sandbox_open(0, 0, more);
+        ck_assert_int_eq(run(s, "spend()", error), KG_OK);
         ck_assert_int_eq(run(s, texts[i], error), KG_USER);
         // Of steps, or on a slow machine of time.
         ck_assert_msg(strstr(error, "stopped: it took more than 20000000 steps") || strstr(error, "stopped: it ran for more than"), "%d: %s", i, error);
@@ -809,6 +832,7 @@ int main(void)
     tcase_add_test(specs, tutorial_and_sweep);
     tcase_add_test(specs, defaults);
     tcase_add_test(specs, composition);
+    tcase_add_test(specs, exact_tokens);
     tcase_add_test(specs, whole_range);
     tcase_add_test(specs, json);
     tcase_add_test(specs, lines);

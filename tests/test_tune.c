@@ -55,7 +55,7 @@ START_TEST(menu)
     ck_assert_int_ge(kg_attend_index(&tried, 12, 1, 2, 1), kept); // beyond the package's own
     ck_assert_int_ge(kg_attend_index(&tried, 6, 2, 2, 2), kept);
     ck_assert_int_ge(kg_attend_index(&tried, 4, 4, 2, 2), kept);
-    ck_assert_int_eq(kg_attend_index(&tried, 8, 4, 1, 1), -1);
+    ck_assert_int_eq(kg_attend_index(&tried, 8, 4, 4, 1), -1);
     kg_tune_menu(&f, KG_SMALL_SHARED, &now, 0, &tried, &kept); // a smaller card
     ck_assert_int_gt(tried.count, kept);
     for (int i = 0; i < tried.count; i++)

@@ -77,7 +77,7 @@ static void compare_page(const kt_format *f, kt_part part, const unsigned short 
         rows[t] = in + t * f->head_dim;
     if (part == KT_KEY) {
         kt__cpu_seal_key(f, NULL, rows, 0, 0, 0, block);
-        kt__cpu_decode_key(f, NULL, block, ours);
+        kt__cpu_decode(f, KT_KEY, NULL, block, ours);
         unsigned char boosted[256] = {0};
         for (int i = 0; i < f->key_boosted; i++)
             boosted[block[f->key_index + i]] = 1;
@@ -85,7 +85,7 @@ static void compare_page(const kt_format *f, kt_part part, const unsigned short 
             sum->masks_wrong += boosted[c] != (mask[c] != 0);
     } else {
         kt__cpu_seal_value(f, NULL, rows, block);
-        kt__cpu_decode_value(f, NULL, block, ours);
+        kt__cpu_decode(f, KT_VALUE, NULL, block, ours);
     }
     sum->step += steps(f, part, block);
     for (int i = 0; i < PAGE * f->head_dim; i++) {

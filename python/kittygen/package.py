@@ -57,9 +57,17 @@ class Engine:
         return self.manifest["spec"]
 
     @property
+    def formats(self):
+        """The numbers of each way in which layers are kept: page, sink, key_window, block_bytes, slab_bytes, ..."""
+        return self.manifest.get("formats") or [self.manifest["format"]]
+
+    @property
     def format(self):
-        """The package's numbers: page, sink, key_window, block_bytes, slab_bytes, ..."""
-        return self.manifest["format"]
+        """The first: dtype, head_dim, group_heads, page and sink are those of all layers."""
+        return self.formats[0]
+
+    def layer_format(self, layer):
+        return self.formats[self.manifest["layer_formats"][layer]] if len(self.formats) > 1 else self.format
 
 
 def specs_folder():
@@ -141,10 +149,12 @@ def keep(package, packages, source):
 
 
 def check_manifest(manifest, shape, spec):
-    """A spec file says for which heads its kernels are; layers and the number of KV heads are the cache's."""
-    its = manifest["format"]
+    """A spec file says for which heads its kernels are; layers and the number of KV heads are the cache's, unless layers differ."""
+    its = (manifest.get("formats") or [manifest["format"]])[0]
     found = {"head_dim": its["head_dim"], "query heads per KV head": its["group_heads"]}
     wanted = {"head_dim": shape.head_dim, "query heads per KV head": shape.q_heads // shape.kv_heads}
+    if "formats" in manifest:  # each layer has its own place in it
+        found["layers"], wanted["layers"] = manifest["model"]["layers"], shape.layers
     wrong = [f"{name} {found[name]}, the model {wanted[name]}" for name in found if found[name] != wanted[name]]
     if wrong:
         raise KittyError(

@@ -83,17 +83,20 @@ class Store:
 
     def sizes(self):
         """Bytes of a page and of a slab over all layers and heads."""
-        heads = self.layers * self.kv_heads
-        return self.engine.info.block_bytes * heads, self.engine.info.slab_bytes * heads
+        forms = [self.engine.layer_format(layer) for layer in range(self.layers)]
+        return tuple(self.kv_heads * sum(form[name] for form in forms) for name in ("block_bytes", "slab_bytes"))
 
-    def sealed(self, tokens):
-        """Sealed pages of a sequence of so many tokens: (of keys, of values)."""
-        form = self.engine.format
+    def sealed(self, tokens, layer=0):
+        """Sealed pages of a sequence of so many tokens in a layer: (of keys, of values)."""
+        return self.sealed_in(self.engine.layer_format(layer), tokens)
+
+    @staticmethod
+    def sealed_in(form, tokens):
         return tuple(max(0, tokens - form["sink"] - form[window]) // form["page"] for window in ("key_window", "value_window"))
 
     def budget_for(self, batch, spare, tokens):
         page, slab = self.sizes()
-        return (batch + spare) * slab + max(batch * max(self.sealed(tokens)), 1) * page
+        return (batch + spare) * slab + max(batch * max(map(max, self.seals(tokens))), 1) * page
 
     def open_pool(self, batch):
         """Opens the pool for `batch` sequences at a time, or keeps the one there is if it suffices."""
@@ -191,9 +194,8 @@ class Store:
         return fork.value
 
     def seals(self, tokens):
-        """How many pages of keys and of values are sealed in a row of so many tokens."""
-        form = self.engine.format
-        return [max(0, tokens - form["sink"] - form[window]) // form["page"] for window in ("key_window", "value_window")]
+        """How many pages of keys and of values are sealed in a row of so many tokens, for each way in which layers are kept."""
+        return [self.sealed_in(form, tokens) for form in self.engine.formats]
 
     def reaches(self, row, tokens):
         """Whether a row can be truncated to its first `tokens` tokens: from its length, or from that before its last step."""

@@ -125,11 +125,12 @@ def read_bytes(name, cache, tokens):
     """What attention must read for one sequence of `tokens` tokens in a step: sealed pages and exact tokens, once."""
     total = 0
     if is_kitty(name):
-        store, form = cache.steps.store, cache.steps.store.engine.format
-        keys, values = store.sealed(tokens)
-        exact = (2 * tokens - (keys + values) * form["page"]) * form["head_dim"] * 2
-        per_head = keys * form["value_tiles"] + values * (form["block_bytes"] - form["value_tiles"]) + exact
-        total = store.layers * store.kv_heads * per_head
+        store = cache.steps.store
+        for layer in range(store.layers):
+            form, (keys, values) = store.engine.layer_format(layer), store.sealed(tokens, layer)
+            exact = (2 * tokens - (keys + values) * form["page"]) * form["head_dim"] * 2
+            per_head = keys * form["value_tiles"] + values * (form["block_bytes"] - form["value_tiles"]) + exact
+            total += store.kv_heads * per_head
     for layer in plain_layers(cache):
         _, heads, length, dim = layer.keys.shape  # a sliding layer's length is its window
         total += 2 * heads * dim * layer.keys.element_size() * min(tokens, length)

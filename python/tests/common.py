@@ -133,7 +133,7 @@ def read(cache, row, layer, head, part):
 
 def block(cache, row, layer, head, page):
     store = cache.steps.store
-    out = (ctypes.c_ubyte * store.engine.info.block_bytes)()
+    out = (ctypes.c_ubyte * store.engine.layer_format(layer)["block_bytes"])()
     store.library.call("kt_read_block", store.handles["cache"], store.sequences[row], layer, head, page, out)
     return bytes(out)
 
@@ -149,7 +149,7 @@ def content(cache, row):
     parts = [store.stored[row]]
     for layer in range(store.layers):
         for head in range(store.kv_heads):
-            parts += [block(cache, row, layer, head, page) for page in range(store.sealed(store.stored[row])[1])]
+            parts += [block(cache, row, layer, head, page) for page in range(store.sealed(store.stored[row], layer)[1])]
             parts += [read(cache, row, layer, head, part) for part in (kt.KEY, kt.VALUE)]
     return parts
 

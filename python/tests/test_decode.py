@@ -21,7 +21,8 @@ class Decode(Case):
             expected = generate(model, theirs, ids, mask, count)
             with self.subTest(kind, lengths=lengths):
                 self.assertTrue(torch.equal(Decoder(model, ours, capture=False).generate(ids, mask, count), expected))
-                if kind == "llama":  # a ring of a sliding layer sums in another order
+                # A ring of a sliding layer sums in another order, and so may steps on a GPU whose room was reserved.
+                if kind == "llama" and not GPU:
                     for row in range(len(lengths)):
                         self.assertSame(content(ours, row), content(theirs, row))
                 self.assertEqual(ours.tokens(), theirs.tokens())

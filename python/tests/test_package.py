@@ -8,7 +8,7 @@ import unittest
 from pathlib import Path
 
 import torch
-from common import Case, build, forward, tiny, tokens
+from common import Case, Feed, block, build, feed, forward, generate, read, tiny, tokens
 
 import kittygen
 from kittygen import KittyCache, variants
@@ -60,6 +60,39 @@ class Package(Case):
             KittyCache.for_model(model, spec=self.spec((SPEC % (2, 1)).replace("bits = 4", "bits = 5")))
         with self.refused("nowhere.lua"):
             KittyCache.for_model(model, spec="nowhere.lua")
+
+    def test_layers_that_differ(self):
+        """Each layer holds what it holds in a cache all of whose layers are kept like it; memory is the sum of both."""
+        model = tiny("llama")
+        whole = {"four": SPEC % (2, 1), "exact": (SPEC % (2, 1)).replace("bits = 4, window = 128, boost = false", "bits = 16, window = 0")}
+        layers = "    layers = { { first = 0, key = { bits = 16, window = 0 } } },\n}"
+        mixed = KittyCache.for_model(model, spec=self.spec(layers.join((SPEC % (2, 1)).rsplit("}", 1))), max_tokens=1024)
+        alone = {name: KittyCache.for_model(model, spec=self.spec(text), max_tokens=1024) for name, text in whole.items()}
+        source = Feed(model, 430)
+        outs = {}
+        for name, cache in {"mixed": mixed, **alone}.items():
+            for first, width in ((0, 420), (420, 1), (421, 5), (426, 1)):
+                out = feed(cache, [source, source], [first, first], width)
+            outs[name] = out
+            cache.crop(-1)
+        for layer, name in enumerate(("exact", "four")):
+            self.assertSame(outs["mixed"][layer].tolist(), outs[name][layer].tolist())
+            store = mixed.steps.store
+            keys, values = store.sealed(store.stored[1], layer)
+            self.assertEqual((keys, values), ((5, 3), (3, 3))[layer])
+            for part in (kt.KEY, kt.VALUE):
+                self.assertSame(read(mixed, 1, layer, 0, part), read(alone[name], 1, layer, 0, part))
+            for page in range(values):
+                self.assertSame(block(mixed, 1, layer, 0, page), block(alone[name], 1, layer, 0, page))
+        halves = [cache.steps.store.sizes() for cache in alone.values()]
+        self.assertEqual(mixed.steps.store.sizes(), tuple(sum(sizes) // 2 for sizes in zip(*halves)))
+        page, slab = mixed.steps.store.sizes()
+        self.assertEqual(mixed.memory()["used"], 2 * (5 * page + slab))
+        mixed.reset()
+        self.assertEqual(generate(model, mixed, tokens(1, 200), count=6).shape, (1, 6))
+        with self.refused("another shape", "layers 2, the model 3"):
+            spec = layers.join((SPEC % (2, 1)).rsplit("}", 1))
+            KittyCache.for_model(build("llama", num_hidden_layers=3), spec=self.spec(spec))
 
     def test_dtype_follows_the_model(self):
         engine = KittyCache.for_model(build("llama", torch.bfloat16), spec=self.spec(SPEC % (2, 1))).steps.store.engine

@@ -25,7 +25,7 @@ static void load_chunk(const kt__head *h, kt_part part, int first, int count, fl
     const int paged = first - f->sink;
     if (paged >= 0 && paged / f->page < kt_sealed(f, part, h->slot->tokens)) {
         const unsigned char *block = kt__cpu_block(h, paged / f->page);
-        (part == KT_KEY ? kt__cpu_decode_key_tile : kt__cpu_decode_value_tile)(f, h->calibration, block, paged % f->page / KT__TILE, out);
+        kt__cpu_decode_tile(f, part, h->calibration, block, paged % f->page / KT__TILE, out);
         return;
     }
     for (int i = 0; i < count; i++) {
@@ -47,23 +47,24 @@ static double dot(const double *a, const float *b, int n)
 
 static void meet(query_block *q, int at, const float *key, const float *value, int count, int d)
 {
-    double logits[KT__TILE], most = q->most[at];
+    const double *query = q->query[at];
+    double logits[KT__TILE], most = q->most[at], *out = q->out[at];
     for (int t = 0; t < count; t++) {
-        logits[t] = dot(q->query[at], key + t * d, d);
+        logits[t] = dot(query, key + t * d, d);
         most = logits[t] > most ? logits[t] : most;
     }
     if (most > q->most[at]) {
         const double factor = exp(q->most[at] - most); // 0 the first time
         q->sum[at] *= factor;
         for (int c = 0; c < d; c++)
-            q->out[at][c] *= factor;
+            out[c] *= factor;
         q->most[at] = most;
     }
     for (int t = 0; t < count; t++) {
         const double p = exp(logits[t] - most);
         q->sum[at] += p;
         for (int c = 0; c < d; c++)
-            q->out[at][c] += p * (double)value[t * d + c];
+            out[c] += p * (double)value[t * d + c];
     }
 }
 

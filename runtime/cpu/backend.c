@@ -73,8 +73,9 @@ static kt_status launch(kt__backend *backend, int kernel, const kt__extent *exte
                         void *stream)
 {
     (void)extent, (void)bytes, (void)stream;
-    const kt_format *format = &backend->package->format;
-    switch (backend->package->kernels[kernel].op) {
+    const kt__kernel *k = &backend->package->kernels[kernel];
+    const kt_format *format = &backend->package->formats[k->format];
+    switch (k->op) {
     case KT__APPEND: kt__cpu_append(format, params); break;
     case KT__ATTEND:
     case KT__REFERENCE: kt__cpu_attend(format, params); break;
@@ -117,7 +118,7 @@ static const kt__backend_calls calls = {
 
 kt_status kt__cpu_open(const kt__package *package, kt__backend **backend)
 {
-    const kt_format *f = &package->format;
+    const kt_format *f = &package->formats[0]; // pages and heads are of all layers
     if (f->page > KT__MAX_PAGE || f->page % KT__TILE || f->head_dim > KT__MAX_DIM || f->head_dim % 32)
         return kt__fail(KT_UNSUPPORTED, "the CPU takes pages of 32 to %d tokens and heads of 32 to %d channels, both in "
                         "multiples of 32; this package has %d and %d", KT__MAX_PAGE, KT__MAX_DIM, f->page, f->head_dim);

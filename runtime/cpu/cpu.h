@@ -46,7 +46,6 @@ void kt__cpu_rotate(const kt_format *format, kt_part part, const unsigned char *
 void kt__cpu_rotate_back(const kt_format *format, kt_part part, const unsigned char *table, float *row);
 
 // A part of a block in steps of 32 tokens, rotated back; out: [32, head_dim].
-void kt__cpu_decode_key_tile(const kt_format *format, const unsigned char *table, const unsigned char *block, int tile, float *out);
-void kt__cpu_decode_value_tile(const kt_format *format, const unsigned char *table, const unsigned char *block, int tile, float *out);
+void kt__cpu_decode_tile(const kt_format *format, kt_part part, const unsigned char *table, const unsigned char *block, int tile, float *out);
 
 #endif

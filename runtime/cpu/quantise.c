@@ -518,20 +518,6 @@ static void decode_codes(const kt_format *f, kt_part part, const unsigned char *
     }
 }
 
-void kt__cpu_decode_key_tile(const kt_format *f, const unsigned char *table, const unsigned char *block, int tile, float *out)
-{
-    const unsigned char *at = block + f->key_tiles + tile * f->key_tile_bytes;
-    if (f->key_bits == 16) {
-        decode_exact(f, KT_KEY, at, out);
-        return;
-    }
-    unsigned char codes[KT__TILE * KT__MAX_DIM];
-    word_map map;
-    map_key(f, block + f->key_index, &map);
-    unpack_tile(f, KT_KEY, &map, at + f->key_meta_bytes, codes);
-    decode_codes(f, KT_KEY, table, block, tile, codes, out);
-}
-
 // ---- values ----
 
 int kt__cpu_seal_value(const kt_format *f, const unsigned char *table, const unsigned short *const *rows, unsigned char *block)
@@ -563,28 +549,28 @@ int kt__cpu_seal_value(const kt_format *f, const unsigned char *table, const uns
     return plan.sums.overflows;
 }
 
-void kt__cpu_decode_value_tile(const kt_format *f, const unsigned char *table, const unsigned char *block, int tile, float *out)
+// ---- back ----
+
+void kt__cpu_decode_tile(const kt_format *f, kt_part part, const unsigned char *table, const unsigned char *block, int tile, float *out)
 {
-    const unsigned char *at = block + f->value_tiles + tile * f->value_tile_bytes;
-    if (f->value_bits == 16) {
-        decode_exact(f, KT_VALUE, at, out);
+    const bool keys = part == KT_KEY;
+    const unsigned char *at = block + (keys ? f->key_tiles + tile * f->key_tile_bytes : f->value_tiles + tile * f->value_tile_bytes);
+    if ((keys ? f->key_bits : f->value_bits) == 16) {
+        decode_exact(f, part, at, out);
         return;
     }
     unsigned char codes[KT__TILE * KT__MAX_DIM];
     word_map map;
-    map_value(f, &map);
-    unpack_tile(f, KT_VALUE, &map, at + f->value_meta_bytes, codes);
-    decode_codes(f, KT_VALUE, table, block, tile, codes, out);
+    if (keys)
+        map_key(f, block + f->key_index, &map);
+    else
+        map_value(f, &map);
+    unpack_tile(f, part, &map, at + (keys ? f->key_meta_bytes : f->value_meta_bytes), codes);
+    decode_codes(f, part, table, block, tile, codes, out);
 }
 
-void kt__cpu_decode_key(const kt_format *f, const unsigned char *table, const unsigned char *block, float *out)
+void kt__cpu_decode(const kt_format *f, kt_part part, const unsigned char *table, const unsigned char *block, float *out)
 {
     for (int tile = 0; tile < f->page / KT__TILE; tile++)
-        kt__cpu_decode_key_tile(f, table, block, tile, out + tile * KT__TILE * f->head_dim);
-}
-
-void kt__cpu_decode_value(const kt_format *f, const unsigned char *table, const unsigned char *block, float *out)
-{
-    for (int tile = 0; tile < f->page / KT__TILE; tile++)
-        kt__cpu_decode_value_tile(f, table, block, tile, out + tile * KT__TILE * f->head_dim);
+        kt__cpu_decode_tile(f, part, table, block, tile, out + tile * KT__TILE * f->head_dim);
 }

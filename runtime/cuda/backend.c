@@ -280,29 +280,27 @@ static kt_status choose_device(cuda *c, int ordinal, bool *usable, char arch[16]
     return KT_OK;
 }
 
-// Every kernel that fits the card's shared memory; each operation must have one that does.
+// Every kernel that fits the card's shared memory; each operation must have one that does, in each format.
 static kt_status list_jobs(const cuda *c, const char *arch, kt__compile_job *jobs, int *count)
 {
     const kt__package *p = c->base.package;
-    int least[KT__OP_COUNT], fitting[KT__OP_COUNT] = {0};
     *count = 0;
-    for (int op = 0; op < KT__OP_COUNT; op++)
-        least[op] = INT32_MAX;
     for (int i = 0; i < p->kernel_count; i++) {
-        const kt__kernel *k = &p->kernels[i];
-        if (k->shared < least[k->op])
-            least[k->op] = k->shared;
-        if (k->shared > c->base.shared_limit)
+        if (p->kernels[i].shared > c->base.shared_limit)
             continue;
-        fitting[k->op]++;
-        jobs[*count].kernel = k;
+        jobs[*count].kernel = &p->kernels[i];
         snprintf(jobs[*count].arch, sizeof jobs->arch, "%s", arch);
         ++*count;
     }
-    for (int op = 0; op < KT__OP_COUNT; op++)
-        if (!fitting[op])
+    for (int i = 0; i < KT__OP_COUNT * p->format_count; i++) {
+        const kt__kernel *least = 0;
+        for (const kt__kernel *k = p->kernels; k < p->kernels + p->kernel_count; k++)
+            if ((int)k->op == i % KT__OP_COUNT && k->format == i / KT__OP_COUNT && (!least || k->shared < least->shared))
+                least = k;
+        if (least && least->shared > c->base.shared_limit)
             return kt__fail(KT_UNSUPPORTED, "no kernel for %s in package %s fits %s: %d bytes of shared memory per block, at least %d are needed",
-                            kt__op_names[op], p->spec, c->base.device_name, c->base.shared_limit, least[op]);
+                            kt__op_names[least->op], p->spec, c->base.device_name, c->base.shared_limit, least->shared);
+    }
     return KT_OK;
 }
 

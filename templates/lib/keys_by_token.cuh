@@ -35,9 +35,11 @@ struct KeyOperand {
     }
 };
 
-// Logits in units of log2 of `groups` groups of 16 tokens of a tile, from m0 on, in all columns: s[h][at + m].
+// Logits in units of log2, relative to the running maximum, of `groups` groups of 16 tokens of a tile, from m0 on, in all columns:
+// s[h][at + m].
 template <int groups, int most>
-__device__ __forceinline__ void score_tokens(float (&s)[HALVES][most][4], int at, const KeyOperand &operand, const u8 *tile, int m0, int lane) {
+__device__ __forceinline__ void score_tokens(float (&s)[HALVES][most][4], int at, const KeyOperand &operand, const State (&state)[HALVES],
+                                             const u8 *tile, int m0, int lane) {
     constexpr int FULL = KEY_PLANES * KD; // words of 2-bit planes
     Words<KEY_WORDS> words(tile + KEY_META_BYTES, lane);
     const float unit = power_of_two(24);
@@ -91,23 +93,30 @@ __device__ __forceinline__ void score_tokens(float (&s)[HALVES][most][4], int at
             }
         }
     }
+#pragma unroll
+    for (int h = 0; h < HALVES; h++)
+#pragma unroll
+        for (int m = 0; m < groups; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[h][at + m][i] -= i & 1 ? state[h].max1 : state[h].max0;
 }
 
-__device__ __forceinline__ void score_group(float (&s)[HALVES][1][4], const Query &, const KeyOperand &operand, const u8 *tile, int m, int lane) {
-    score_tokens<1>(s, 0, operand, tile, m, lane);
+__device__ __forceinline__ void score_group(float (&s)[HALVES][1][4], const Query &, const KeyOperand &operand, const State (&state)[HALVES],
+                                            const u8 *tile, int m, int lane) {
+    score_tokens<1>(s, 0, operand, state, tile, m, lane);
 }
 
 // Logits of the t-th sealed tile. PAIR: a lane of columns 0..3 gets tokens 0..15 of the tile, one of columns 4..7 the others, of the same
 // heads.
-__device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int t, const Query &, const KeyOperand &operand, const u8 *tile,
-                                             int lane) {
+__device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int t, const Query &, const KeyOperand &operand,
+                                             const State (&state)[HALVES], const u8 *tile, int lane) {
     if constexpr (PAIR) {
         float both[HALVES][2][4];
-        score_tokens<2>(both, 0, operand, tile, 0, lane);
+        score_tokens<2>(both, 0, operand, state, tile, 0, lane);
         const bool second = second_lane(lane);
 #pragma unroll
         for (int i = 0; i < 4; i++) s[0][t][i] = second ? both[0][1][i] : both[0][0][i];
     } else {
-        score_tokens<2>(s, 2 * t, operand, tile, 0, lane);
+        score_tokens<2>(s, 2 * t, operand, state, tile, 0, lane);
     }
 }

@@ -36,7 +36,6 @@ typedef struct {
 
 typedef struct {
     kt_view view;
-    int max_fresh;                 // largest `fresh` of the batch
     int behind;                    // 1: launched right behind an attend, which has waited for all that this kernel reads
 } kt_append_params;
 
@@ -50,7 +49,7 @@ typedef struct {
     float *stats;                  // [rows, heads, splits, 2] their maxima (of logits in units of log2) and sums
     int *arrivals;                 // [slots * max_fresh * kv_heads * passes], zero between launches
     float scale;                   // softmax scale
-    int max_fresh;
+    int max_fresh;                 // largest `fresh` of the batch
     int splits;                    // most splits of a sequence: width of the grid
     int split_items;               // items of work that make a split worth while; see attend.cu
     int ordered;                   // 1: blocks go by kt_slot.order, for very unequal lengths; 0: by slot

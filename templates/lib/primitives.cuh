@@ -2,7 +2,7 @@
 // KITTY_EMULATE replaces this section by host C++ with the same names and the PTX semantics (tests/emulate/).
 #ifndef KITTY_EMULATE
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define KITTY_BULK 1 // cp.async.bulk + mbarrier; cp.async groups otherwise
+#define KITTY_BULK 1 // cp.async.bulk + mbarrier; cp.async groups otherwise. Kernels ask by plain ifs: the emulator has both.
 #else
 #define KITTY_BULK 0
 #endif

@@ -1,5 +1,9 @@
 // Sealed values whose scales and zeros are of a channel and a group of tokens: they fold into the output, once per group.
-struct SealedOutput {}; // nothing is left to the end
+struct SealedOutput { // nothing is left to the end
+//@ if VALUE_META8 == 1 then
+    Exponents exponents; // of the page at hand
+//@ end
+};
 constexpr int SPAN = VALUE_GROUP / 32 < HELD ? VALUE_GROUP / 32 : HELD; // tiles that share their scales, of those held
 
 __device__ __forceinline__ void start_sealed(State &state, SealedOutput &, int, int lane) {
@@ -9,8 +13,9 @@ __device__ __forceinline__ void start_sealed(State &state, SealedOutput &, int, 
 __device__ __forceinline__ void finish_sealed(State &, const SealedOutput &, int, int) {}
 
 // Adds the values of HELD tiles of a chunk, from `first` on; scales and zeros follow the chunk's tiles.
-__device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], SealedOutput (&)[HALVES], int, const float (&p)[HALVES][GROUPS][4],
-                                                  const u8 *tiles, int first, int lane) {
+__device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], SealedOutput (&sealed)[HALVES], int, const float (&p)[HALVES][GROUPS][4],
+                                                  const u8 *stage, int first, int lane) {
+    const u8 *tiles = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
     constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane has
     const int g = lane >> 2;
     const float unit = power_of_two(P_EXPONENT), back = power_of_two(24 - P_EXPONENT);
@@ -18,7 +23,7 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
     for (int t0 = 0; t0 < HELD; t0 += SPAN) {
 //@ if VALUE_META8 == 1 then
         const u8 *scales = tiles + TILES * VALUE_TILE_BYTES + (first + t0) * 32 / VALUE_GROUP * 2 * D, *zeros = scales + D;
-        const Exponents e8 = exponents_of(tiles - TILES * KEY_TILE_BYTES - KEY_TILES, false); // the stage begins with the header
+        const Exponents e8 = sealed[0].exponents;
         auto scale_at = [&](int channel) { return meta8_value(scales[channel], e8.scale); };
         auto zero_at = [&](int channel) { return meta8_value(zeros[channel], e8.zero); };
 //@ else

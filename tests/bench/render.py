@@ -3,8 +3,8 @@
 
     python3 tests/bench/render.py [--results FILE] [--folder FOLDER] [--card NAME] [--check]
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; all else in RESULTS.md is left as it is. --check writes nothing
-and fails if a file is not what results.json gives. Plain Python, no packages.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, one of another card's rows after `<!-- table: NAME of CARD -->`;
+all else in RESULTS.md is left as it is. --check writes nothing and fails if a file is not what results.json gives. Plain Python, no packages.
 """
 import argparse
 import math
@@ -72,7 +72,7 @@ class Results:
     def __init__(self, all_rows, card):
         cards = [row["card"] for row in all_rows]
         if card and card not in cards:
-            sys.exit(f"render.py: --card: no row is of '{card}'; there are {', '.join(sorted(set(cards)))}")
+            sys.exit(f"render.py: no row is of '{card}'; there are {', '.join(sorted(set(cards)))}")
         card = card or max(sorted(set(cards)), key=cards.count, default=None)
         self.rows = [row for row in all_rows if row["op"] != "bandwidth" and row["card"] == card]
 
@@ -173,16 +173,19 @@ def panel(r, name, title, **fixed):
     ]}
 
 
-def render_text(text, r):
+def render_text(text, r, all_rows):
     seen = set()
 
     def table(match):
         name = match.group(1)
         if name not in TABLES:
             sys.exit(f"render.py: no table '{name}'; there are {', '.join(TABLES)}")
-        seen.add(name)
-        return f"<!-- table: {name} -->\n{TABLES[name](r).text()}<!-- end -->"
-    text = re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+        card = match.group(2)
+        if not card:
+            seen.add(name)
+        whose = Results(all_rows, card) if card else r
+        return f"<!-- table: {name}{f' of {card}' if card else ''} -->\n{TABLES[name](whose).text()}<!-- end -->"
+    text = re.sub(r"<!-- table: (\S+)(?: of ([^\n]+?))? -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
     if seen != set(TABLES):
         sys.exit(f"render.py: RESULTS.md has no place for {', '.join(sorted(set(TABLES) - seen))}: <!-- table: NAME --> and <!-- end -->")
     return text
@@ -205,7 +208,7 @@ def main():
     if os.path.exists(paths[1]):
         with open(paths[1], encoding="utf-8") as file:
             before[1] = file.read()
-    after = [render_text(before[0], r), picture([panel(r, "context", "one sequence, by context", sequences=1),
+    after = [render_text(before[0], r, measured), picture([panel(r, "context", "one sequence, by context", sequences=1),
                                                  panel(r, "sequences", "sequences of 8K tokens, by batch", context=8192)])]
     changed = [path for path, old, new in zip(paths, before, after) if old != new]
     if options.check:

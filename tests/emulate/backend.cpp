@@ -27,7 +27,7 @@ struct emulator {
     kt__backend base;
     std::string folder; // of compiled kernels
     struct {
-        emulate_kernel *paths[PATHS];
+        emulate_kernel *loaded; // when it is first launched
         int launches[PATHS];
     } kernels[KT__EMULATE_KERNELS];
     std::set<void *> pools; // pages and slabs seen, which start without contents
@@ -41,8 +41,7 @@ emulator *of(kt__backend *backend) { return (emulator *)(void *)backend; }
 void close_backend(kt__backend *backend)
 {
     for (auto &kernel : of(backend)->kernels)
-        for (emulate_kernel *path : kernel.paths)
-            emulate_unload(path);
+        emulate_unload(kernel.loaded);
     delete of(backend);
 }
 
@@ -123,26 +122,18 @@ bool write_source(const std::string &path, const char *text)
     return done && !rename(part.c_str(), path.c_str());
 }
 
-// Whether both paths of the code are the same, once the emulator has taken the place of the primitives.
-bool one_path(const char *source)
-{
-    const char *own = strstr(source, "#endif // KITTY_EMULATE");
-    return own && !strstr(own, "KITTY_BULK");
-}
-
-// The kernel compiled for the card's path, made or loaded where it is not yet. Equal sources share an object, whatever spec they are of.
+// The kernel, compiled and loaded where it is not yet. Equal sources share an object, whatever spec they are of.
 kt_status kernel_of(emulator *e, int index, emulate_kernel **kernel)
 {
     const kt__kernel *k = &e->base.package->kernels[index];
     const char *body = kernel_body(k->source);
-    const int bulk = e->bulk || one_path(body);
     char digest[KT__SHA256_HEX], error[2048] = "";
-    emulate_kernel **place = &e->kernels[index].paths[bulk];
+    emulate_kernel **place = &e->kernels[index].loaded;
     if (!*place) {
         kt__sha256_text(body, strlen(body), digest);
         const std::string name = e->folder + "/" + k->name + "-" + std::string(digest).substr(0, 24), source = name + ".cu";
-        const std::string object = name + (bulk ? "-90" : "-80") + (e->checks ? "" : "-fast") + ".so";
-        const emulate_build build = {source.c_str(), k->entry, object.c_str(), bulk, e->checks};
+        const std::string object = name + (e->checks ? "" : "-fast") + ".so";
+        const emulate_build build = {source.c_str(), k->entry, object.c_str(), e->checks};
         if (!write_source(source, k->source))
             return kt__fail(KT_IO, "cannot write %s: %s", source.c_str(), strerror(errno));
         if (emulate_compile(&build, error, sizeof error) || !(*place = emulate_load(object.c_str(), k->entry, error, sizeof error)))
@@ -216,7 +207,7 @@ kt_status launch(kt__backend *backend, int index, const kt__extent *extent, cons
 {
     emulator *e = of(backend);
     const kt__kernel *k = &backend->package->kernels[index];
-    const kt_format *f = &backend->package->format;
+    const kt_format *f = &backend->package->formats[k->format];
     const emulate_report *reports;
     emulate_kernel *kernel;
     std::vector<span> spans;
@@ -233,7 +224,7 @@ kt_status launch(kt__backend *backend, int index, const kt__extent *extent, cons
     args.shared = (size_t)k->shared;
     args.params = params;
     args.params_bytes = bytes;
-    args.overlap = e->bulk; // as the CUDA backend asks for on such cards
+    args.bulk = args.overlap = e->bulk; // as the CUDA backend asks for on such cards
     args.seed = e->seed + (uint64_t)e->launches++;
     if (k->shared > backend->shared_limit)
         return kt__fail(KT_UNSUPPORTED, "%s needs %d bytes of shared memory; the emulated card has %d", k->name, k->shared,

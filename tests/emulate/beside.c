@@ -8,14 +8,14 @@
 // The first byte that differs of the blocks a step leaves, where records_compare has seen that one does.
 static void find_byte(const case_run *both, char *message, size_t size)
 {
-    const int bytes = both->given->package.format.block_bytes;
+    const int bytes = case_block_bytes(both->given);
     unsigned char *blocks = malloc(2 * (size_t)bytes);
     for (int at = 0; blocks && at < CASE_SLOTS * CASE_LAYERS * CASE_HEADS; at++) {
         const int head = at % CASE_HEADS, layer = at / CASE_HEADS % CASE_LAYERS, sequence = at / CASE_HEADS / CASE_LAYERS;
         for (int page = 0;; page++) {
             if (case_block(&both[0], sequence, layer, head, page, blocks) || case_block(&both[1], sequence, layer, head, page, blocks + bytes))
                 break; // no such page
-            for (int i = 0; i < bytes; i++)
+            for (int i = 0; i < case_format(both->given, layer)->block_bytes; i++)
                 if (blocks[i] != blocks[bytes + i]) {
                     snprintf(message, size, "; byte %d of sequence %d, layer %d, head %d, page %d is 0x%02x, on the CPU 0x%02x", i, sequence,
                              layer, head, page, blocks[i], blocks[bytes + i]);
@@ -29,7 +29,7 @@ static void find_byte(const case_run *both, char *message, size_t size)
 
 static int run_steps(case_run *both, record *all, emulation *e)
 {
-    const int bf16 = both->given->package.format.dtype == KT_BF16;
+    const int bf16 = both->given->package.formats[0].dtype == KT_BF16;
     const difference limits = {error_limit(bf16), 4 * error_limit(bf16), INFINITY};
     for (int step = 0; step < CASE_STEPS; step++) {
         record records[2] = {0};

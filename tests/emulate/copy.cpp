@@ -89,6 +89,10 @@ std::string waiting_for(const thread *t)
 static int find_mbarrier(const u64 *bar, const char *what, u32 pc)
 {
     block *b = m.self->home;
+    if (!m.args->bulk) {
+        report(EMULATE_COPY, pc, m.self, "%s, which does nothing on a card without bulk copies", what);
+        give_up();
+    }
     u64 offset = (u64)((const u8 *)bar - b->shared.start);
     for (size_t i = 0; i < b->mbarriers.size(); i++)
         if (b->mbarriers[i].offset == offset) {

@@ -2,7 +2,7 @@
 // Included before the kernel (-include emulate.h -DKITTY_EMULATE). Every function here only records what a lane asks for;
 // the machine (machine.cpp) runs the lanes as fibres and answers when all lanes concerned have arrived.
 //
-// KITTY_BULK (default 1) picks bulk copies with mbarriers (sm_90) or groups of 16-byte copies (sm_80).
+// KITTY_BULK is the launch's: bulk copies with mbarriers (sm_90), or groups of 16-byte copies (sm_80). One object has both paths.
 #ifndef KITTY_EMULATE_H
 #define KITTY_EMULATE_H
 
@@ -25,10 +25,6 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
-
-#ifndef KITTY_BULK
-#define KITTY_BULK 1
-#endif
 
 #define __global__
 #define __device__
@@ -66,6 +62,8 @@ uint3 emulate_thread_index(void);
 uint3 emulate_block_index(void);
 uint3 emulate_block_size(void);
 uint3 emulate_grid_size(void);
+__attribute__((const)) int emulate_bulk(void);
+#define KITTY_BULK emulate_bulk()
 void emulate_assumption(const char *text);
 enum { EMULATE_SHUFFLE, EMULATE_SHUFFLE_XOR, EMULATE_SHUFFLE_DOWN, EMULATE_SHUFFLE_UP };
 u64 emulate_shuffle(int how, u32 mask, u64 bits, int argument, int width);
@@ -94,22 +92,15 @@ u32 half2_multiply_add(u32 a, u32 b, u32 c);
 u32 transpose8(u32 x);
 void barrier_init(u64 *bar, int arrivals);
 void barrier_init_fence(void);
-#if KITTY_BULK
 void barrier_expect(u64 *bar, int bytes);
 void barrier_wait(u64 *bar, int parity);
 void bulk_copy(void *dst, const void *src, int bytes, u64 *bar);
-#endif
 void grid_wait(void); // where launches do not overlap it returns at once
 void grid_launch_next(void);
 void async_copy16(void *dst, const void *src);
 void async_commit(void);
 }
 
-#if !KITTY_BULK
-__forceinline__ void barrier_expect(u64 *, int) {}
-__forceinline__ void barrier_wait(u64 *, int) {}
-__forceinline__ void bulk_copy(void *, const void *, int, u64 *) {}
-#endif
 __forceinline__ u32 pack_half(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
 __forceinline__ u32 pack_bfloat(float low, float high) { return float_to_bfloat(low) | (u32)float_to_bfloat(high) << 16; }
 __forceinline__ void mma_half(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)

@@ -55,7 +55,6 @@ typedef struct {
     const char *source; // path of the emitted .cu
     const char *entry;  // its extern "C" name
     const char *output; // path of the shared object; kept if it is newer than source and emulator
-    int bulk;           // 1: bulk copies (sm_90); 0: cp.async (sm_80)
     int checks;         // 1: every load and store is checked; 0: fast, without
 } emulate_build;
 // Compiles with the host compiler (CXX, else g++). 0, or a negative value with the compiler's first lines in `error`.
@@ -70,6 +69,7 @@ typedef struct {
     size_t params_bytes; // checked against the kernel's own size
     uint64_t seed;       // order of blocks, warps, lanes and copies
     int report_limit;    // reports kept, at most EMULATE_REPORTS; 0: all of those
+    int bulk;            // 1: bulk copies (sm_90); 0: cp.async (sm_80), and what asks for bulk copies does nothing
     int overlap;         // 1: launched while the launch before it still runs; grid_wait waits for that one
 } emulate_launch_args;
 // Runs the grid. Returns how many reports there are; they stay valid until the next launch.

@@ -232,9 +232,8 @@ int emulate_compile(const emulate_build *build, char *error, size_t error_bytes)
         return 0;
     std::string cxx = compiler && *compiler ? compiler : "g++";
     // Without the sanitizers' libraries: what the compiled code calls is in this one.
-    std::string command = cxx + " -shared -nodefaultlibs -std=c++17 -O1 -gdwarf-4 -fno-var-tracking -fPIC -w -ffp-contract=off "
-        "-fno-strict-aliasing -ftrivial-auto-var-init=pattern -fno-exceptions -fno-rtti -fno-asynchronous-unwind-tables -DKITTY_EMULATE "
-        "-DKITTY_BULK=" + (build->bulk ? "1" : "0") +
+    const std::string command = cxx + " -shared -nodefaultlibs -std=c++17 -O1 -gdwarf-4 -fno-var-tracking -fPIC -w -ffp-contract=off "
+        "-fno-strict-aliasing -ftrivial-auto-var-init=pattern -fno-exceptions -fno-rtti -fno-asynchronous-unwind-tables -DKITTY_EMULATE" +
         (build->checks ? " -DEMULATE_CHECKS -fsanitize=thread,alignment --param=tsan-instrument-func-entry-exit=0" : "") +
         " -Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset,--wrap=__ubsan_handle_type_mismatch_v1 -I" + quoted(here) + " -DEMULATE_SOURCE=" +
         quoted("\"" + std::string(build->source) + "\"") + " -DEMULATE_ENTRY=" + build->entry + " " + quoted(here + "/entry.cpp") + " -o " +

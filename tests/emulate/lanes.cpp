@@ -22,6 +22,7 @@ uint3 emulate_thread_index(void)
 uint3 emulate_block_index(void) { return three(m.self->home->index); }
 uint3 emulate_block_size(void) { return three(m.args->block); }
 uint3 emulate_grid_size(void) { return three(m.args->grid); }
+int emulate_bulk(void) { return m.args->bulk; }
 
 void emulate_assumption(const char *text)
 {
@@ -101,6 +102,7 @@ static void complete(warp *w, u32 mask)
     if (lanes[0]->op.what == SYNC) // the others exchange registers; they order no memory
         meet(lanes, count);
     w->waiting &= ~mask;
+    w->alike &= ~mask;
     for (int i = 0; i < count; i++)
         make_ready(lanes[i]);
 }
@@ -124,8 +126,11 @@ static u64 together(const request &op)
                op.mask & w->exited ? "names lanes that have exited or do not exist" : "does not name its own lane");
         give_up();
     }
+    const thread *first = w->alike ? &w->home->threads[w->first + __builtin_ctz(w->alike)] : t;
+    const u32 alike = same_operation(first->op, op) ? w->alike | 1u << t->lane : 0;
+    w->alike |= alike;
     bool all = (w->waiting & op.mask) == op.mask;
-    for (u32 left = op.mask & w->waiting; left; left &= left - 1) {
+    for (u32 left = op.mask & w->waiting & ~alike; left; left &= left - 1) {
         const thread *other = &w->home->threads[w->first + __builtin_ctz(left)];
         if (same_operation(other->op, op))
             continue;

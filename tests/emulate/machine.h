@@ -86,6 +86,7 @@ struct warp {
     block *home = nullptr;
     int first = 0, index = 0;
     u32 ready = 0, waiting = 0, exited = 0;
+    u32 alike = 0; // of the waiting lanes, those known to ask for one and the same
     u32 stamp = 1, last_full = 0; // last_full: accesses up to this stamp are ordered before any by this warp
 };
 struct mbarrier {

@@ -35,11 +35,11 @@ struct file {
     unsigned grid, threads;
     size_t shared;
     bool results; // out[i] must equal out[512 + i]
-    emulate_kernel *kernels[2];
+    emulate_kernel *kernel;
 };
 file files[] = {
-    {"memory", 2, 64, 1024, false, {}}, {"meeting", 2, 96, 512, false, {}},   {"race", 4, 64, 512, false, {}},
-    {"copies", 2, 64, 1152, false, {}}, {"matrix", 1, 32, 768, true, {}},     {"primitives", 1, 64, 64, true, {}},
+    {"memory", 2, 64, 1024, false, nullptr}, {"meeting", 2, 96, 512, false, nullptr},   {"race", 4, 64, 512, false, nullptr},
+    {"copies", 2, 64, 1152, false, nullptr}, {"matrix", 1, 32, 768, true, nullptr},     {"primitives", 1, 64, 64, true, nullptr},
 };
 enum { MEMORY, MEETING, RACE, COPIES, MATRIX, PRIMITIVES, FILES };
 
@@ -97,6 +97,7 @@ const fault faults[] = {
     {COPIES, 11, EMULATE_WAIT, 0, "a 16-byte copy by thread", 0},
     {COPIES, 12, EMULATE_WAIT, 1, "the source of a copy under way", 0},
     {COPIES, 13, EMULATE_WAIT, 1, "a bulk copy for mbarrier", 0},
+    {COPIES, 14, EMULATE_COPY, 0, "a card without bulk copies", 0},
     {MATRIX, 1, RESULT, -1, "", 0},
     {MATRIX, 2, RESULT, -1, "", 0},
     {MATRIX, 3, RESULT, -1, "", 0},
@@ -112,25 +113,25 @@ void fail(const std::string &text)
     failures++;
 }
 
-bool build_one(const std::string &folder, file *f, int bulk, std::string *error)
+emulate_kernel *build_one(const std::string &folder, const char *name, std::string *error)
 {
     char text[2048] = "";
-    const std::string source = std::string(EMULATE_FOLDER) + "/faults/" + f->name + ".cu";
-    const std::string object = folder + "/" + f->name + (bulk ? "-90.so" : "-80.so");
-    const emulate_build build = {source.c_str(), f->name, object.c_str(), bulk, 1};
-    if (emulate_compile(&build, text, sizeof text) || !(f->kernels[bulk] = emulate_load(object.c_str(), f->name, text, sizeof text)))
-        *error += std::string(f->name) + ": " + text;
-    return error->empty();
+    const std::string source = std::string(EMULATE_FOLDER) + "/faults/" + name + ".cu", object = folder + "/" + name + ".so";
+    const emulate_build build = {source.c_str(), name, object.c_str(), 1};
+    emulate_kernel *kernel = emulate_compile(&build, text, sizeof text) ? nullptr : emulate_load(object.c_str(), name, text, sizeof text);
+    if (!kernel)
+        *error += std::string(name) + ": " + text;
+    return kernel;
 }
 
 int run(const file &f, int bulk, int fault, uint64_t seed, const emulate_report **reports)
 {
-    emulate_launch_args args = {{f.grid, 1, 1}, {f.threads, 1, 1}, f.shared, &params, sizeof params, seed, 0, 0};
+    emulate_launch_args args = {{f.grid, 1, 1}, {f.threads, 1, 1}, f.shared, &params, sizeof params, seed, 0, bulk, 0};
     memset(params.out, 0xd7, 4096);
     emulate_initialised(params.out, 4096, 0);
     memset(params.counter, 0, 16);
     params.fault = fault;
-    return emulate_launch(f.kernels[bulk], &args, reports);
+    return emulate_launch(f.kernel, &args, reports);
 }
 
 // Launches that overlap: sound when `fault` is 0, else a report of the launch at fault, whichever role it has.
@@ -144,7 +145,7 @@ void test_overlap(const emulate_kernel *kernel, int fault)
         emulate_settle();
         for (int role = 0; role < 3; role++) {
             const emulate_report *reports;
-            emulate_launch_args args = {{2, 1, 1}, {32, 1, 1}, 0, &params, sizeof params, seed, 0, 1};
+            emulate_launch_args args = {{2, 1, 1}, {32, 1, 1}, 0, &params, sizeof params, seed, 0, 1, 1};
             params.fault = 8 * fault + role;
             const int count = emulate_launch(kernel, &args, &reports);
             for (int i = 0; i < count; i++) {
@@ -205,15 +206,15 @@ void test_launches()
         emulate_launch_args args;
         const char *text;
     } cases[] = {
-        {{{1, 1, 1}, {1056, 1, 1}, 0, &params, sizeof params, 0, 0, 0}, "1056 threads"},
-        {{{0, 1, 1}, {64, 1, 1}, 0, &params, sizeof params, 0, 0, 0}, "grid 0"},
-        {{{1, 65536, 1}, {64, 1, 1}, 0, &params, sizeof params, 0, 0, 0}, "grid 1 x 65536"},
-        {{{1, 1, 1}, {64, 1, 1}, 232449, &params, sizeof params, 0, 0, 0}, "232449 bytes of shared memory"},
-        {{{1, 1, 1}, {64, 1, 1}, 0, &params, sizeof params - 8, 0, 0, 0}, "24 bytes of parameters"},
+        {{{1, 1, 1}, {1056, 1, 1}, 0, &params, sizeof params, 0, 0, 1, 0}, "1056 threads"},
+        {{{0, 1, 1}, {64, 1, 1}, 0, &params, sizeof params, 0, 0, 1, 0}, "grid 0"},
+        {{{1, 65536, 1}, {64, 1, 1}, 0, &params, sizeof params, 0, 0, 1, 0}, "grid 1 x 65536"},
+        {{{1, 1, 1}, {64, 1, 1}, 232449, &params, sizeof params, 0, 0, 1, 0}, "232449 bytes of shared memory"},
+        {{{1, 1, 1}, {64, 1, 1}, 0, &params, sizeof params - 8, 0, 0, 1, 0}, "24 bytes of parameters"},
     };
     for (const auto &c : cases) {
         const emulate_report *reports;
-        const int count = emulate_launch(f.kernels[1], &c.args, &reports);
+        const int count = emulate_launch(f.kernel, &c.args, &reports);
         if (count != 1 || reports[0].kind != EMULATE_LAUNCH || !strstr(reports[0].text, c.text))
             fail(std::string("launch refused with \"") + c.text + "\": " + (count ? reports[0].text : "no report"));
     }
@@ -256,9 +257,12 @@ int main(int argc, char **argv)
         return 2;
     }
     std::string errors[2];
-    auto build = [&](int bulk) {
-        for (file &f : files)
-            build_one(argv[1], &f, bulk, &errors[bulk]);
+    emulate_kernel *overlap = nullptr;
+    auto build = [&](int half) {
+        for (int i = half; i < FILES; i += 2)
+            files[i].kernel = build_one(argv[1], files[i].name, &errors[half]);
+        if (half)
+            overlap = build_one(argv[1], "overlap", &errors[half]);
     };
     std::thread other(build, 0);
     build(1);
@@ -279,13 +283,7 @@ int main(int argc, char **argv)
         for (int bulk = 0; bulk < 2; bulk++)
             if (t.bulk < 0 || t.bulk == bulk)
                 test_fault(t, bulk);
-    char error[2048] = "";
-    const std::string source = std::string(EMULATE_FOLDER) + "/faults/overlap.cu", object = std::string(argv[1]) + "/overlap.so";
-    const emulate_build build_overlap = {source.c_str(), "overlap", object.c_str(), 1, 1};
-    emulate_kernel *overlap = emulate_compile(&build_overlap, error, sizeof error) ? nullptr : emulate_load(object.c_str(), "overlap", error, sizeof error);
-    if (!overlap)
-        fail(error);
-    for (int i = 0; overlap && i <= OVERLAPS; i++)
+    for (int i = 0; i <= OVERLAPS; i++)
         test_overlap(overlap, i);
     test_launches();
     test_conversions();

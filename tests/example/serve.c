@@ -95,10 +95,12 @@ static int open_server(server *s, const char *package, kt_device device, double 
 
     // The budget is for pages and exact tokens together. A server takes what the model's weights leave free; this one takes
     // so little that it runs full: the slabs of all slots, and pages for one request of MOST_TOKENS.
-    const uint64_t heads = (uint64_t)LAYERS * (uint64_t)s->info.kv_heads;
-    uint64_t budget = (uint64_t)(megabytes * 1048576.0);
-    if (!budget)
-        budget = heads * (2 * SLOTS * s->info.slab_bytes + (uint64_t)(MOST_TOKENS / s->info.page) * s->info.block_bytes);
+    uint64_t budget = (uint64_t)(megabytes * 1048576.0), block, slab;
+    for (int layer = 0; layer < LAYERS && megabytes <= 0; layer++) {
+        if (failed(kt_layer_bytes(s->engine, layer, &block, &slab), "kt_layer_bytes"))
+            return 1;
+        budget += (uint64_t)s->info.kv_heads * (2 * SLOTS * slab + (uint64_t)(MOST_TOKENS / s->info.page) * block);
+    }
     // Prompts are taken in chunks: a step of several tokens on a filled cache needs a spare slab for each such sequence,
     // so that the step can be taken back.
     const kt_cache_args cache = {.size = sizeof cache, .budget_bytes = budget, .layers = LAYERS, .kv_heads = s->info.kv_heads,

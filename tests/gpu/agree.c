@@ -40,7 +40,7 @@ static difference limits_of(const plan *p, int dtype)
 
 static int run_case(const plan *p, const test_case *c, outcome *o)
 {
-    const difference limits = limits_of(p, c->package.format.dtype);
+    const difference limits = limits_of(p, c->package.formats[0].dtype);
     record recorded = {0}, here = {0};
     kt_engine *engine = NULL;
     case_run run = {0};
@@ -80,7 +80,7 @@ static int print(const plan *p, const outcome *outcomes)
     for (int t = 0; t < p->task_count; t++) {
         const test_case *c = &p->list.all[p->tasks[t]];
         const agreement *a = &outcomes[t].found;
-        agreement *sum = &all[c->package.format.dtype == KT_BF16];
+        agreement *sum = &all[c->package.formats[0].dtype == KT_BF16];
         printf("%-32s %6ld %7ld %9.2e %9.2e %6.2f %7.2f%%%s%s\n", c->name, a->blocks, a->attends, a->worst.distance, a->worst.lse,
                a->worst.ulps, a->elements ? 100.0 * (double)a->equal / (double)a->elements : 100.0, outcomes[t].end.code ? "\n    FAILED: " : "",
                outcomes[t].end.message);

@@ -40,6 +40,8 @@ int bed_open(bed *b, const char *spec, const char *dtype, int config, int layers
 {
     *b = (bed){.sequences = sequences, .max_tokens = max_tokens};
     TRY(load_spec(spec, dtype, &b->spec));
+    if (layers)
+        spread_ways(&b->spec, layers);
     const char *why = kg_layout(&b->spec, &b->format);
     if (why)
         return fail(KG_USER, "%s", why);
@@ -51,11 +53,10 @@ int bed_open(bed *b, const char *spec, const char *dtype, int config, int layers
     TRY(open_engines(&b->spec, config, &b->engine, NULL));
     TRY(cuda_stream_open(&b->stream));
 
-    const uint64_t heads = (uint64_t)b->layers * (uint64_t)b->kv_heads;
     const uint64_t pages = (uint64_t)(max_tokens / b->format.page + 1) * (uint64_t)sequences;
     const int rows = BED_BLOCK > sequences ? BED_BLOCK : sequences;
     kt_cache_args cache = {.size = sizeof cache, .layers = b->layers, .kv_heads = b->kv_heads, .max_sequences = sequences, .spare_slabs = 1};
-    cache.budget_bytes = heads * (pages * (uint64_t)b->format.block_bytes + (uint64_t)(sequences + 1) * (uint64_t)b->format.slab_bytes);
+    TRY(add_budget(b->engine, &cache, pages, (uint64_t)sequences + 1));
     CALL(kt_cache_open(b->engine, &cache, &b->cache));
     CALL(kt_batch_open(b->cache, &(kt_batch_args){.size = sizeof(kt_batch_args), .slots = sequences, .max_tokens = max_tokens,
                                                   .max_rows = rows}, &b->batch));

@@ -124,8 +124,9 @@ static void compare(state *s, int taking_part)
 
 static int compare_pages(state *s)
 {
-    const kt_format *f = &s->eager.bed.format;
-    unsigned char *blocks = malloc(2 * (size_t)f->block_bytes);
+    kt_engine_info info = {.size = sizeof info};
+    CALL(kt_engine_query(s->eager.bed.engine, &info));
+    unsigned char *blocks = malloc(2 * info.block_bytes);
     int code = blocks ? KG_OK : fail(KG_MACHINE, "out of memory");
     for (int i = 0; i < SEQUENCES && !code; i++) {
         int tokens[2];
@@ -135,13 +136,15 @@ static int compare_pages(state *s)
             status = kt_sequence_tokens(lanes[k]->bed.cache, lanes[k]->bed.handles[i], &tokens[k]);
         if (!status && tokens[0] != tokens[1])
             code = fail(KG_FAILED, "sequence %d has %d tokens after replays, expected %d", i, tokens[1], tokens[0]);
-        const int pages = kt_sealed(f, KT_KEY, tokens[0]);
-        for (int at = 0; at < pages * LAYERS * s->eager.bed.kv_heads && !status && !code; at++) {
-            const int page = at % pages, head = at / pages % s->eager.bed.kv_heads, layer = at / pages / s->eager.bed.kv_heads;
-            for (int k = 0; k < 2 && !status; k++)
-                status = kt_read_block(lanes[k]->bed.cache, lanes[k]->bed.handles[i], layer, head, page, blocks + k * f->block_bytes);
-            s->pages++;
-            s->bad_pages += memcmp(blocks, blocks + f->block_bytes, (size_t)f->block_bytes) != 0;
+        for (int at = 0; at < LAYERS * s->eager.bed.kv_heads && !status && !code; at++) {
+            const int head = at % s->eager.bed.kv_heads, layer = at / s->eager.bed.kv_heads;
+            const kt_format *f = layer_format(s->eager.bed.engine, layer);
+            for (int page = 0; page < kt_sealed(f, KT_KEY, tokens[0]) && !status; page++) {
+                for (int k = 0; k < 2 && !status; k++)
+                    status = kt_read_block(lanes[k]->bed.cache, lanes[k]->bed.handles[i], layer, head, page, blocks + k * f->block_bytes);
+                s->pages++;
+                s->bad_pages += memcmp(blocks, blocks + f->block_bytes, (size_t)f->block_bytes) != 0;
+            }
         }
         if (status)
             code = refused("kt_read_block", status);
@@ -238,11 +241,22 @@ static int overrun(state *s, int index)
     return KG_OK;
 }
 
+// Pages of which any layer has something sealed.
+static int pages_of(const bed *b, int tokens)
+{
+    int most = 0;
+    for (int layer = 0; layer < LAYERS; layer++) {
+        const int pages = kt_pages(layer_format(b->engine, layer), tokens);
+        most = pages > most ? pages : most;
+    }
+    return most;
+}
+
 // Tokens that a sequence can have with the pages that `tokens` tokens need.
-static int capacity(const kt_format *f, int tokens)
+static int capacity(const bed *b, int tokens)
 {
     int most = tokens;
-    while (kt_sealed(f, KT_KEY, most + 1) <= kt_sealed(f, KT_KEY, tokens))
+    while (pages_of(b, most + 1) <= pages_of(b, tokens))
         most++;
     return most;
 }
@@ -252,7 +266,7 @@ static int go(state *s, const char *spec, const char *dtype, int steps)
     const int reserved = prompts[1] + steps; // the longest sequence is the first that does not fit
     TRY(open_lane(&s->eager, spec, dtype, reserved + 1024));
     TRY(open_lane(&s->replayed, spec, dtype, reserved + 1024));
-    const int last = capacity(&s->replayed.bed.format, reserved) - prompts[1];
+    const int last = capacity(&s->replayed.bed, reserved) - prompts[1];
     lane *const lanes[] = {&s->eager, &s->replayed};
     for (int k = 0; k < 2; k++)
         for (int i = 0; i < SEQUENCES; i++)

@@ -17,9 +17,9 @@ typedef struct {
     int fresh[CASE_SLOTS], what, multiprocessors;
 } step;
 
-static step step_of(const kt_format *f, int index)
+static step step_of(const kt__package *p, int index)
 {
-    const int page = f->page, ahead = f->sink + (f->key_window > f->value_window ? f->key_window : f->value_window);
+    const int page = p->formats[0].page, ahead = p->reaches[p->reach_count - 1];
     const step steps[CASE_STEPS] = {
         {{ahead + page + 5, 7, 0}, PREFILL, 1},
         {{1, 1, 1}, REFERENCE, 4},
@@ -61,7 +61,7 @@ void case_close(case_run *run)
 // A tensor [rows, heads, dim] of random elements on the device, of just that size; rows are `stride` elements apart, with NaNs between.
 static int bring(case_run *run, int rows, int heads, int stride, bool keys, bool damage, void **device)
 {
-    const kt_format *f = &run->given->package.format;
+    const kt_format *f = &run->given->package.formats[0];
     const int width = heads * f->head_dim;
     const size_t count = (size_t)(rows - 1) * (size_t)stride + (size_t)width;
     uint16_t *host = malloc(count * sizeof *host);
@@ -98,8 +98,8 @@ typedef struct {
 
 static int results_make(case_run *run, int rows, attend *a)
 {
-    const size_t heads = (size_t)rows * CASE_HEADS * (size_t)run->given->package.format.group_heads;
-    const size_t bytes = heads * (size_t)run->given->package.format.head_dim * 2;
+    const size_t heads = (size_t)rows * CASE_HEADS * (size_t)run->given->package.formats[0].group_heads;
+    const size_t bytes = heads * (size_t)run->given->package.formats[0].head_dim * 2;
     unsigned char *blank = malloc(bytes);
     if (!blank)
         return fail(KG_MACHINE, "out of memory");
@@ -114,8 +114,8 @@ static int results_make(case_run *run, int rows, attend *a)
 
 static int results_read(case_run *run, const output_head *head, const attend *a, record *record)
 {
-    const size_t heads = (size_t)head->rows * CASE_HEADS * (size_t)run->given->package.format.group_heads;
-    const size_t bytes = heads * (size_t)run->given->package.format.head_dim * 2;
+    const size_t heads = (size_t)head->rows * CASE_HEADS * (size_t)run->given->package.formats[0].group_heads;
+    const size_t bytes = heads * (size_t)run->given->package.formats[0].head_dim * 2;
     char *host = malloc(bytes + heads * sizeof(float));
     if (!host)
         return fail(KG_MACHINE, "out of memory");
@@ -142,7 +142,8 @@ static void layer_free(case_run *run, layer *l)
 static int queue_layer(case_run *run, int at, const step *s, int index, int rows, layer *l)
 {
     kt__package *p = &run->engine->package;
-    const kt_format *f = &p->format;
+    const int format = kt__layer_format(p, at);
+    const kt_format *f = &p->formats[format];
     const int q_heads = CASE_HEADS * f->group_heads, padded = index % 2;
     const int query_row = q_heads * f->head_dim + (padded ? 8 : 0), kv_row = CASE_HEADS * f->head_dim + (padded ? 16 : 0);
     TRY(bring(run, rows, q_heads, query_row, false, false, &l->query));
@@ -154,7 +155,8 @@ static int queue_layer(case_run *run, int at, const step *s, int index, int rows
     for (int i = 0; i < p->kernel_count && s->what != PREFILL; i++) {
         const int k = (i + index) % p->kernel_count; // each has its turn right after the append
         const bool reference = p->kernels[k].op == KT__REFERENCE;
-        if (!run->given->first[k] || (k + at + index / 2) % 2 || !(p->kernels[k].op == KT__ATTEND || (reference && s->what == REFERENCE)))
+        const bool turn = p->format_count > 1 || (k + at + index / 2) % 2 == 0; // where layers are alike, every second in each
+        if (p->kernels[k].format != format || !run->given->first[k] || !turn || !(p->kernels[k].op == KT__ATTEND || (reference && s->what == REFERENCE)))
             continue;
         attend *a = &l->attends[l->count++];
         const bool again = run->engine->device == KT_DEVICE_CPU && l->count > 1;
@@ -166,7 +168,7 @@ static int queue_layer(case_run *run, int at, const step *s, int index, int rows
                         run->engine->backend->device_name, run->engine->backend->shared_limit);
         TRY(results_make(run, rows, a));
         for (int c = 0; c < p->choice_count && !reference; c++)
-            if (p->choices[c].op == KT__ATTEND)
+            if (p->choices[c].op == KT__ATTEND && p->choices[c].format == format)
                 p->choices[c].kernel = k;
         CALL(kt_attend(run->batch, &(kt_attend_args){.size = sizeof(kt_attend_args), .layer = at, .query = l->query, .query_row = query_row,
                                                      .out = a->out, .lse = a->lse, .flags = reference ? KT_ATTEND_REFERENCE : 0}));
@@ -192,7 +194,7 @@ static void add_digest(record *record, block_digest d, const void *data, size_t 
 
 int case_block(const case_run *run, int sequence, int at, int head, int page, unsigned char *block)
 {
-    const kt_format *f = &run->given->package.format;
+    const kt_format *f = case_format(run->given, at);
     int tokens;
     CALL(kt_sequence_tokens(run->cache, run->sequences[sequence], &tokens));
     CALL(kt_read_block(run->cache, run->sequences[sequence], at, head, page, block));
@@ -205,11 +207,11 @@ int case_block(const case_run *run, int sequence, int at, int head, int page, un
 
 static int digest_sequence(case_run *run, int index, int sequence, unsigned char *block, float *rows, record *record)
 {
-    const kt_format *f = &run->given->package.format;
     int tokens;
     CALL(kt_sequence_tokens(run->cache, run->sequences[sequence], &tokens));
-    const int sinks = tokens < f->sink ? tokens : f->sink;
     for (int i = 0; i < CASE_LAYERS * CASE_HEADS; i++) {
+        const kt_format *f = case_format(run->given, i / CASE_HEADS);
+        const int sinks = tokens < f->sink ? tokens : f->sink;
         block_digest d = {.step = index, .sequence = sequence, .layer = i / CASE_HEADS, .head = i % CASE_HEADS};
         for (; d.page < kt_sealed(f, KT_KEY, tokens); d.page++) {
             TRY(case_block(run, sequence, d.layer, d.head, d.page, block));
@@ -232,8 +234,8 @@ static int digest_sequence(case_run *run, int index, int sequence, unsigned char
 
 static int digest_caches(case_run *run, int index, record *record)
 {
-    const kt_format *f = &run->given->package.format;
-    unsigned char *block = malloc((size_t)f->block_bytes);
+    const kt_format *f = &run->given->package.formats[0];
+    unsigned char *block = malloc((size_t)case_block_bytes(run->given));
     float *rows = malloc((size_t)MAX_TOKENS * (size_t)f->head_dim * sizeof *rows);
     kt_poll_info poll = {.size = sizeof poll};
     int code = block && rows ? KG_OK : fail(KG_MACHINE, "out of memory");
@@ -250,7 +252,7 @@ static int digest_caches(case_run *run, int index, record *record)
 
 int case_step(case_run *run, int index, record *record)
 {
-    const step s = step_of(&run->given->package.format, index);
+    const step s = step_of(&run->given->package, index);
     layer layers[CASE_LAYERS] = {0};
     int rows = 0, code = KG_OK;
     run->engine->backend->multiprocessors = s.multiprocessors; // how attend is divided follows from it

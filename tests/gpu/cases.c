@@ -95,6 +95,16 @@ int cases_make(case_list *list, char **specs, int count)
     return count ? KG_OK : add_shipped(list);
 }
 
+const kt_format *case_format(const test_case *given, int layer) { return &given->package.formats[kt__layer_format(&given->package, layer)]; }
+
+int case_block_bytes(const test_case *given)
+{
+    int most = 0;
+    for (int i = 0; i < given->package.format_count; i++)
+        most = given->package.formats[i].block_bytes > most ? given->package.formats[i].block_bytes : most;
+    return most;
+}
+
 void cases_free(case_list *list)
 {
     for (int i = 0; i < list->count; i++) {
@@ -173,7 +183,7 @@ static difference compare_outputs(int dtype, size_t heads, int width, const uint
 
 void records_compare(const test_case *given, const record *device, const record *other, const difference *limits, agreement *to)
 {
-    const kt_format *f = &given->package.format;
+    const kt_format *f = &given->package.formats[0];
     const char *a = device->outputs.data, *b = other->outputs.data, *end = a + device->outputs.size;
     compare_blocks(device, other, to);
     if (device->outputs.size != other->outputs.size)

@@ -8,7 +8,8 @@
 #include "sha256.h"
 #include "support.h"
 
-enum { CASE_SLOTS = 3, CASE_LAYERS = 2, CASE_HEADS = 2, CASE_STEPS = 10, CASE_KERNELS = KG_ATTEND_CONFIGS + 4 };
+enum { CASE_SLOTS = 3, CASE_LAYERS = 2, CASE_HEADS = 2, CASE_STEPS = 10, CASE_FORMATS = 2,
+       CASE_KERNELS = CASE_FORMATS * (KG_ATTEND_CONFIGS + 2) + 2 };
 
 typedef struct {
     char name[2 * KG_NAME];     // of the spec
@@ -82,6 +83,10 @@ typedef struct {
     long blocks, attends, elements, equal; // equal: elements with the same bits
     char fault[512];                       // the first thing beyond the limits; empty: none
 } agreement;
+
+// A layer's format, and bytes of the largest block of any.
+const kt_format *case_format(const test_case *given, int layer);
+int case_block_bytes(const test_case *given);
 
 // Adds a device's record, held against another's, to what is known.
 void records_compare(const test_case *given, const record *device, const record *other, const difference *limits, agreement *to);

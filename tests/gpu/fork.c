@@ -40,16 +40,18 @@ static int below(state *s, int n) { return kg_random_below(&s->random, n); }
 static int open_side(state *s, side *on)
 {
     const kt_format *f = &s->format;
-    const uint64_t heads = LAYERS * HEADS, pages = 3 * MOST / (uint64_t)f->page; // too few for all members at their longest
-    CALL(kt_cache_open(on->engine, &(kt_cache_args){.size = sizeof(kt_cache_args), .layers = LAYERS, .kv_heads = HEADS, .max_sequences = MEMBERS,
-                       .spare_slabs = SPARES, .budget_bytes = heads * (pages * (uint64_t)f->block_bytes + (MEMBERS + SPARES) * (uint64_t)f->slab_bytes)},
-                       &on->cache));
+    const uint64_t pages = 3 * MOST / (uint64_t)f->page; // too few for all members at their longest
+    kt_engine_info info = {.size = sizeof info};
+    kt_cache_args cache = {.size = sizeof cache, .layers = LAYERS, .kv_heads = HEADS, .max_sequences = MEMBERS, .spare_slabs = SPARES};
+    TRY(add_budget(on->engine, &cache, pages, MEMBERS + SPARES));
+    CALL(kt_engine_query(on->engine, &info));
+    CALL(kt_cache_open(on->engine, &cache, &on->cache));
     CALL(kt_batch_open(on->cache, &(kt_batch_args){sizeof(kt_batch_args), SLOTS, MOST, ROWS}, &on->batch));
     for (int part = 0; part < PARTS; part++)
         CALL(kt_memory_alloc(on->engine, LAYERS * ROWS * row_bytes(s, part), (void **)&on->inputs[part]));
     CALL(kt_memory_alloc(on->engine, LAYERS * ATTENDED * row_bytes(s, 0), (void **)&on->out));
     on->host = malloc(LAYERS * ATTENDED * row_bytes(s, 0));
-    on->block = malloc((size_t)f->block_bytes);
+    on->block = malloc(info.block_bytes);
     on->exact = malloc(MOST * (size_t)f->head_dim * sizeof *on->exact);
     return on->host && on->block && on->exact ? KG_OK : fail(KG_MACHINE, "out of memory");
 }
@@ -93,8 +95,8 @@ static int compare_pools(const state *s)
 
 static int compare(state *s, int m)
 {
-    const kt_format *f = &s->format;
     for (int at = 0; at < LAYERS * HEADS; at++) {
+        const kt_format *f = layer_format(s->sides[0].engine, at / HEADS);
         for (int page = 0; page < kt_sealed(f, KT_KEY, s->tokens[m]); page++) {
             for (int i = 0; i < 2; i++)
                 CALL(kt_read_block(s->sides[i].cache, s->sides[i].handles[m], at / HEADS, at % HEADS, page, s->sides[i].block));
@@ -261,6 +263,7 @@ static int step(state *s)
 static int go(state *s, const char *name, const char *dtype, int rounds)
 {
     TRY(load_spec(name, dtype, &s->spec));
+    spread_ways(&s->spec, LAYERS);
     const char *why = kg_layout(&s->spec, &s->format);
     if (why)
         return fail(KG_USER, "%s", why);

@@ -35,6 +35,11 @@ static int add_model(plan *p, const char *model, const char *variants, const cha
     char what[2 * KG_PATH]; // the published variants are run where they are named
     snprintf(what, sizeof what, "%s%s%s", model, variants ? "/" : "", variants ? variants : "");
     TRY(kg_spec_load(what, &(kg_spec_options){.dtype = dtype}, &specs, &count, failure, sizeof failure));
+    const int split = kg_spec_split(&specs, &count, failure, sizeof failure); // layers that differ are combinations of their own
+    if (split) {
+        free(specs);
+        return split;
+    }
     for (int i = 0; i < count && p->count < MOST_COMBINATIONS; i++) {
         combination *c = &p->all[p->count];
         *c = (combination){.spec = specs[i], .like = p->count};

@@ -50,6 +50,8 @@ static int run_shape(const char *spec, int config, int sequences, int context, i
     long differ = 0;
     double error = 0;
     int code = bed_open(&b, spec, "fp16", config, 1, 0, sequences, context + 1);
+    if (!code)
+        code = require_alike(&b.spec);
     // Uneven: each a few tokens shorter than the one before.
     for (int i = 0; i < sequences && !code; i++)
         code = bed_fill(&b, i, context - i * (context / 16));

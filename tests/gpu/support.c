@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "core.h"
 #include "emit.h"
 #include "engine.h"
 #include "temporary.h"
@@ -62,6 +63,20 @@ int load_spec(const char *name, const char *dtype, kg_spec *spec)
     return count == 1 ? KG_OK : fail(KG_USER, "%s: %d specs; exactly one is needed", name, count);
 }
 
+void spread_ways(kg_spec *spec, int layers)
+{
+    if (!spec->more_count)
+        return;
+    spec->model.layers = layers;
+    for (int layer = 0; layer < layers; layer++)
+        spec->layer_way[layer] = (unsigned char)(layer % (1 + spec->more_count));
+}
+
+int require_alike(const kg_spec *spec)
+{
+    return spec->more_count ? fail(KG_USER, "%s: its layers differ; name a spec whose layers are all alike", spec->name) : KG_OK;
+}
+
 // Leaves of the selection's rows for attend only that of the kernel number `config`; the last, where there are fewer.
 static int select_kernel(const char *folder, int config)
 {
@@ -113,6 +128,21 @@ int open_engines(const kg_spec *spec, int config, kt_engine **cuda, kt_engine **
     }
     kg_temporary_remove(folder);
     return code;
+}
+
+const kt_format *layer_format(const kt_engine *engine, int layer)
+{
+    return &engine->package.formats[kt__layer_format(&engine->package, layer)];
+}
+
+int add_budget(const kt_engine *engine, kt_cache_args *cache, uint64_t pages, uint64_t slabs)
+{
+    for (int layer = 0; layer < cache->layers; layer++) {
+        uint64_t block, slab;
+        CALL(kt_layer_bytes(engine, layer, &block, &slab));
+        cache->budget_bytes += (uint64_t)cache->kv_heads * (pages * block + slabs * slab);
+    }
+    return KG_OK;
 }
 
 const char *data_path(const char *name, char path[KG_PATH])

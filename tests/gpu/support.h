@@ -45,9 +45,16 @@ enum { MOST_LISTED = 64 };
 int list_specs(const char *folder, char names[MOST_LISTED][KG_NAME], int *count);
 // One spec; more or fewer are an error.
 int load_spec(const char *name, const char *dtype, kg_spec *spec);
+// Of a spec whose layers differ: one of so many layers that are kept in each of its ways in turn. Others stay as they are.
+void spread_ways(kg_spec *spec, int layers);
+// KG_USER where layers differ: what a part shows is of one kernel.
+int require_alike(const kg_spec *spec);
 // Emits the spec into a temporary folder and opens it on each device that has a place. config: the number of the attend
 // kernel that is to be used (the last, where there are fewer); -1: whichever the runtime selects.
 int open_engines(const kg_spec *spec, int config, kt_engine **cuda, kt_engine **cpu);
+const kt_format *layer_format(const kt_engine *engine, int layer);
+// Adds to the budget what so many pages and slabs of the cache's layers and KV heads take.
+int add_budget(const kt_engine *engine, kt_cache_args *cache, uint64_t pages, uint64_t slabs);
 // tests/data/NAME, under $KT_TEST_DATA if set, else under the working folder.
 const char *data_path(const char *name, char path[KG_PATH]);
 // A whole decimal number in [low, high].

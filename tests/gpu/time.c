@@ -139,6 +139,8 @@ static int run(const char *spec, const char *dtype, int config, int sequences, i
         TRY(choose_layers(spec, dtype, sequences, context, &layers));
     int code = bed_open(&b, spec, dtype, config, layers, 0, sequences, context);
     if (!code)
+        code = require_alike(&b.spec);
+    if (!code)
         code = measure(&b, context, &t);
     if (!code && !(t.error <= error_limit(b.format.dtype)))
         code = fail(KG_FAILED, "the error is %.2e, above %.0e: no time is given", t.error, error_limit(b.format.dtype));

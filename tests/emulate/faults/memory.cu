@@ -28,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(64) memory(const __grid_constant__ 
         p.out[block * 64 + tid] = sum;
     sum += p.out[block * 64 + 63 - tid / 32 - (fault == 2 ? 0 : 63 - tid / 32 - tid)];
 
-    if (block == 0 && tid == 0) {
+    if (KITTY_BULK && block == 0 && tid == 0) {
         const u8 *from = (const u8 *)p.in;
         if (fault == 3)
             from = (const u8 *)(p.out + 512);

@@ -47,7 +47,6 @@ typedef struct {
 
 typedef struct {
     kt_view view;
-    int max_fresh;                 // largest `fresh` of the batch
     int behind;                    // 1: launched right behind an attend, which has waited for all that this kernel reads
 } kt_append_params;
 
@@ -61,7 +60,7 @@ typedef struct {
     float *stats;                  // [rows, heads, splits, 2] their maxima (of logits in units of log2) and sums
     int *arrivals;                 // [slots * max_fresh * kv_heads * passes], zero between launches
     float scale;                   // softmax scale
-    int max_fresh;
+    int max_fresh;                 // largest `fresh` of the batch
     int splits;                    // most splits of a sequence: width of the grid
     int split_items;               // items of work that make a split worth while; see attend.cu
     int ordered;                   // 1: blocks go by kt_slot.order, for very unequal lengths; 0: by slot
@@ -77,7 +76,7 @@ typedef struct {
 // KITTY_EMULATE replaces this section by host C++ with the same names and the PTX semantics (tests/emulate/).
 #ifndef KITTY_EMULATE
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define KITTY_BULK 1 // cp.async.bulk + mbarrier; cp.async groups otherwise
+#define KITTY_BULK 1 // cp.async.bulk + mbarrier; cp.async groups otherwise. Kernels ask by plain ifs: the emulator has both.
 #else
 #define KITTY_BULK 0
 #endif

@@ -77,7 +77,6 @@ typedef struct {
 
 typedef struct {
     kt_view view;
-    int max_fresh;                 // largest `fresh` of the batch
     int behind;                    // 1: launched right behind an attend, which has waited for all that this kernel reads
 } kt_append_params;
 
@@ -91,7 +90,7 @@ typedef struct {
     float *stats;                  // [rows, heads, splits, 2] their maxima (of logits in units of log2) and sums
     int *arrivals;                 // [slots * max_fresh * kv_heads * passes], zero between launches
     float scale;                   // softmax scale
-    int max_fresh;
+    int max_fresh;                 // largest `fresh` of the batch
     int splits;                    // most splits of a sequence: width of the grid
     int split_items;               // items of work that make a split worth while; see attend.cu
     int ordered;                   // 1: blocks go by kt_slot.order, for very unequal lengths; 0: by slot
@@ -107,7 +106,7 @@ typedef struct {
 // KITTY_EMULATE replaces this section by host C++ with the same names and the PTX semantics (tests/emulate/).
 #ifndef KITTY_EMULATE
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define KITTY_BULK 1 // cp.async.bulk + mbarrier; cp.async groups otherwise
+#define KITTY_BULK 1 // cp.async.bulk + mbarrier; cp.async groups otherwise. Kernels ask by plain ifs: the emulator has both.
 #else
 #define KITTY_BULK 0
 #endif
@@ -608,7 +607,7 @@ struct Source {
 // Shared memory of a block.
 struct Work {
     alignas(16) u16 element[PAGE * ROW];   // the page, elements that are not finite replaced by 0
-    alignas(16) u16 step[4 * PAIRS];       // keys [group, 3, channel], values [group, token / 2, 4, token % 2]
+    alignas(16) u16 step[4 * PAIRS];       // keys [group, 3, channel], values [group, token / 2, 3 of 4, token % 2], read whole
     alignas(16) u32 patch[PATCHES + 1];    // low planes of the boosted channels, 0 elsewhere, in the order of the words
     alignas(16) u32 low[KEY_PAIRS / 2];    // extremes of keys [group, channel], elements
     alignas(16) u32 high[KEY_PAIRS / 2];

@@ -248,6 +248,8 @@ int kg_field_set(kg_spec *spec, const kg_field *field, const kg_value *value, kg
     kg_value_show(reason, value);
     kg_text_add(reason, " is not allowed; allowed: ");
     kg_field_allowed(reason, field);
+    if (field->kind == KG_FIELD_INTEGER && !field->choices[0] && value->kind == KG_VALUE_NUMBER && value->number != floor(value->number))
+        kg_text_add(reason, ", whole numbers");
     int words = 0;
     while (field->words[words])
         words++;

@@ -745,7 +745,7 @@ static const struct {
     {"{\"num_hidden_layers\": 2}", "", "config.json: num_attention_heads: missing\n"},
     {"{\"num_hidden_layers\": \"2\"}", "", "config.json: num_hidden_layers: a text is not allowed; allowed: 1 to 1024\n"},
     {"{\"num_hidden_layers\": [2]}", "", "config.json: num_hidden_layers: a value that is no number is not allowed; allowed: 1 to 1024\n"},
-    {"{\"num_hidden_layers\": 2.5}", "", "config.json: num_hidden_layers: 2.5 is not allowed; allowed: 1 to 1024\n"},
+    {"{\"num_hidden_layers\": 2.5}", "", "config.json: num_hidden_layers: 2.5 is not allowed; allowed: 1 to 1024, whole numbers\n"},
     {"{\"num_attention_heads\": 8, \"num_hidden_layers\": 2}", "",
      "config.json: head_dim: missing, and so is hidden_size, from which it would follow\n"},
     {"{\"num_attention_heads\": 8, \"num_hidden_layers\": 2, \"hidden_size\": 640}", "",

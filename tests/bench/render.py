@@ -66,14 +66,18 @@ class Table:
         return "\n".join(lines) + f"\n\n{', '.join(sorted(cards))}; {', '.join(sorted(dates))}; " + ", ".join(f"`{c}`" for c in commands) + ".\n"
 
 
+def card_of(all_rows, card):
+    """The card that is named, else the one that has the most rows."""
+    cards = [row["card"] for row in all_rows]
+    if card and card not in cards:
+        sys.exit(f"render.py: --card: no row is of '{card}'; there are {', '.join(sorted(set(cards)))}")
+    return card or max(sorted(set(cards)), key=cards.count, default=None)
+
+
 class Results:
-    """The rows of one card: the one that has the most, unless it is named."""
+    """The rows of one card."""
 
     def __init__(self, all_rows, card):
-        cards = [row["card"] for row in all_rows]
-        if card and card not in cards:
-            sys.exit(f"render.py: no row is of '{card}'; there are {', '.join(sorted(set(cards)))}")
-        card = card or max(sorted(set(cards)), key=cards.count, default=None)
         self.rows = [row for row in all_rows if row["op"] != "bandwidth" and row["card"] == card]
 
     def find(self, **wanted):
@@ -201,7 +205,7 @@ def main():
     measured = rows.read(options.results)
     if len(rows.merge(measured, [])) != len(measured):
         sys.exit(f"render.py: {options.results} has rows of the same key; the next run of collect.py would lose all but the last")
-    r = Results(measured, options.card)
+    r = Results(measured, card_of(measured, options.card))
     paths = [os.path.join(options.folder, name) for name in ("RESULTS.md", "scaling.svg")]
     with open(paths[0], encoding="utf-8") as file:
         before = [file.read(), ""]

@@ -39,7 +39,7 @@ static const planted all[] = {
     {"a swapped fragment", {"differs"}, pair,
      {KT__ATTEND, "word & 0x000c000cu, word & 0x00300030u", "word & 0x00300030u, word & 0x000c000cu"}},
     {"a swapped fragment", {"differs"}, wide,
-     {KT__ATTEND, "codes & 0x0c0c0c0cu, next & 0x03030303u", "next & 0x03030303u, codes & 0x0c0c0c0cu"}},
+     {KT__ATTEND, "front & second, next & first", "next & first, front & second"}},
     {"a swapped fragment", {"differs"}, wide, {KT__ATTEND, "mma_element(s, x[k].x, y[k].x, x[k].y,", "mma_element(s, x[k].x, x[k].y, y[k].x,"}},
     {"a swapped fragment", {"differs"}, pair,
      {KT__APPEND, "const int at = 8 * (y >> 1) + 2 * (y & 1);", "const int at = 8 * (y & 1) + 2 * (y >> 1);"}},

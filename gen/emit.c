@@ -128,21 +128,25 @@ static void add_format(kg_package *package, int index)
     }
 }
 
+// Bytes of a layer's part of tables.bin.
+static size_t table_bytes(const kg_package *package, int layer)
+{
+    return (size_t)package->spec.model.kv_heads * (size_t)package->formats[package->layer_formats[layer]].format.table_bytes;
+}
+
 // Puts together tables.bin: of each layer, that of its format.
 static int join_tables(kg_package *package, unsigned char *const parts[KT_FORMATS], char *error, size_t error_size)
 {
-    const size_t heads = (size_t)package->spec.model.kv_heads;
     for (int layer = 0; layer < package->layers; layer++)
-        package->table_size += heads * (size_t)package->formats[package->layer_formats[layer]].format.table_bytes;
+        package->table_size += table_bytes(package, layer);
     package->tables = package->table_size ? malloc(package->table_size) : 0;
     if (package->table_size && !package->tables)
         return kg_fail(KG_MACHINE, error, error_size, "out of memory");
     unsigned char *to = package->tables;
     for (int layer = 0; layer < package->layers; layer++) {
-        const int format = package->layer_formats[layer];
-        const size_t bytes = heads * (size_t)package->formats[format].format.table_bytes;
+        const size_t bytes = table_bytes(package, layer);
         if (bytes)
-            memcpy(to, parts[format] + (size_t)layer * bytes, bytes);
+            memcpy(to, parts[package->layer_formats[layer]] + (size_t)layer * bytes, bytes);
         to += bytes;
     }
     return KG_OK;
@@ -187,18 +191,17 @@ int kg_package_make(const kg_spec *spec, const kg_attend_plan *plan, kg_package 
 
 int kg_package_take(kg_package *package, const int *layers, int count, char *error, size_t error_size)
 {
-    const size_t heads = (size_t)package->spec.model.kv_heads;
     unsigned char formats[KG_LAYERS], *tables = package->table_size ? malloc(package->table_size * (size_t)count) : 0;
     size_t starts[KG_LAYERS], end = 0, size = 0;
     if (package->table_size && !tables)
         return kg_fail(KG_MACHINE, error, error_size, "out of memory");
     for (int layer = 0; layer < package->layers; layer++) {
         starts[layer] = end;
-        end += heads * (size_t)package->formats[package->layer_formats[layer]].format.table_bytes;
+        end += table_bytes(package, layer);
     }
     for (int i = 0; i < count; i++) {
         formats[i] = package->layer_formats[layers[i]];
-        const size_t bytes = heads * (size_t)package->formats[formats[i]].format.table_bytes;
+        const size_t bytes = table_bytes(package, layers[i]);
         if (bytes)
             memcpy(tables + size, package->tables + starts[layers[i]], bytes);
         size += bytes;

@@ -255,7 +255,7 @@ static bool is_by_layer(const kg_spec *spec) { return spec->more_count || *spec-
 
 static const kt_format *format_of(const measurement *m, int layer)
 {
-    return &m->formats.formats[m->spec->more_count ? m->spec->layer_way[m->bed->in.layers[layer].origin] : 0];
+    return kg_formats_at(&m->formats, m->spec, m->bed->in.layers[layer].origin);
 }
 
 static int open_engine(measurement *m)

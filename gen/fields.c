@@ -402,12 +402,20 @@ int kg_spec_layers(const kg_spec *spec, int way)
     return count;
 }
 
+// The last of the layers from `first` on that are kept as it is.
+static int last_alike(const kg_spec *spec, int first)
+{
+    int last = first;
+    while (last + 1 < spec->model.layers && spec->layer_way[last + 1] == spec->layer_way[first])
+        last++;
+    return last;
+}
+
 void kg_spec_list_layers(kg_text *out, const kg_spec *spec, int way)
 {
     const char *separator = "";
     for (int first = 0, last; first < spec->model.layers; first = last + 1) {
-        for (last = first; last + 1 < spec->model.layers && spec->layer_way[last + 1] == spec->layer_way[first]; last++)
-            ;
+        last = last_alike(spec, first);
         if (spec->layer_way[first] != way)
             continue;
         kg_text_addf(out, "%s%d", separator, first);
@@ -501,8 +509,7 @@ void kg_spec_json(kg_text *out, const kg_spec *spec)
     add_fields(out, spec, 0);
     for (int first = 0, last, count = 0; spec->more_count && first < spec->model.layers; first = last + 1) {
         const int way = spec->layer_way[first];
-        for (last = first; last + 1 < spec->model.layers && spec->layer_way[last + 1] == way; last++)
-            ;
+        last = last_alike(spec, first);
         if (!way)
             continue;
         const kg_spec one = kg_spec_way(spec, way);

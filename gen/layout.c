@@ -133,6 +133,8 @@ double kg_formats_exact(const kg_formats *f)
 
 double kg_formats_token(const kg_formats *f) { return page_bytes(f) / f->all_layers / f->formats[0].page; }
 
+const kt_format *kg_formats_at(const kg_formats *f, const kg_spec *spec, int layer) { return &f->formats[spec->layer_way[layer]]; }
+
 void kg_attend_passes(int group_heads, int head_dim, int *passes, int *columns)
 {
     const int most = head_dim <= 128 ? 16 : 8; // for whose outputs there are registers

@@ -53,10 +53,12 @@ double kg_formats_sealed(const kg_formats *formats, int tokens);
 double kg_formats_exact(const kg_formats *formats);
 // Bytes per token and KV head of sealed pages, the mean of the layers.
 double kg_formats_token(const kg_formats *formats);
+// That of one of the model's layers.
+const kt_format *kg_formats_at(const kg_formats *formats, const kg_spec *spec, int layer);
 
 // Passes over a KV head's pages, at most 16 query heads each (8 where head_dim > 128), and the most query heads of one.
 void kg_attend_passes(int group_heads, int head_dim, int *passes, int *columns);
-// Fills *config; false if the kernel cannot be: tiles that do not divide a page, more copies than barriers, or blocks that do not fit
+// Fills *config; false if the kernel cannot be: tiles that do not divide a page, or blocks that do not fit
 // a multiprocessor whose blocks may have `limit` bytes each.
 bool kg_attend_fit(const kt_format *format, int warps, int stages, int tiles, int blocks, int limit, kg_attend_config *config);
 // The plan for shapes that nobody measured (tuned.h), by head_dim and what fits.

@@ -85,7 +85,7 @@ static float *copy_of(const state *s, const guest *g, kt_part part, int layer, i
 
 static const kt_format *format_of(const state *s, int layer)
 {
-    return &s->args->formats->formats[s->spec->more_count ? s->spec->layer_way[s->in->layers[layer].origin] : 0];
+    return kg_formats_at(s->args->formats, s->spec, s->in->layers[layer].origin);
 }
 
 static double now(void)

@@ -189,20 +189,26 @@ static int is_word(const char *name)
            strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == length;
 }
 
+// What is said of a key that is none of `allowed`; place: where those are, "" for the whole spec.
+static void add_unknown(kg_text *text, const char *key, const char *place, const char *const *allowed, int count)
+{
+    kg_text_addf(text, "unknown field; allowed%s%s: ", *place ? " in " : "", place);
+    for (int i = 0; i < count; i++)
+        kg_text_addf(text, "%s%s", i ? ", " : "", allowed[i]);
+    const char *nearest = kg_nearest(key, allowed, count);
+    if (nearest)
+        kg_text_addf(text, "; did you mean `%s`?", nearest);
+}
+
 static void report_unknown(reader *r, const char *group, const char *key)
 {
     char names[KG_FIELD_NAMES][32], path[128], shown[128] = "";
     const char *candidates[KG_FIELD_NAMES];
     const int count = kg_field_names(group, names);
-    kg_text text = {0};
-    kg_text_addf(&text, "unknown field; allowed%s%s: ", *group ? " in " : "", group);
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++)
         candidates[i] = names[i];
-        kg_text_addf(&text, "%s%s", i ? ", " : "", names[i]);
-    }
-    const char *nearest = kg_nearest(key, candidates, count);
-    if (nearest)
-        kg_text_addf(&text, "; did you mean `%s`?", nearest);
+    kg_text text = {0};
+    add_unknown(&text, key, group, candidates, count);
     if (!is_word(key)) {
         kg_text quoted = {0};
         kg_text_json(&quoted, key);
@@ -396,7 +402,7 @@ static void find_foreign(reader *r, lua_State *L)
         bool known = false;
         for (int i = 0; i < 4 && lua_type(L, -2) == LUA_TSTRING; i++)
             known |= !strcmp(lua_tostring(L, -2), allowed[i]);
-        if (lua_type(L, -2) != LUA_TSTRING && !known)
+        if (lua_type(L, -2) != LUA_TSTRING)
             report(r, "", 0, "elements without a name are not allowed; write NAME = VALUE");
         else if (!known && count < MOST)
             keys[count++] = (char *)lua_tostring(L, -2);
@@ -407,11 +413,8 @@ static void find_foreign(reader *r, lua_State *L)
             report(r, keys[i], 0, "is one for all layers; allowed in an override: first, last, key, value");
             continue;
         }
-        const char *nearest = kg_nearest(keys[i], allowed, 4);
         r->reason.size = 0;
-        kg_text_add(&r->reason, "unknown field; allowed in an override: first, last, key, value");
-        if (nearest)
-            kg_text_addf(&r->reason, "; did you mean `%s`?", nearest);
+        add_unknown(&r->reason, keys[i], "an override", allowed, 4);
         report(r, is_word(keys[i]) ? keys[i] : "", 0, r->reason.data ? r->reason.data : "unknown field");
     }
 }

@@ -36,7 +36,6 @@ constexpr int KEY_WORDS = (KEY_TILE_BYTES - KEY_META_BYTES) / 128;
 constexpr int KEY_WORDS = KEY_TILE_BYTES / 128;
 //@ end
 //@ if key_halves then
-constexpr int BASE_WORDS = KEY_PLANES * KD + KEY_BITS % 2 * KD / 2;            // planes of all channels, the last of 1 bit in KD / 2 words
 constexpr int EXTRA_WORDS = (KEY_EXTRA * KEY_BOOSTED + 15) / 16;               // further 2-bit planes of the boosted ones, then a 1-bit one
 constexpr int EXTRA_TILES = (EXTRA_WORDS + 1) / 2 * 2;                         // of q', bytes of two words side by side
 constexpr int BOOST_TILES = EXTRA_TILES + (KEY_BOOST_BITS - KEY_BITS) % 2 * ((KEY_BOOSTED + 31) / 32 * 2);
@@ -76,8 +75,8 @@ constexpr int HELD = HALVES == 1 || TILES == 1 ? TILES : PACKED || (KEY_BITS > 2
 constexpr int WEIGHED = PACKED && TILES > 1 ? 2 : HELD; // tiles whose values are summed up before they are added to the output
 constexpr int GROUPS = PAIR ? HELD : 2 * HELD; // of 16 tokens whose logits a lane holds
 constexpr int HEADROOM = 2; // log2 of the largest probability, relative to what State says
-// q' is at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products with codes, which
-// are subnormal halves, are off by 2^-24. Probabilities likewise.
+// q' is at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; products with codes that are
+// subnormal halves are off by 2^-24. Probabilities likewise.
 //@ if key_halves then
 constexpr int Q_EXPONENT = 8;
 //@ else
@@ -202,7 +201,7 @@ struct KeyOperand {
     uint4 digits[HALVES > 1 ? 1 : KEY_PAIRS];
     uint4 *stored;                                       // the warp's [KEY_PAIRS, HALVES, 32 lanes], shared, where there are two products
     float factor0[HALVES], factor1[HALVES];              // of the products with codes, to logits in units of log2, columns 2 c and 2 c + 1
-    float zero0[HALVES], zero1[HALVES];                  // q . zero in units of log2
+    float zero0[HALVES], zero1[HALVES];                  // q . zero in units of log2, and what rounding q' left over
 
     __device__ __forceinline__ uint4 digits_of(int i, int h, int lane) const {
         if constexpr (HALVES > 1) return stored[(i * HALVES + h) * 32 + lane];

@@ -479,8 +479,8 @@ constexpr int HELD = HALVES == 1 || TILES == 1 ? TILES : PACKED || (KEY_BITS > 2
 constexpr int WEIGHED = PACKED && TILES > 1 ? 2 : HELD; // tiles whose values are summed up before they are added to the output
 constexpr int GROUPS = PAIR ? HELD : 2 * HELD; // of 16 tokens whose logits a lane holds
 constexpr int HEADROOM = 2; // log2 of the largest probability, relative to what State says
-// q' is at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; the products with codes, which
-// are subnormal halves, are off by 2^-24. Probabilities likewise.
+// q' is at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; products with codes that are
+// subnormal halves are off by 2^-24. Probabilities likewise.
 constexpr int Q_EXPONENT = 9;
 constexpr int DIGIT = 254; // the low byte of q' is in units of 1 / DIGIT of the high byte, so that halves of these are at most 127
 constexpr int EXTRA_WEIGHT = 4; // of codes of further planes beside those of all channels: what their q' need not carry
@@ -584,7 +584,7 @@ struct KeyOperand {
     uint4 digits[HALVES > 1 ? 1 : KEY_PAIRS];
     uint4 *stored;                                       // the warp's [KEY_PAIRS, HALVES, 32 lanes], shared, where there are two products
     float factor0[HALVES], factor1[HALVES];              // of the products with codes, to logits in units of log2, columns 2 c and 2 c + 1
-    float zero0[HALVES], zero1[HALVES];                  // q . zero in units of log2
+    float zero0[HALVES], zero1[HALVES];                  // q . zero in units of log2, and what rounding q' left over
 
     __device__ __forceinline__ uint4 digits_of(int i, int h, int lane) const {
         if constexpr (HALVES > 1) return stored[(i * HALVES + h) * 32 + lane];

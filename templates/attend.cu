@@ -1,7 +1,10 @@
 //@ local key_by_token = KEY_BITS < 16 and KEY_ALONG == 1
+//@ local key_by_channel = KEY_BITS < 16 and KEY_ALONG == 0
 //@ local key_halves = KEY_BITS < 16 and KEY_ALONG == 0 and KEY_BITS % 2 + KEY_BOOST_BITS % 2 > 0 -- 1-bit planes
 //@ local value_by_channel = VALUE_BITS < 16 and VALUE_ALONG == 1
 //@ local value_halves = VALUE_BITS < 16 and VALUE_BITS % 2 == 1
+//@ local passes = -(-GROUP_HEADS // (HEAD_DIM <= 128 and 16 or 8)) -- as kg_attend_passes has them
+//@ local wide = key_by_channel and -(-GROUP_HEADS // passes) > 8
 //@ include "lib/kernel.cuh"
 // Attention of a step's queries over sinks, pages and residual: out = softmax(scale q k^T) v.
 //
@@ -19,7 +22,8 @@
 // Matrix products have tokens (for q k^T) or channels (for the output) as rows and query heads as columns. Lane = 4 g + c.
 // A product has 8 columns. Sealed keys meet q' = q * scale as two signed bytes (m16n8k32). Where a pass has at most 4 heads (PAIR),
 // columns 4..7 carry the low bytes of columns 0..3 in q k^T, and other tokens of the same heads in the output, so that no column is
-// idle. Otherwise a pass takes one or two groups of 8 heads (HALVES) with the same codes, and high and low bytes apart.
+// idle. Otherwise a pass takes one or two groups of 8 heads (HALVES) with the same codes, and high and low bytes apart. Of two groups
+// q' is in halves: to split that of 16 heads into bytes and to join what comes of them takes longer than the codes' other form.
 constexpr int D = HEAD_DIM;
 constexpr int KD = D / 16;                 // groups of 16 channels
 constexpr bool PAIR = COLUMNS <= 4;
@@ -83,14 +87,20 @@ constexpr int Q_EXPONENT = 8;
 constexpr int Q_EXPONENT = 9;
 //@ end
 //@ if not key_by_token then
+//@ if wide then
+constexpr int EXTRA_WEIGHT = 1;
+constexpr int KEY_STEPS = KD + BOOST_TILES;  // of 16 rows of q'
+constexpr int SCALED_BYTES = KEY_STEPS * 512; // q' of a warp: no registers could hold it
+//@ else
 constexpr int DIGIT = 254; // the low byte of q' is in units of 1 / DIGIT of the high byte, so that halves of these are at most 127
 constexpr int EXTRA_WEIGHT = 4; // of codes of further planes beside those of all channels: what their q' need not carry
 constexpr int KEY_PAIRS = (KD + BOOST_TILES + 1) / 2; // of words that meet q' as bytes; planes of all channels meet the same q'
-constexpr int DIGIT_BYTES = HALVES > 1 && KEY_BITS != 16 ? KEY_PAIRS * HALVES * 512 : 0; // of a warp, where registers cannot hold them
-//@ else
-constexpr int DIGIT_BYTES = 0;
 //@ end
-constexpr int QUERY_BYTES = PAIR ? (D * COLUMNS * 2 + 127) / 128 * 128 : D * HALVES * 32 + WARPS * DIGIT_BYTES;
+//@ end
+//@ if not wide then
+constexpr int SCALED_BYTES = 0;
+//@ end
+constexpr int QUERY_BYTES = PAIR ? (D * COLUMNS * 2 + 127) / 128 * 128 : D * HALVES * 32 + WARPS * SCALED_BYTES;
 //@ if value_by_channel then
 constexpr int P_EXPONENT = 15 - HEADROOM;
 //@ elseif value_halves then
@@ -197,16 +207,14 @@ __device__ __forceinline__ void mma_codes(float (&c)[HALVES][count][4], int to, 
 //@ else
 // q' = q * scale for one group of a sealed key page, as the B operand, and the zeros' share of the logits.
 struct KeyOperand {
+//@ if wide then
+    uint4 *stored;                                       // the warp's [KEY_STEPS, 32 lanes], shared: halves of rows 2 c and 2 c + 8 of each product
+//@ else
     // Bytes, of words 2 i and 2 i + 1: x, y high and z, w low ones of rows 2 c and 2 c + 8; PAIR: x, y alone, low ones in columns 4..7.
-    uint4 digits[HALVES > 1 ? 1 : KEY_PAIRS];
-    uint4 *stored;                                       // the warp's [KEY_PAIRS, HALVES, 32 lanes], shared, where there are two products
+    uint4 digits[KEY_PAIRS];
+//@ end
     float factor0[HALVES], factor1[HALVES];              // of the products with codes, to logits in units of log2, columns 2 c and 2 c + 1
     float zero0[HALVES], zero1[HALVES];                  // q . zero in units of log2, and what rounding q' left over
-
-    __device__ __forceinline__ uint4 digits_of(int i, int h, int lane) const {
-        if constexpr (HALVES > 1) return stored[(i * HALVES + h) * 32 + lane];
-        else return digits[i];
-    }
 
     // The boosted channels' rows 2 c + 8 j and the next of their k-th tile: q of the lane's columns, scales, and the weights of their
     // planes, less what the codes carry.
@@ -242,6 +250,9 @@ struct KeyOperand {
         scale = two[0] | two[1] << 16, weight = pack_half(times[0], times[1]);
     }
 
+//@ if wide then
+//@ include "lib/keys_wide.cuh"
+//@ else
     // A column's q' becomes high + low / DIGIT, two bytes, times a power of two that its largest |q'| allows: within 2^-14 of that.
     // What rounding leaves over counts for codes in the middle of theirs, and goes to the zeros' share: so only how far codes are from
     // there meets it.
@@ -329,8 +340,7 @@ struct KeyOperand {
                 }
                 const bool low_part = PAIR && lane >= 16;
                 const uint4 four = make_uint4(low_part ? digit[1][0] : digit[0][0], low_part ? digit[1][1] : digit[0][1], digit[1][0], digit[1][1]);
-                if constexpr (HALVES > 1) stored[(i * HALVES + h) * 32 + lane] = four;
-                else digits[i] = four;
+                digits[i] = four;
             }
             float share = (half_to_float((u16)left) + half_to_float((u16)(left >> 16))) * back;
             share += __shfl_xor_sync(~0u, share, 1);
@@ -341,6 +351,7 @@ struct KeyOperand {
         }
     }
 
+//@ end
     __device__ __forceinline__ void build(const Query &query, const u8 *block, int group, int lane) {
 //@ if KEY_META8 == 1 then
         const u16 *scales = (const u16 *)(block + KEY_META) + group * D; // bytes
@@ -366,7 +377,11 @@ struct KeyOperand {
                 mma_half(back[h], z.x, z.y, z.z, z.w, q.z, q.w);
             }
         }
+//@ if wide then
+        build_halves(query, block, scales, lane);
+//@ else
         build_digits(query, block, scales, lane);
+//@ end
 #pragma unroll
         for (int h = 0; h < HALVES; h++) {
             const int from = 8 * (lane & 3 & (HEAD_MASK >> 1)); // lane of column 2 c's head
@@ -377,6 +392,7 @@ struct KeyOperand {
     }
 };
 
+//@ if not wide then
 constexpr int DIGITS = PAIR ? 1 : 2; // products of a group of 8 columns: high and low bytes apart, or side by side in columns 0..3 and 4..7
 
 // Products of `groups` groups of 16 tokens of a key tile, from group m0 on, with the high and the low bytes of q', exact. Rows are
@@ -413,7 +429,7 @@ __device__ __forceinline__ void multiply_codes(int (&sum)[groups][HALVES][DIGITS
             const u32 first = base ? 0x03030303u : 0x0c0c0c0cu, second = first << 2; // further planes are EXTRA_WEIGHT times what they were
 #pragma unroll
             for (int h = 0; h < HALVES; h++) {
-                const uint4 b = operand.digits_of(row, h, lane);
+                const uint4 b = operand.digits[row];
 #pragma unroll
                 for (int d = 0; d < DIGITS; d++) {
                     if (base && i >= PLANE && i % PLANE == 0)
@@ -432,6 +448,7 @@ __device__ __forceinline__ float join_digits(int a, int u, int b, int v) {
     return KEY_BITS > 2 ? (float)a * (float)u + (float)b * (float)v : (float)(a * u + b * v);
 }
 
+//@ end
 // Logits in units of log2, relative to the running maximum, of one group, product h.
 __device__ __forceinline__ void scale_logits(float (&s)[4], const Query &query, const KeyOperand &operand, const State &state, int h) {
     if constexpr (KEY_BITS == 16) {
@@ -444,6 +461,76 @@ __device__ __forceinline__ void scale_logits(float (&s)[4], const Query &query, 
     }
 }
 
+//@ if wide then
+// Logits of `groups` groups of 16 tokens of a sealed tile, from m0 on: s[h][at ...].
+template <int groups, int most>
+__device__ __forceinline__ void score_codes(float (&s)[HALVES][most][4], int at, const Query &query, const KeyOperand &operand,
+                                            const State (&state)[HALVES], const u8 *tile, int m0, int lane) {
+#pragma unroll
+    for (int h = 0; h < HALVES; h++)
+#pragma unroll
+        for (int m = 0; m < groups; m++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) s[h][at + m][e] = 0;
+    Words<KEY_WORDS> words(tile, lane);
+    // By the higher plane of all channels first: each is 4 times the next. The further planes of the boosted ones come last.
+    constexpr int LAST = KEY_BITS % 2 * KD, BASE = LAST + KEY_PLANES * KD; // steps of a 1-bit plane, two to a word; of all planes
+//@ if key_halves then
+    constexpr int EXTRA = EXTRA_WORDS;
+//@ else
+    constexpr int EXTRA = BOOST_TILES;
+//@ end
+    constexpr int FURTHER = KEY_PLANES * KD + LAST / 2; // words before those of the boosted channels
+#pragma unroll
+    for (int i = 0; i < BASE + BOOST_TILES; i++) {
+        const bool base = i < BASE;
+        const int k = base ? i % KD : KD + i - BASE, extra = i - BASE; // of q'
+        u32 x;
+        if (i < LAST) {
+            x = words.get(KEY_PLANES * KD + i / 2, i == 0) >> i % 2 & 0x55555555u;
+        } else if (base) {
+            x = words.get((KEY_PLANES - 1 - (i - LAST) / KD) * KD + i % KD, i % KD == 0);
+        } else if (extra < EXTRA) {
+            x = words.get(FURTHER + extra, extra == 0);
+//@ if key_halves then
+        } else if (extra < EXTRA_TILES) {
+            continue; // no such rows
+        } else {
+            x = words.get(FURTHER + EXTRA + (extra - EXTRA_TILES) / 2, extra == EXTRA_TILES) >> (extra - EXTRA_TILES) % 2 & 0x55555555u;
+//@ end
+        }
+        const uint4 b = operand.stored[k * 32 + lane];
+#pragma unroll
+        for (int m = 0; m < groups; m++) {
+            if (base && i >= KD && i % KD == 0)
+#pragma unroll
+                for (int h = 0; h < HALVES; h++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) s[h][at + m][e] *= 4;
+            const u32 word = m0 + m ? x >> 8 : x, a0 = word & 0x00030003u, a1 = word & 0x000c000cu, a2 = word & 0x00300030u, a3 = word & 0x00c000c0u;
+            mma_half(s[0][at + m], a0, a1, a2, a3, b.x, b.y);
+            mma_half(s[HALVES - 1][at + m], a0, a1, a2, a3, b.z, b.w);
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < HALVES; h++)
+#pragma unroll
+        for (int m = 0; m < groups; m++) scale_logits(s[h][at + m], query, operand, state[h], h);
+}
+
+// Logits of one group of a sealed tile, in all columns.
+__device__ __forceinline__ void score_group(float (&s)[HALVES][1][4], const Query &query, const KeyOperand &operand,
+                                            const State (&state)[HALVES], const u8 *tile, int m, int lane) {
+    score_codes<1>(s, 0, query, operand, state, tile, m, lane);
+}
+
+// Logits of the t-th sealed tile of a chunk.
+__device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int t, const Query &query, const KeyOperand &operand,
+                                             const State (&state)[HALVES], const u8 *tile, int lane) {
+    score_codes<2>(s, 2 * t, query, operand, state, tile, 0, lane);
+}
+
+//@ else
 // Raw products of `groups` groups of an exact key tile, from m0 on.
 template <int groups, int most>
 __device__ __forceinline__ void score_elements(float (&s)[HALVES][most][4], int at, const Query &query, const u8 *tile, int m0, int lane) {
@@ -528,6 +615,7 @@ __device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int 
         for (int m = 0; m < own; m++) scale_logits(s[h][own * t + m], query, operand, state[h], h);
 }
 
+//@ end
 //@ end
 // ---- softmax ----
 
@@ -1087,8 +1175,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     KeyOperand operand;
 //@ if key_by_token then
     operand.build(query, lane);
-//@ else
-    operand.stored = (uint4 *)(shared_memory() + D * HALVES * 32 + warp * DIGIT_BYTES);
+//@ elseif wide then
+    operand.stored = (uint4 *)(shared_memory() + D * HALVES * 32 + warp * SCALED_BYTES);
 //@ end
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {

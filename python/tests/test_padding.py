@@ -4,7 +4,7 @@ import copy
 import unittest
 
 import torch
-from common import Case, Feed, content, feed, forward, grown, left_padded, relative, stock, tiny, tokens
+from common import DEVICE, Case, Feed, content, feed, forward, grown, left_padded, relative, stock, tiny, tokens
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -62,7 +62,9 @@ class Padding(Case):
                 single = feed(alone, [feeds[row]], alone.tokens(), turn)
             self.assertSame(content(padded, row), content(alone, 0), f"row {row}, length {length}")
             for layer, out in enumerate(single):
-                self.assertTrue(torch.equal(out[0], together[layer][row]), f"row {row}, layer {layer}: attention differs")
+                # A GPU divides a sequence among blocks by what else is in the batch: sums in another order.
+                far = relative(out[0], together[layer][row])
+                self.assertLessEqual(far, 1e-3 if DEVICE == "cuda" else 0, f"row {row}, layer {layer}: attention differs")
 
     def test_prompt_attention(self):
         """A padded prompt attends what it attends alone, to the bit; pads come out as zeros."""

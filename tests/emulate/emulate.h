@@ -101,6 +101,7 @@ void async_copy16(void *dst, const void *src);
 void async_commit(void);
 }
 
+__forceinline__ u32 half2_negate(u32 a) { return a ^ 0x80008000u; }
 __forceinline__ u32 pack_half(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
 __forceinline__ u32 pack_bfloat(float low, float high) { return float_to_bfloat(low) | (u32)float_to_bfloat(high) << 16; }
 __forceinline__ void mma_half(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)

@@ -141,7 +141,7 @@ kt_status kt_layer_bytes(const kt_engine *engine, int layer, uint64_t *block_byt
     const kt__package *package = &engine->package;
     if (layer < 0 || (layer >= package->layers && package->format_count > 1))
         return kt__fail(KT_INVALID, "kt_layer_bytes: layer is %d; %s has layers 0 to %d", layer, package->spec, package->layers - 1);
-    const kt_format *f = &package->formats[kt__layer_format(package, layer)];
+    const kt_format *f = kt__format_of(package, layer);
     *block_bytes = (uint64_t)f->block_bytes;
     *slab_bytes = (uint64_t)f->slab_bytes;
     return KT_OK;

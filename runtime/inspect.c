@@ -26,7 +26,7 @@ static kt_status find(const kt_cache *cache, kt_sequence sequence, int layer, in
     if (kv_head < 0 || kv_head >= cache->kv_heads)
         return kt__fail(KT_INVALID, "%s: kv_head is %d; the cache has KV heads 0 to %d", call, kv_head, cache->kv_heads - 1);
     const kt__package *package = &cache->engine->package;
-    *at = (place){cache, &package->formats[kt__layer_format(package, layer)], s, layer, kv_head};
+    *at = (place){cache, kt__format_of(package, layer), s, layer, kv_head};
     return KT_OK;
 }
 

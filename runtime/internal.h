@@ -76,6 +76,7 @@ kt_status kt__package_read(const char *folder, kt__package *package);
 void kt__package_free(kt__package *package);
 // A layer's format, and where its tables begin. Where there is one format the layer may be beyond the package's.
 int kt__layer_format(const kt__package *package, int layer);
+const kt_format *kt__format_of(const kt__package *package, int layer); // that format
 size_t kt__layer_tables(const kt__package *package, int layer);
 // Sealed pages of what has the reach: the first of the package's is sealed soonest.
 static inline int kt__sealed_at(const kt__package *p, int reach, int tokens) { return kt_sealed_pages(tokens, 0, p->reaches[reach], p->formats[0].page); }

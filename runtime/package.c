@@ -395,6 +395,7 @@ static void read_layer_formats(reader *r, const cJSON *root, kt__package *p)
 }
 
 int kt__layer_format(const kt__package *p, int layer) { return p->format_count > 1 ? p->layer_formats[layer] : 0; }
+const kt_format *kt__format_of(const kt__package *p, int layer) { return &p->formats[kt__layer_format(p, layer)]; }
 
 size_t kt__layer_tables(const kt__package *p, int layer)
 {

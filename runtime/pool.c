@@ -19,7 +19,7 @@ static kt_status measure_layers(kt_cache *c)
     if (!c->page_starts || !c->slab_starts)
         return kt__fail(KT_MEMORY, "kt_cache_open: no host memory for %d layers", c->layers);
     for (int layer = 0; layer < c->layers; layer++) {
-        const kt_format *f = &p->formats[kt__layer_format(p, layer)];
+        const kt_format *f = kt__format_of(p, layer);
         c->page_starts[layer + 1] = c->page_starts[layer] + (uint64_t)f->block_bytes * (uint64_t)c->kv_heads;
         c->slab_starts[layer + 1] = c->slab_starts[layer] + (uint64_t)f->slab_bytes * (uint64_t)c->kv_heads;
     }

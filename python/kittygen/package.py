@@ -59,7 +59,7 @@ class Engine:
     @property
     def formats(self):
         """The numbers of each way in which layers are kept: page, sink, key_window, block_bytes, slab_bytes, ..."""
-        return self.manifest.get("formats") or [self.manifest["format"]]
+        return formats_of(self.manifest)
 
     @property
     def format(self):
@@ -148,9 +148,13 @@ def keep(package, packages, source):
     return folder
 
 
+def formats_of(manifest):
+    return manifest.get("formats") or [manifest["format"]]
+
+
 def check_manifest(manifest, shape, spec):
     """A spec file says for which heads its kernels are; layers and the number of KV heads are the cache's, unless layers differ."""
-    its = (manifest.get("formats") or [manifest["format"]])[0]
+    its = formats_of(manifest)[0]
     found = {"head_dim": its["head_dim"], "query heads per KV head": its["group_heads"]}
     wanted = {"head_dim": shape.head_dim, "query heads per KV head": shape.q_heads // shape.kv_heads}
     if "formats" in manifest:  # each layer has its own place in it

@@ -1,5 +1,5 @@
-    // q' in halves, 16 rows a step; rows 2 c + 8 and the next meet codes times 16. What rounding leaves over counts for codes in the middle of
-    // theirs, and goes to the zeros' share: so only how far codes are from there meets it.
+    // q' in halves, 16 rows a step; rows 2 c + 8 and the next meet codes times 16. What rounding leaves over counts for codes in the
+    // middle of theirs, and goes to the zeros' share: so only how far codes are from there meets it.
     __device__ __forceinline__ void build_halves(const Query &query, const u8 *block, const u16 *scales, int lane) {
         constexpr float middle = ((1 << KEY_BITS) - 1) * 0.5f;
         const int c = lane & 3, exponent = max((int)(signed char)block[KT_HEADER_KEY_EXPONENT], -15);
@@ -21,7 +21,8 @@
 //@ else
             const uint4 m = *(const uint4 *)(scales + k * 32 + c * 8);
 //@ end
-            const u32 s0 = half2_multiply(m.x, first), s1 = half2_multiply(m.y, second), s2 = half2_multiply(m.z, first), s3 = half2_multiply(m.w, second);
+            const u32 s0 = half2_multiply(m.x, first), s1 = half2_multiply(m.y, second);
+            const u32 s2 = half2_multiply(m.z, first), s3 = half2_multiply(m.w, second);
             u32 y[HALVES][4];
 #pragma unroll
             for (int h = 0; h < HALVES; h++) {

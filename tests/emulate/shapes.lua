@@ -39,12 +39,10 @@ return {
         { bits = 3, group = 32, rotation = "matrix", metadata = "fp8", window = 0 }, { calibration = "calibration.safetensors", sink = 0 }),
     shape("d64-g3-hadamard", { 64, 3, "bf16" }, { bits = 3, along = "channels", group = 32, rotation = "hadamard" },
         { bits = 2, rotation = "hadamard", range = "least_squares", window = 32 }),
-    -- Many heads: warps together, whose tokens and channels a page's do not divide by; the same with a rotation and 1-bit planes; apart.
-    shape("d128-g16-pro", { 128, 16, "bf16" }, { bits = 2, boost = { bits = 4, fraction = 0.25 } }, { bits = 2, window = 40 },
-        { page = 128, sink = 20 }),
+    -- More than 8 heads: 1-bit planes and a rotation; several q' of a chunk.
     shape("d64-g11-odd", { 64, 11, "fp16" }, { bits = 3, group = 128, rotation = "hadamard", metadata = "fp8", boost = { bits = 4, fraction = 0.3 } },
         { bits = 3, metadata = "fp8", window = 70 }, { page = 256, sink = 100 }),
-    shape("d64-g9-apart", { 64, 9, "fp16" }, { bits = 2, group = 32, boost = { bits = 8, fraction = 0.1 } }, { bits = 4, window = 0 }),
+    shape("d64-g9-groups", { 64, 9, "fp16" }, { bits = 2, group = 32, boost = { bits = 8, fraction = 0.1 } }, { bits = 4, window = 0 }),
     -- The first layer as the first shape has them.
     shape("d64-g1-layers", { 64, 1, "fp16" }, { bits = 2, boost = { bits = 4, fraction = 0.125 } }, { bits = 2, window = 32 },
         { layers = { { first = 1, key = { bits = 4, boost = false, window = 32 }, value = { bits = 16, window = 160 } } } }),

@@ -175,6 +175,12 @@ __device__ __forceinline__ u32 half2_multiply(u32 a, u32 b) {
     asm("mul.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
+// Both halves' signs turned.
+__device__ __forceinline__ u32 half2_negate(u32 a) {
+    u32 y;
+    asm("neg.f16x2 %0, %1;" : "=r"(y) : "r"(a));
+    return y;
+}
 
 // a * b + c on two halves, rounded once
 __device__ __forceinline__ u32 half2_multiply_add(u32 a, u32 b, u32 c) {
@@ -451,7 +457,8 @@ constexpr __host__ __device__ int lane_word(int w, int words, int lane) {
 // Matrix products have tokens (for q k^T) or channels (for the output) as rows and query heads as columns. Lane = 4 g + c.
 // A product has 8 columns. Sealed keys meet q' = q * scale as two signed bytes (m16n8k32). Where a pass has at most 4 heads (PAIR),
 // columns 4..7 carry the low bytes of columns 0..3 in q k^T, and other tokens of the same heads in the output, so that no column is
-// idle. Otherwise a pass takes one or two groups of 8 heads (HALVES) with the same codes, and high and low bytes apart.
+// idle. Otherwise a pass takes one or two groups of 8 heads (HALVES) with the same codes, and high and low bytes apart. Of two groups
+// q' is in halves: to split that of 16 heads into bytes and to join what comes of them takes longer than the codes' other form.
 constexpr int D = HEAD_DIM;
 constexpr int KD = D / 16;                 // groups of 16 channels
 constexpr bool PAIR = COLUMNS <= 4;
@@ -472,11 +479,7 @@ constexpr bool VALUES_AHEAD = D * HALVES <= 128; // exact values are loaded with
 constexpr int BARRIER_BYTES = (WARPS * STAGES * 16 + 127) / 128 * 128; // a stage has one for keys and one for values
 constexpr int OUT_STRIDE = D + 4;          // floats of a warp's result, off the bank stride
 constexpr float LOG2E = 1.4426950408889634f;
-// Tiles whose logits are held at once. Where there are two products registers are short: probabilities of a tile become weights at once,
-// which take half as many (PACKED), or where weights are of groups, and so more, few tiles are held.
-constexpr bool PACKED = HALVES > 1 && VALUE_BITS < 16 && VALUE_GROUPS == 1;
-constexpr int HELD = HALVES == 1 || TILES == 1 ? TILES : PACKED || (KEY_BITS > 2 && KEY_BITS < 16) ? 1 : 2;
-constexpr int WEIGHED = PACKED && TILES > 1 ? 2 : HELD; // tiles whose values are summed up before they are added to the output
+constexpr int HELD = HALVES == 1 || TILES == 1 ? TILES : 2; // tiles whose logits, and then sums of whose values, are held at once: registers
 constexpr int GROUPS = PAIR ? HELD : 2 * HELD; // of 16 tokens whose logits a lane holds
 constexpr int HEADROOM = 2; // log2 of the largest probability, relative to what State says
 // q' is at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; products with codes that are
@@ -485,8 +488,8 @@ constexpr int Q_EXPONENT = 9;
 constexpr int DIGIT = 254; // the low byte of q' is in units of 1 / DIGIT of the high byte, so that halves of these are at most 127
 constexpr int EXTRA_WEIGHT = 4; // of codes of further planes beside those of all channels: what their q' need not carry
 constexpr int KEY_PAIRS = (KD + BOOST_TILES + 1) / 2; // of words that meet q' as bytes; planes of all channels meet the same q'
-constexpr int DIGIT_BYTES = HALVES > 1 && KEY_BITS != 16 ? KEY_PAIRS * HALVES * 512 : 0; // of a warp, where registers cannot hold them
-constexpr int QUERY_BYTES = PAIR ? (D * COLUMNS * 2 + 127) / 128 * 128 : D * HALVES * 32 + WARPS * DIGIT_BYTES;
+constexpr int SCALED_BYTES = 0;
+constexpr int QUERY_BYTES = PAIR ? (D * COLUMNS * 2 + 127) / 128 * 128 : D * HALVES * 32 + WARPS * SCALED_BYTES;
 constexpr int P_EXPONENT = VALUE_BITS == 16 ? 0 : 17 - HEADROOM - VALUE_BITS;
 static_assert(PAGE_TILES % TILES == 0, "chunks divide a page");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * STAGES * STAGE_BYTES <= SHARED_BYTES, "stages fit");
@@ -560,13 +563,6 @@ template <int words> struct Words {
     }
 };
 
-// Of factors of the heads of columns 2 c and 2 c + 1, that of column g, as two halves.
-__device__ __forceinline__ u32 column_factor(float f0, float f1, int lane) {
-    const int from = lane >> 3; // the lane of its pair of columns
-    const float x = __shfl_sync(~0u, f0, from), y = __shfl_sync(~0u, f1, from), f = lane & 4 ? y : x;
-    return pack_half(f, f);
-}
-
 // One word's codes as subnormal halves, times the weights 1, 4, 16, 64 of their bit positions, times product h's b[h][at], b[h][at + 1];
 // `word` is shifted by 8 for the second group of 16.
 template <int count, int most>
@@ -581,15 +577,9 @@ __device__ __forceinline__ void mma_codes(float (&c)[HALVES][count][4], int to, 
 // q' = q * scale for one group of a sealed key page, as the B operand, and the zeros' share of the logits.
 struct KeyOperand {
     // Bytes, of words 2 i and 2 i + 1: x, y high and z, w low ones of rows 2 c and 2 c + 8; PAIR: x, y alone, low ones in columns 4..7.
-    uint4 digits[HALVES > 1 ? 1 : KEY_PAIRS];
-    uint4 *stored;                                       // the warp's [KEY_PAIRS, HALVES, 32 lanes], shared, where there are two products
+    uint4 digits[KEY_PAIRS];
     float factor0[HALVES], factor1[HALVES];              // of the products with codes, to logits in units of log2, columns 2 c and 2 c + 1
     float zero0[HALVES], zero1[HALVES];                  // q . zero in units of log2, and what rounding q' left over
-
-    __device__ __forceinline__ uint4 digits_of(int i, int h, int lane) const {
-        if constexpr (HALVES > 1) return stored[(i * HALVES + h) * 32 + lane];
-        else return digits[i];
-    }
 
     // The boosted channels' rows 2 c + 8 j and the next of their k-th tile: q of the lane's columns, scales, and the weights of their
     // planes, less what the codes carry.
@@ -696,8 +686,7 @@ struct KeyOperand {
                 }
                 const bool low_part = PAIR && lane >= 16;
                 const uint4 four = make_uint4(low_part ? digit[1][0] : digit[0][0], low_part ? digit[1][1] : digit[0][1], digit[1][0], digit[1][1]);
-                if constexpr (HALVES > 1) stored[(i * HALVES + h) * 32 + lane] = four;
-                else digits[i] = four;
+                digits[i] = four;
             }
             float share = (half_to_float((u16)left) + half_to_float((u16)(left >> 16))) * back;
             share += __shfl_xor_sync(~0u, share, 1);
@@ -772,7 +761,7 @@ __device__ __forceinline__ void multiply_codes(int (&sum)[groups][HALVES][DIGITS
             const u32 first = base ? 0x03030303u : 0x0c0c0c0cu, second = first << 2; // further planes are EXTRA_WEIGHT times what they were
 #pragma unroll
             for (int h = 0; h < HALVES; h++) {
-                const uint4 b = operand.digits_of(row, h, lane);
+                const uint4 b = operand.digits[row];
 #pragma unroll
                 for (int d = 0; d < DIGITS; d++) {
                     if (base && i >= PLANE && i % PLANE == 0)
@@ -892,39 +881,50 @@ __device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int 
 // Turns `groups` groups of logits, relative to the running maximum, into probabilities. Where one is far above it, or none was before
 // (`first`), the maximum is raised, what was summed before is scaled to it by r0 and r1, and the result is true.
 template <int groups>
-__device__ __forceinline__ bool softmax_update(State &state, float (&s)[groups][4], bool first, float &r0, float &r1) {
-    float top0 = -infinity(), top1 = -infinity();
+__device__ __forceinline__ bool softmax_update(State (&state)[HALVES], float (&s)[HALVES][groups][4], bool first, float (&r0)[HALVES], float (&r1)[HALVES]) {
+    float top0[HALVES], top1[HALVES];
+    bool above = first;
 #pragma unroll
-    for (int m = 0; m < groups; m++) {
-        top0 = fmaxf(top0, fmaxf(s[m][0], s[m][2]));
-        top1 = fmaxf(top1, fmaxf(s[m][1], s[m][3]));
-    }
-    const bool raise = __any_sync(~0u, first || fmaxf(top0, top1) > HEADROOM);
-    if (raise) {
+    for (int h = 0; h < HALVES; h++) {
+        top0[h] = top1[h] = -infinity();
 #pragma unroll
-        for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
-            top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, x));
-            top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, x));
+        for (int m = 0; m < groups; m++) {
+            top0[h] = fmaxf(top0[h], fmaxf(s[h][m][0], s[h][m][2]));
+            top1[h] = fmaxf(top1[h], fmaxf(s[h][m][1], s[h][m][3]));
         }
-        const float max0 = first || top0 > HEADROOM ? state.max0 + top0 : state.max0, max1 = first || top1 > HEADROOM ? state.max1 + top1 : state.max1;
-        const float by0 = max0 - state.max0, by1 = max1 - state.max1; // as rounded
-        r0 = first ? 0 : exp2_fast(-by0), r1 = first ? 0 : exp2_fast(-by1);
-        state.max0 = max0, state.max1 = max1;
-        state.sum0 *= r0, state.sum1 *= r1;
+        above = above || fmaxf(top0[h], top1[h]) > HEADROOM;
+    }
+    const bool raise = __any_sync(~0u, above);
+    if (raise)
 #pragma unroll
-        for (int i = 0; i < KD; i++) {
-            state.out[i][0] *= r0, state.out[i][1] *= r1;
-            state.out[i][2] *= r0, state.out[i][3] *= r1;
+        for (int h = 0; h < HALVES; h++) {
+#pragma unroll
+            for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
+                top0[h] = fmaxf(top0[h], __shfl_xor_sync(~0u, top0[h], x));
+                top1[h] = fmaxf(top1[h], __shfl_xor_sync(~0u, top1[h], x));
+            }
+            State &of = state[h];
+            const float max0 = first || top0[h] > HEADROOM ? of.max0 + top0[h] : of.max0, max1 = first || top1[h] > HEADROOM ? of.max1 + top1[h] : of.max1;
+            const float by0 = max0 - of.max0, by1 = max1 - of.max1; // as rounded
+            r0[h] = first ? 0 : exp2_fast(-by0), r1[h] = first ? 0 : exp2_fast(-by1);
+            of.max0 = max0, of.max1 = max1;
+            of.sum0 *= r0[h], of.sum1 *= r1[h];
+#pragma unroll
+            for (int i = 0; i < KD; i++) {
+                of.out[i][0] *= r0[h], of.out[i][1] *= r1[h];
+                of.out[i][2] *= r0[h], of.out[i][3] *= r1[h];
+            }
+#pragma unroll
+            for (int m = 0; m < groups; m++) s[h][m][0] -= by0, s[h][m][1] -= by1, s[h][m][2] -= by0, s[h][m][3] -= by1;
         }
 #pragma unroll
-        for (int m = 0; m < groups; m++) s[m][0] -= by0, s[m][1] -= by1, s[m][2] -= by0, s[m][3] -= by1;
-    }
+    for (int h = 0; h < HALVES; h++)
 #pragma unroll
-    for (int m = 0; m < groups; m++) {
-        s[m][0] = exp2_fast(s[m][0]), s[m][1] = exp2_fast(s[m][1]);
-        s[m][2] = exp2_fast(s[m][2]), s[m][3] = exp2_fast(s[m][3]);
-        state.sum0 += s[m][0] + s[m][2], state.sum1 += s[m][1] + s[m][3];
-    }
+        for (int m = 0; m < groups; m++) {
+            s[h][m][0] = exp2_fast(s[h][m][0]), s[h][m][1] = exp2_fast(s[h][m][1]);
+            s[h][m][2] = exp2_fast(s[h][m][2]), s[h][m][3] = exp2_fast(s[h][m][3]);
+            state[h].sum0 += s[h][m][0] + s[h][m][2], state[h].sum1 += s[h][m][1] + s[h][m][3];
+        }
     return raise;
 }
 
@@ -967,7 +967,7 @@ __device__ __forceinline__ void spread_weights(u32 (&b)[4], const u32 (&packed)[
 }
 
 // Weights of a tile's tokens, as the B operand: probabilities times the scales of group v of their values. Adds zeros up.
-__device__ __forceinline__ void weigh(u32 (&b)[HALVES][4 * WEIGHED], int at, SealedOutput (&sealed)[HALVES], float unit, int v,
+__device__ __forceinline__ void weigh(u32 (&b)[HALVES][4 * HELD], int at, SealedOutput (&sealed)[HALVES], float unit, int v,
                                       const float (&p)[HALVES][GROUPS][4], int t, const u8 *tile, int lane) {
     constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane has
     // Pairs of tokens g, g + 8, g + 16, g + 24, or of this lane's two.
@@ -997,9 +997,9 @@ __device__ __forceinline__ void weigh(u32 (&b)[HALVES][4 * WEIGHED], int at, Sea
     }
 }
 
-// Adds the values of group v of WEIGHED tiles. Their products are summed apart and then added: the tensor cores cut off what does not
+// Adds the values of group v of HELD tiles. Their products are summed apart and then added: the tensor cores cut off what does not
 // fit an fp32 sum, always towards zero, and over a long context that would show where codes and zeros nearly cancel.
-__device__ __forceinline__ void add_weighed(State (&state)[HALVES], u32 (&b)[HALVES][4 * WEIGHED], int v, const u8 *tiles, int lane) {
+__device__ __forceinline__ void add_weighed(State (&state)[HALVES], u32 (&b)[HALVES][4 * HELD], int v, const u8 *tiles, int lane) {
 #pragma unroll
     for (int plane = 0; plane < VALUE_PLANES; plane++) {
         constexpr int step = 4; // words of a vector
@@ -1013,7 +1013,7 @@ __device__ __forceinline__ void add_weighed(State (&state)[HALVES], u32 (&b)[HAL
 #pragma unroll
                     for (int e = 0; e < 4; e++) sum[h][i][e] = 0;
 #pragma unroll
-            for (int t = 0; t < WEIGHED; t++) {
+            for (int t = 0; t < HELD; t++) {
                 Words<VALUE_WORDS> words(tiles + t * VALUE_TILE_BYTES + VALUE_META_BYTES, lane);
 #pragma unroll
                 for (int i = 0; i < step; i++)
@@ -1035,7 +1035,7 @@ __device__ __forceinline__ void add_weighed(State (&state)[HALVES], u32 (&b)[HAL
 #pragma unroll
             for (int h = 0; h < HALVES; h++)
 #pragma unroll
-                for (int r = 0; r < 4 * WEIGHED; r++) b[h][r] = half2_multiply(b[h][r], 0x44004400u); // times 4
+                for (int r = 0; r < 4 * HELD; r++) b[h][r] = half2_multiply(b[h][r], 0x44004400u); // times 4
     }
 }
 
@@ -1080,7 +1080,7 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
         const float unit = power_of_two(P_EXPONENT - exponent);
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) {
-            u32 b[HALVES][4 * WEIGHED];
+            u32 b[HALVES][4 * HELD];
 #pragma unroll
             for (int t = 0; t < HELD; t++) weigh(b, t, sealed, unit, v, p, t, tiles + t * VALUE_TILE_BYTES, lane);
             add_weighed(state, b, v, tiles, lane);
@@ -1414,7 +1414,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_6x
 
     State state[HALVES];
     KeyOperand operand;
-    operand.stored = (uint4 *)(shared_memory() + D * HALVES * 32 + warp * DIGIT_BYTES);
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {
 #pragma unroll
@@ -1432,7 +1431,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_6x
         uint4 x[D / 32], y[D / 32], value_x[D / 32], value_y[D / 32];
         const u16 *row_x = exact.value(min(token, limit - 1)), *row_y = exact.value(min(token + 8, limit - 1));
         if (VALUES_AHEAD) load_rows(value_x, value_y, row_x, row_y, c);
-        float s[HALVES][1][4], r0, r1;
+        float s[HALVES][1][4], r0[HALVES], r1[HALVES];
         if (half) {
             const int group = (item - sink_units) % (PAGE / 16);
             const u8 *block = block_of(full_pages + (item - sink_units) / (PAGE / 16));
@@ -1447,8 +1446,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_6x
 #pragma unroll
             for (int h = 0; h < HALVES; h++) score_exact(s[h][0], query, h, state[h], x, y, token, limit);
         }
-#pragma unroll
-        for (int h = 0; h < HALVES; h++) softmax_update<1>(state[h], s[h], fresh, r0, r1);
+        softmax_update<1>(state, s, fresh, r0, r1);
         fresh = false;
         if (!VALUES_AHEAD) load_rows(value_x, value_y, row_x, row_y, c);
         if (__any_sync(~0u, rows_damaged(value_x, value_y))) clean_rows(value_x, value_y);
@@ -1495,52 +1493,19 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_6x
             }
             copy_commit();
         };
-        // The logits' probabilities; true where what was summed before is now r0 and r1 times what it was.
-        auto update = [&](float(&s)[HALVES][GROUPS][4], int h, float &r0, float &r1) {
-            const bool raised = softmax_update<GROUPS>(state[h], s[h], fresh, r0, r1);
-            if (raised)
-#pragma unroll
-                for (int v = 0; v < VALUE_GROUPS; v++) sealed[h].zero0[v] *= r0, sealed[h].zero1[v] *= r1;
-            return raised;
-        };
-        if constexpr (PACKED) {
-            const u8 *values = keys + TILES * KEY_TILE_BYTES;
-            copy_wait<2 * STAGES - 2>(barriers + 2 * at + 1, parity);
 #pragma unroll 1
-            for (int first = 0; first < TILES; first += WEIGHED, values += WEIGHED * VALUE_TILE_BYTES) {
-                u32 b[HALVES][4 * WEIGHED];
+        for (int first = 0; first < TILES; first += HELD) {
+            float s[HALVES][GROUPS][4], r0[HALVES], r1[HALVES];
+            score(s, first);
+            if (first + HELD == TILES) keys_done();
+            if (softmax_update<GROUPS>(state, s, fresh, r0, r1)) // what was summed before is now r0 and r1 times what it was
 #pragma unroll
-                for (int t = 0; t < WEIGHED; t++) {
-                    float s[HALVES][GROUPS][4];
-                    score(s, first + t);
+                for (int h = 0; h < HALVES; h++)
 #pragma unroll
-                    for (int h = 0; h < HALVES; h++) {
-                        float r0, r1;
-                        if (update(s, h, r0, r1) && t > 0) {
-                            const u32 r = column_factor(r0, r1, lane);
-#pragma unroll
-                            for (int i = 0; i < 4 * t; i++) b[h][i] = half2_multiply(b[h][i], r);
-                        }
-                    }
-                    fresh = false;
-                    if (t + 1 == WEIGHED && first + WEIGHED == TILES) keys_done();
-                    weigh(b, t, sealed, power_of_two(P_EXPONENT - exponent), 0, s, 0, values + t * VALUE_TILE_BYTES, lane);
-                }
-                add_weighed(state, b, 0, values, lane);
-            }
-        } else
-        {
-#pragma unroll 1
-            for (int first = 0; first < TILES; first += HELD) {
-                float s[HALVES][GROUPS][4], r0, r1;
-                score(s, first);
-                if (first + HELD == TILES) keys_done();
-#pragma unroll
-                for (int h = 0; h < HALVES; h++) update(s, h, r0, r1);
-                fresh = false;
-                if (first == 0) copy_wait<2 * STAGES - (HELD == TILES ? 1 : 2)>(barriers + 2 * at + 1, parity);
-                add_sealed_values(state, sealed, exponent, s, stage, first, lane);
-            }
+                    for (int v = 0; v < VALUE_GROUPS; v++) sealed[h].zero0[v] *= r0[h], sealed[h].zero1[v] *= r1[h];
+            fresh = false;
+            if (first == 0) copy_wait<2 * STAGES - (HELD == TILES ? 1 : 2)>(barriers + 2 * at + 1, parity);
+            add_sealed_values(state, sealed, exponent, s, stage, first, lane);
         }
         __syncwarp(); // every lane is done with the values
         if (next < items) copy_values(stage, next_block, next_tile, barriers + 2 * at, lane);

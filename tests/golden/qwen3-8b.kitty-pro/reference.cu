@@ -169,6 +169,12 @@ __device__ __forceinline__ u32 half2_multiply(u32 a, u32 b) {
     asm("mul.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
+// Both halves' signs turned.
+__device__ __forceinline__ u32 half2_negate(u32 a) {
+    u32 y;
+    asm("neg.f16x2 %0, %1;" : "=r"(y) : "r"(a));
+    return y;
+}
 
 // a * b + c on two halves, rounded once
 __device__ __forceinline__ u32 half2_multiply_add(u32 a, u32 b, u32 c) {

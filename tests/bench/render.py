@@ -15,6 +15,7 @@ import sys
 import rows
 from picture import picture
 
+CARD = "NVIDIA H100 80GB HBM3"  # of tables that name none
 QWEN = (32, 8, 128)  # query heads, KV heads, head_dim of Qwen3-8B and Llama-3.1-8B
 
 
@@ -67,11 +68,11 @@ class Table:
 
 
 def card_of(all_rows, card):
-    """The card that is named, else the one that has the most rows."""
+    """The card that is named, else CARD, else the one that has the most rows."""
     cards = [row["card"] for row in all_rows]
     if card and card not in cards:
         sys.exit(f"render.py: --card: no row is of '{card}'; there are {', '.join(sorted(set(cards)))}")
-    return card or max(sorted(set(cards)), key=cards.count, default=None)
+    return card or max(sorted(set(cards)), key=lambda c: (c == CARD, cards.count(c)), default=None)
 
 
 class Results:
@@ -199,7 +200,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", default=rows.RESULTS, help="the rows (default: the repository's)")
     parser.add_argument("--folder", default=rows.HERE, help="of RESULTS.md and scaling.svg (default: the repository's)")
-    parser.add_argument("--card", help="whose rows (default: the card with the most)")
+    parser.add_argument("--card", help=f"whose rows (default: {CARD}, else the card with the most)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if something would change")
     options = parser.parse_args()
     measured = rows.read(options.results)

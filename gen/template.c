@@ -68,9 +68,17 @@ static int lua_emit(lua_State *lua)
 
 static int lua_need(lua_State *lua)
 {
-    if (lua_getglobal(lua, luaL_checkstring(lua, 1)) == LUA_TNIL)
+    lua_pushglobaltable(lua);
+    lua_pushstring(lua, luaL_checkstring(lua, 1));
+    if (lua_rawget(lua, -2) == LUA_TNIL)
         return luaL_error(lua, "$%s has no value", lua_tostring(lua, 1));
     return 1;
+}
+
+// A condition on a name that nobody gave a value would be false without a word; locals of a file are not known in those it includes.
+static int lua_unknown(lua_State *lua)
+{
+    return luaL_error(lua, "'%s' is neither a value nor a local of this file", luaL_tolstring(lua, 2, 0));
 }
 
 // Leaves an error message on the stack and returns nonzero on failure: Lua errors must not jump past owned memory.
@@ -123,6 +131,12 @@ int kg_template_expand(const char *folder, const char *file, const kg_template_v
         lua_pushcfunction(lua, functions[i].func);
         lua_setglobal(lua, functions[i].name);
     }
+    lua_pushglobaltable(lua);
+    lua_createtable(lua, 0, 1);
+    lua_pushcfunction(lua, lua_unknown);
+    lua_setfield(lua, -2, "__index");
+    lua_setmetatable(lua, -2);
+    lua_pop(lua, 1);
     lua_pushlightuserdata(lua, &e);
     lua_rawsetp(lua, LUA_REGISTRYINDEX, &registry_key);
     for (int i = 0; i < count; i++) {

@@ -59,6 +59,21 @@ START_TEST(no_nvrtc)
 }
 END_TEST
 
+// A template that asks for a value nobody gives is refused, and not taken for one that is false.
+START_TEST(unknown_value)
+{
+    char command[1024];
+    snprintf(command, sizeof command,
+             "cp -r \"$KT_TEMPLATES\" '%s/templates' && printf '//@ if KEY_BITZ == 2 then\\n//@ end\\n' > '%s/templates/check.cu' && "
+             "KT_TEMPLATES='%s/templates' '%s' emit smollm2-135m/kitty -o '%s/out' 2>&1",
+             folder, folder, folder, getenv("KT_KITTYGEN"), folder);
+    ck_assert_int_eq(run_shell(command, output, sizeof output), 3);
+    ck_assert_msg(strstr(output, "template check.cu: check.cu:1: 'KEY_BITZ' is neither a value nor a local of this file") != 0, "%s", output);
+    snprintf(command, sizeof command, "%s/out", folder);
+    ck_assert_int_ne(access(command, F_OK), 0);
+}
+END_TEST
+
 START_TEST(bundle)
 {
     char arguments[256];
@@ -104,6 +119,7 @@ int main(void)
     tcase_set_timeout(all, 200);
     tcase_add_test(all, no_nvrtc);
     tcase_add_test(all, wrong_input);
+    tcase_add_test(all, unknown_value);
     if (kt__nvrtc_find(&environment, 0, &nvrtc))
         printf("build: nothing is compiled: %s\n", kt_message());
     else

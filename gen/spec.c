@@ -475,6 +475,16 @@ static void read_override(reader *r, lua_State *L)
     r->given = given;
 }
 
+// Elements of the table on top; -1 where it is no list: keys have names, or come after a hole.
+static int list_length(lua_State *L)
+{
+    const int count = (int)lua_rawlen(L, -1);
+    int all = 0;
+    for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1))
+        all++;
+    return all == count ? count : -1;
+}
+
 // Reads the value on top as the list `layers`; nil and false are none.
 static void read_layers(reader *r, lua_State *L)
 {
@@ -485,11 +495,8 @@ static void read_layers(reader *r, lua_State *L)
         report_value(r, L, "layers", allowed);
         return;
     }
-    const int count = (int)lua_rawlen(L, -1);
-    int all = 0;
-    for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1))
-        all++;
-    if (all != count) {
+    const int count = list_length(L);
+    if (count < 0) {
         r->reason.size = 0;
         kg_text_addf(&r->reason, "is no list; allowed: %s", allowed);
         const kg_value value = value_at(L, -1);
@@ -626,6 +633,8 @@ static void wrong_result(reader *r, lua_State *L)
                                  "require \"variants.kitty\" { model = require \"models.qwen3_8b\" }", r->file);
     else if (lua_istable(L, -1) && r->total)
         kg_text_addf(&r->errors, "%s: element %d of the list is not a spec; %s", r->file, r->index + 1, wanted);
+    else if (lua_istable(L, -1) && lua_rawlen(L, -1))
+        kg_text_addf(&r->errors, "%s: returns a table that is no list: it has keys with names or holes; %s", r->file, wanted);
     else
         kg_text_addf(&r->errors, "%s: returns a %s; %s", r->file, lua_istable(L, -1) ? "plain table" : luaL_typename(L, -1), wanted);
 }
@@ -636,20 +645,20 @@ static int read_result(lua_State *L)
     reader *r = lua_touserdata(L, 2);
     lua_settop(L, 1);
     const int single = is_spec(L, 1);
-    if (!single && (!lua_istable(L, 1) || !lua_rawlen(L, 1))) {
+    const int total = single ? 1 : lua_istable(L, 1) ? list_length(L) : 0;
+    if (total <= 0) {
         wrong_result(r, L);
         return 0;
     }
-    const size_t total = single ? 1 : (size_t)lua_rawlen(L, 1);
     if (total > MOST_SPECS) {
         r->error_count++;
-        kg_text_addf(&r->errors, "%s: returns %zu specs; at most %d", r->file, total, MOST_SPECS);
+        kg_text_addf(&r->errors, "%s: returns %d specs; at most %d", r->file, total, MOST_SPECS);
         return 0;
     }
-    r->specs = calloc(total, sizeof *r->specs);
+    r->specs = calloc((size_t)total, sizeof *r->specs);
     if (!r->specs)
         return luaL_error(L, "out of memory");
-    for (r->total = (int)total, r->index = 0; r->index < r->total; r->index++) {
+    for (r->total = total, r->index = 0; r->index < r->total; r->index++) {
         if (!single)
             lua_rawgeti(L, 1, r->index + 1);
         if (!single && !is_spec(L, -1)) {

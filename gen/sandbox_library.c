@@ -191,19 +191,29 @@ static int string_format(lua_State *L)
     return status ? lua_error(L) : 1;
 }
 
+// Elements of the table at 1 from the argument i, else 1, to the next one, else its length: *first, and how many.
+static lua_Integer check_range(lua_State *L, int i, lua_Integer *first)
+{
+    *first = luaL_optinteger(L, i, 1);
+    const lua_Integer last = luaL_optinteger(L, i + 1, (lua_Integer)lua_rawlen(L, 1));
+    const lua_Unsigned more = (lua_Unsigned)last - (lua_Unsigned)*first;
+    return last < *first ? 0 : more < LUA_MAXINTEGER ? (lua_Integer)more + 1 : LUA_MAXINTEGER;
+}
+
 static int table_concat(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TTABLE);
     const char *separator = luaL_optstring(L, 2, "");
-    const lua_Integer count = (lua_Integer)lua_rawlen(L, 1);
-    kg_sandbox_charge(L, (size_t)count);
+    lua_Integer first;
+    const lua_Integer count = check_range(L, 3, &first);
     luaL_Buffer buffer;
     luaL_buffinit(L, &buffer);
-    for (lua_Integer i = 1; i <= count; i++) {
-        if (i > 1)
+    for (lua_Integer i = 0; i < count; i++) {
+        kg_sandbox_charge(L, 1);
+        if (i)
             luaL_addstring(&buffer, separator);
-        if (lua_rawgeti(L, 1, i) != LUA_TSTRING && lua_type(L, -1) != LUA_TNUMBER)
-            return luaL_error(L, "table.concat: element %d is a %s", (int)i, luaL_typename(L, -1));
+        if (lua_rawgeti(L, 1, first + i) != LUA_TSTRING && lua_type(L, -1) != LUA_TNUMBER)
+            return luaL_error(L, "table.concat: element %I is a %s", (LUAI_UACINT)(first + i), luaL_typename(L, -1));
         luaL_addvalue(&buffer);
     }
     luaL_pushresult(&buffer);
@@ -213,9 +223,11 @@ static int table_concat(lua_State *L)
 static int table_insert(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TTABLE);
+    const int arguments = lua_gettop(L);
+    if (arguments != 2 && arguments != 3)
+        return luaL_error(L, "table.insert: %d arguments; allowed: a table, a position or none, a value", arguments);
     const lua_Integer count = (lua_Integer)lua_rawlen(L, 1);
-    const lua_Integer at = lua_gettop(L) > 2 ? luaL_checkinteger(L, 2) : count + 1;
-    luaL_checkany(L, 2);
+    const lua_Integer at = arguments == 3 ? luaL_checkinteger(L, 2) : count + 1;
     luaL_argcheck(L, at >= 1 && at <= count + 1, 2, "position out of bounds");
     kg_sandbox_charge(L, (size_t)(count + 1 - at));
     for (lua_Integer i = count; i >= at; i--) {
@@ -229,12 +241,13 @@ static int table_insert(lua_State *L)
 static int table_unpack(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TTABLE);
-    const lua_Unsigned count = lua_rawlen(L, 1);
+    lua_Integer first;
+    const lua_Integer count = check_range(L, 2, &first);
     if (count > 200)
-        return luaL_error(L, "table.unpack: %d elements; at most 200", (int)count);
+        return luaL_error(L, "table.unpack: %I elements; at most 200", (LUAI_UACINT)count);
     luaL_checkstack(L, (int)count, 0);
-    for (lua_Unsigned i = 1; i <= count; i++)
-        lua_rawgeti(L, 1, (lua_Integer)i);
+    for (lua_Integer i = 0; i < count; i++)
+        lua_rawgeti(L, 1, first + i);
     return (int)count;
 }
 

@@ -551,6 +551,14 @@ START_TEST(library)
         "local t = {1, 3} table.insert(t, 2, 2) table.insert(t, 4)\n"
         "assert(table.concat(t, ',') == '1,2,3,4')\n"
         "local a, b = table.unpack({5, 6}) assert(a == 5 and b == 6)\n"
+        "assert(table.concat(t, ',', 2, 3) == '2,3' and table.concat(t, ',', 3) == '3,4' and table.concat(t, ',', 3, 2) == '')\n"
+        "assert(table.concat(t, ',', nil, 2) == '1,2' and table.concat({[-1] = 'x', [0] = 'y'}, '', -1) == 'xy')\n"
+        "local last = 0x7fffffffffffffff\n"
+        "assert(table.concat({[last] = 'x'}, ',', last, last) == 'x' and table.concat(t, ',', last, -last - 1) == '')\n"
+        "assert(select('#', table.unpack(t, 2)) == 3 and table.unpack(t, 2) == 2)\n"
+        "assert(select('#', table.unpack(t, 2, 3)) == 2 and select('#', table.unpack(t, 3, 2)) == 0)\n"
+        "a, b = table.unpack(t, 4, 5) assert(a == 4 and b == nil and table.unpack(t, nil, 1) == 1)\n"
+        "a, b = table.unpack({[last] = 'x'}, last - 1, last) assert(a == nil and b == 'x')\n"
         "assert(('ab'):rep(3, '-') == 'ab-ab-ab' and ('x'):rep(-1) == '')\n"
         "assert(string.format('%d %5.2f %s %x %%', 3, 1.5, 'x', 255) == '3  1.50 x ff %')\n"
         "assert(string.format('%s %s %s', 1, true, nil) == '1 true nil')\n"
@@ -568,6 +576,30 @@ START_TEST(library)
     kg_sandbox *s = kg_sandbox_open(0, 0, 0);
     ck_assert_msg(!run(s, text, error), "%s", error);
     ck_assert_int_eq(lua_tointeger(kg_sandbox_lua(s), -1), 1);
+    kg_sandbox_close(s);
+}
+END_TEST
+
+START_TEST(library_rejections)
+{
+    static const struct { const char *text, *message; } cases[] = {
+        {"table.concat({'a'}, ',', 'x')", "bad argument #3 to 'concat' (number expected, got string)"},
+        {"table.concat({'a'}, ',', 1, 2)", "table.concat: element 2 is a nil"},
+        {"table.concat({}, '', 1.5)", "bad argument #3 to 'concat' (number has no integer representation)"},
+        {"table.concat({}, '', -0x7fffffffffffffff - 1, 0x7fffffffffffffff)", "table.concat: element -9223372036854775808 is a nil"},
+        {"table.unpack({}, 1, 201)", "table.unpack: 201 elements; at most 200"},
+        {"table.unpack({}, -0x7fffffffffffffff - 1, 0x7fffffffffffffff)", "table.unpack: 9223372036854775807 elements; at most 200"},
+        {"table.unpack({}, true)", "bad argument #2 to 'unpack' (number expected, got boolean)"},
+        {"table.insert({}, 1, 2, 3)", "table.insert: 4 arguments; allowed: a table, a position or none, a value"},
+        {"table.insert({})", "table.insert: 1 arguments; allowed: a table, a position or none, a value"},
+        {"table.insert({}, 3, 2)", "bad argument #2 to 'insert' (position out of bounds)"},
+    };
+    char error[KG_ERROR];
+    kg_sandbox *s = kg_sandbox_open(0, 0, 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ck_assert_int_eq(run(s, cases[i].text, error), KG_USER);
+        ck_assert_msg(!strncmp(error, "text.lua:1: ", 12) && !strcmp(error + 12, cases[i].message), "%s: %s", cases[i].text, error);
+    }
     kg_sandbox_close(s);
 }
 END_TEST
@@ -842,6 +874,7 @@ int main(void)
     tcase_add_test(limits, dead_for_good);
     tcase_add_test(limits, only_what_is_listed);
     tcase_add_test(limits, library);
+    tcase_add_test(limits, library_rejections);
     tcase_add_test(limits, modules_stay_inside);
     tcase_add_loop_test(shell, command_line, 0, sizeof commands / sizeof *commands);
     tcase_add_test(shell, check_json);

@@ -58,7 +58,7 @@ static int check_kind(config *c)
     const cJSON *cap = find(c, "attn_logit_softcapping");
     if (cap && (!cJSON_IsNumber(cap) || cap->valuedouble != 0))
         return refuse(c, "attn_logit_softcapping", "a soft cap on logits is not supported");
-    // With kinds of layers given, those with full attention are taken (read_shape); else a window is of all layers.
+    // With kinds of layers given, those with full attention are taken (read_kinds); else a window is of all layers.
     const cJSON *window = find(c, "sliding_window"), *use = find(c, "use_sliding_window");
     if (!find(c, "layer_types") && cJSON_IsNumber(window) && !cJSON_IsFalse(use))
         return refuse(c, "sliding_window", "sliding windows are not supported; set it to null if every layer is to attend all tokens");
@@ -83,23 +83,63 @@ static int set_number(config *c, kg_spec *spec, const char *path, const char *ke
     return code;
 }
 
+// Where kinds of layers are given, the layers are those with full attention.
+static int read_kinds(config *c, kg_spec *spec)
+{
+    const cJSON *kinds = find(c, "layer_types"), *kind;
+    if (!kinds)
+        return KG_OK;
+    if (!cJSON_IsArray(kinds))
+        return refuse(c, "layer_types", "is no list; allowed: a list of kinds, one for each layer");
+    const int count = cJSON_GetArraySize(kinds);
+    if (count != spec->model.layers) {
+        char why[128];
+        snprintf(why, sizeof why, "%d kinds with num_hidden_layers %d; allowed: one for each layer", count, spec->model.layers);
+        return refuse(c, "layer_types", why);
+    }
+    int full = 0;
+    cJSON_ArrayForEach(kind, kinds) full += cJSON_IsString(kind) && !strcmp(kind->valuestring, "full_attention");
+    if (!full)
+        return refuse(c, "layer_types", "no layer has full attention; others are not supported");
+    spec->model.layers = full;
+    return KG_OK;
+}
+
+// Falcon's names: multi_query is one KV head for all, but for the new architecture, which has num_kv_heads.
+static int read_kv_heads(config *c, kg_spec *spec, double heads)
+{
+    double kv_heads;
+    const int one = cJSON_IsTrue(find(c, "multi_query")) && !cJSON_IsTrue(find(c, "new_decoder_architecture"));
+    const int falcon = !one && !find(c, "num_key_value_heads") && find(c, "num_kv_heads");
+    return set_number(c, spec, "model.kv_heads", falcon ? "num_kv_heads" : "num_key_value_heads", one ? 1 : heads, &kv_heads);
+}
+
+static int read_scale(config *c, kg_spec *spec)
+{
+    const cJSON *scalar = find(c, "query_pre_attn_scalar"), *multiplier = find(c, "attention_multiplier");
+    if (scalar && multiplier)
+        return refuse(c, "attention_multiplier", "query_pre_attn_scalar is given too; allowed: one of them");
+    if (!scalar && !multiplier)
+        return KG_OK;
+    const double number = cJSON_GetNumberValue(scalar ? scalar : multiplier), scale = scalar ? 1 / sqrt(number) : number;
+    if (!(scale > 0 && scale <= 16)) { // nan too, of what is no number
+        char why[128];
+        snprintf(why, sizeof why, "%g is not allowed; allowed: a number %s", number, scalar ? "of at least 1/256" : "above 0, at most 16");
+        return refuse(c, scalar ? "query_pre_attn_scalar" : "attention_multiplier", why);
+    }
+    spec->model.scale = scale == 1 / sqrt(spec->model.head_dim) ? 0 : scale; // 0: the default
+    return KG_OK;
+}
+
 static int read_shape(config *c, kg_spec *spec)
 {
-    double layers, heads, kv_heads, head_dim, derived = 0;
+    double layers, heads, head_dim, derived = 0;
     const cJSON *hidden = find(c, "hidden_size");
     int code;
     if ((code = set_number(c, spec, "model.layers", "num_hidden_layers", 0, &layers)) ||
-        (code = set_number(c, spec, "model.q_heads", "num_attention_heads", 0, &heads)) ||
-        (code = set_number(c, spec, "model.kv_heads", "num_key_value_heads", heads, &kv_heads)))
+        (code = set_number(c, spec, "model.q_heads", "num_attention_heads", 0, &heads)) || (code = read_kv_heads(c, spec, heads)) ||
+        (code = read_kinds(c, spec)))
         return code;
-    const cJSON *kinds = find(c, "layer_types"), *kind;
-    if (cJSON_IsArray(kinds)) {
-        int full = 0;
-        cJSON_ArrayForEach(kind, kinds) full += cJSON_IsString(kind) && !strcmp(kind->valuestring, "full_attention");
-        if (!full)
-            return refuse(c, "layer_types", "no layer has full attention; others are not supported");
-        spec->model.layers = full;
-    }
     if (!find(c, "head_dim")) {
         if (!hidden || !cJSON_IsNumber(hidden))
             return refuse(c, "head_dim", "missing, and so is hidden_size, from which it would follow");
@@ -107,14 +147,7 @@ static int read_shape(config *c, kg_spec *spec)
     }
     if ((code = set_number(c, spec, "model.head_dim", "head_dim", derived, &head_dim)))
         return code;
-    const cJSON *scalar = find(c, "query_pre_attn_scalar");
-    if (!scalar)
-        return KG_OK;
-    if (!cJSON_IsNumber(scalar) || !(scalar->valuedouble > 0) || 1 / sqrt(scalar->valuedouble) > 16)
-        return refuse(c, "query_pre_attn_scalar", "not allowed; allowed: a number above 0");
-    // Equal to head_dim it is the default.
-    spec->model.scale = scalar->valuedouble == head_dim ? 0 : 1 / sqrt(scalar->valuedouble);
-    return KG_OK;
+    return read_scale(c, spec);
 }
 
 static int read_dtype(config *c, kg_spec *spec, const char *given)

@@ -754,6 +754,32 @@ START_TEST(new_spec)
     ck_assert_int_eq(made.model.dtype, KT_F16);
     ck_assert_double_eq(made.model.scale, 0.125);
 
+    // A softmax scale as Granite has it; Falcon's KV heads, one or as many as the new architecture says; of kinds of layers the full ones.
+    static const struct {
+        const char *more;
+        int layers, kv_heads;
+        double scale;
+    } read[] = {
+        {"", 4, 16, 0},
+        {"\"attention_multiplier\": 0.015625", 4, 16, 0.015625},
+        {"\"attention_multiplier\": 0.125", 4, 16, 0}, // 1 / sqrt(head_dim), the default
+        {"\"multi_query\": true, \"new_decoder_architecture\": false, \"num_kv_heads\": 16", 4, 1, 0},
+        {"\"multi_query\": true, \"new_decoder_architecture\": true, \"num_kv_heads\": 8", 4, 8, 0},
+        {"\"multi_query\": false, \"num_kv_heads\": null", 4, 16, 0},
+        {"\"layer_types\": [\"full_attention\", \"sliding_attention\", \"full_attention\", \"x\"], \"sliding_window\": 4096", 2, 16, 0},
+    };
+    for (size_t i = 0; i < sizeof read / sizeof *read; i++) {
+        char config[512];
+        snprintf(config, sizeof config, "{\"num_attention_heads\": 16, \"hidden_size\": 1024, \"num_hidden_layers\": 4%s%s}",
+                 *read[i].more ? ", " : "", read[i].more);
+        write_file("nested.json", config);
+        ck_assert_int_eq(command("new --from-config nested.json -o nested.lua --name m --dtype fp16 --force", output), 0);
+        made = load_one("nested.lua");
+        ck_assert_int_eq(made.model.layers, read[i].layers);
+        ck_assert_int_eq(made.model.kv_heads, read[i].kv_heads);
+        ck_assert_double_eq(made.model.scale, read[i].scale);
+    }
+
     struct dirent **names;
     int count = scandir(".", &names, 0, alphasort); // ., .., config.json, nested.json, nested.lua, qwen3.lua
     ck_assert_int_eq(count, 6);
@@ -791,7 +817,18 @@ static const struct {
     {"{" SHAPE "}", "--dtype fp16 --variant 'x\" }'", "--variant: 'x\" }' is not the name of a variant\n"},
     {"{" SHAPE ", \"num_key_value_heads\": 3}", "--dtype fp16",
      "(new spec):6: model.q_heads: 8 with kv_heads 3 is not allowed; allowed: 1 to 16 times kv_heads\n"},
-    {"{" SHAPE ", \"query_pre_attn_scalar\": 0}", "--dtype fp16", "config.json: query_pre_attn_scalar: not allowed; allowed: a number above 0\n"},
+    {"{" SHAPE ", \"query_pre_attn_scalar\": 0}", "--dtype fp16", "config.json: query_pre_attn_scalar: 0 is not allowed; allowed: a number of at least 1/256\n"},
+    {"{" SHAPE ", \"attention_multiplier\": 0}", "--dtype fp16",
+     "config.json: attention_multiplier: 0 is not allowed; allowed: a number above 0, at most 16\n"},
+    {"{" SHAPE ", \"attention_multiplier\": 1, \"query_pre_attn_scalar\": 1}", "--dtype fp16",
+     "config.json: attention_multiplier: query_pre_attn_scalar is given too; allowed: one of them\n"},
+    {"{" SHAPE ", \"layer_types\": \"foo\", \"sliding_window\": 4096}", "--dtype fp16",
+     "config.json: layer_types: is no list; allowed: a list of kinds, one for each layer\n"},
+    {"{" SHAPE ", \"layer_types\": [\"full_attention\"]}", "--dtype fp16",
+     "config.json: layer_types: 1 kinds with num_hidden_layers 2; allowed: one for each layer\n"},
+    {"{\"model_type\": \"falcon\", \"hidden_size\": 4544, \"num_attention_heads\": 71, \"num_hidden_layers\": 32,"
+     "\"multi_query\": true}", "--dtype bf16",
+     "(new spec):6: model.q_heads: 71 with kv_heads 1 is not allowed; allowed: 1 to 16 times kv_heads\n"},
     {"{" SHAPE ", \"attn_logit_softcapping\": 50.0}", "--dtype fp16",
      "config.json: attn_logit_softcapping: a soft cap on logits is not supported\n"},
     {"{" SHAPE ", \"kv_lora_rank\": 512}", "--dtype fp16",

@@ -203,11 +203,12 @@ static int read_name(config *c, kg_spec *spec, const char *given)
     return code;
 }
 
-static void add_spec(kg_text *out, const kg_spec *spec, const char *variant)
+static int add_spec(config *c, kg_text *out, const kg_spec *spec, const char *variant)
 {
-    kg_text_addf(out, "-- %s, from its config.json.\nreturn require \"variants.%s\" {\n    model = {\n", spec->model.name, variant);
-    kg_text_addf(out, "        name = \"%s\",\n        layers = %d,\n        q_heads = %d,\n        kv_heads = %d,\n", spec->model.name,
-                 spec->model.layers, spec->model.q_heads, spec->model.kv_heads);
+    kg_text_addf(out, "-- %s, from its config.json.\nreturn ", spec->model.name);
+    const int code = kg_spec_require(out, variant, strlen(variant), "--variant", c->error, c->error_size);
+    kg_text_addf(out, " {\n    model = {\n        name = \"%s\",\n        layers = %d,\n        q_heads = %d,\n        kv_heads = %d,\n",
+                 spec->model.name, spec->model.layers, spec->model.q_heads, spec->model.kv_heads);
     kg_text_addf(out, "        head_dim = %d,\n        dtype = \"%s\",\n", spec->model.head_dim,
                  kg_field_find("model.dtype")->words[spec->model.dtype]);
     if (spec->model.scale != 0) {
@@ -216,23 +217,17 @@ static void add_spec(kg_text *out, const kg_spec *spec, const char *variant)
         kg_text_add(out, ",\n");
     }
     kg_text_add(out, "    },\n}\n");
+    return code;
 }
 
 // The whole spec is read back before anything is written, as everyone will read it.
 static int make_spec(config *c, kg_text *out, char *name, const char *variant, const char *given_name, const char *dtype)
 {
     kg_spec spec = {0};
-    char folded[KG_NAME];
     int code;
     if ((code = check_kind(c)) || (code = read_shape(c, &spec)) || (code = read_dtype(c, &spec, dtype)) ||
-        (code = read_name(c, &spec, given_name)))
+        (code = read_name(c, &spec, given_name)) || (code = add_spec(c, out, &spec, variant)))
         return code;
-    if (strlen(variant) >= sizeof folded || strspn(variant, "abcdefghijklmnopqrstuvwxyz0123456789_-") != strlen(variant))
-        return kg_fail(KG_USER, c->error, c->error_size, "--variant: '%.64s' is not the name of a variant", variant);
-    snprintf(folded, sizeof folded, "%s", variant);
-    for (char *s = folded; *s; s++)
-        *s = *s == '-' ? '_' : *s;
-    add_spec(out, &spec, folded);
     if (out->failed)
         return kg_fail(KG_MACHINE, c->error, c->error_size, "%s: out of memory", c->path);
     kg_spec *specs;

@@ -49,9 +49,9 @@ static int list_folder(listing *l, const char *specs, const char *folder, char *
     return KG_OK;
 }
 
-// The name that a word stands for, in the first of two listings that has it; the second may be null. *found: which. Null after a message.
-static const char *pick(const listing *const lists[2], const char *kind, const char *word, size_t length, const char *what, int *found,
-                        char *error, size_t error_size)
+// The name that a word stands for, in the first of the listings that has it. *found: which. Null after a message.
+static const char *pick(const listing *lists, int listings, const char *kind, const char *word, size_t length, const char *what,
+                        int *found, char *error, size_t error_size)
 {
     enum { MOST = 256 };
     const char *names[MOST];
@@ -61,9 +61,9 @@ static const char *pick(const listing *const lists[2], const char *kind, const c
     for (char *c = folded; *c; c++)
         *c = *c == '-' || *c == '.' ? '_' : (char)tolower((unsigned char)*c);
     kg_text list = {0};
-    for (*found = 0; *found < 2 && lists[*found]; ++*found)
-        for (int i = 0; i < lists[*found]->count && count < MOST; i++) {
-            names[count] = lists[*found]->names[i];
+    for (*found = 0; *found < listings; ++*found)
+        for (int i = 0; i < lists[*found].count && count < MOST; i++) {
+            names[count] = lists[*found].names[i];
             if (!strcmp(names[count], folded)) {
                 kg_text_free(&list);
                 return names[count];
@@ -78,20 +78,38 @@ static const char *pick(const listing *const lists[2], const char *kind, const c
     return 0;
 }
 
+int kg_spec_require(kg_text *out, const char *word, size_t length, const char *what, char *error, size_t error_size)
+{
+    char specs[KG_PATH];
+    listing variants[2] = {{0}}; // the project's own, and those published for other methods
+    const char *variant;
+    int found, code = kg_find_folder("specs", "KT_SPECS", specs, error, error_size);
+    if (code || (code = list_folder(&variants[0], specs, "variants", error, error_size)) ||
+        (code = list_folder(&variants[1], specs, "variants/published", error, error_size)))
+        goto fail;
+    variant = pick(variants, 2, "variant", word, length, what, &found, error, error_size);
+    if (variant)
+        kg_text_addf(out, "require \"variants.%s%s\"", found ? "published." : "", variant);
+    else
+        code = KG_USER;
+fail:
+    listing_free(&variants[0]);
+    listing_free(&variants[1]);
+    return code;
+}
+
 // Writes the Lua that composes shipped models and variants.
 static int compose(kg_text *text, const char *what, char *error, size_t error_size)
 {
     char specs[KG_PATH];
-    listing models = {0}, variants = {0}, published = {0};
-    const listing *const all_models[2] = {&models, 0}, *const all_variants[2] = {&variants, &published};
+    listing models = {0}, variants = {0};
     int found;
     const size_t model_length = strcspn(what, "/");
     int code = kg_find_folder("specs", "KT_SPECS", specs, error, error_size);
     if (code || (code = list_folder(&models, specs, "models", error, error_size)) ||
-        (code = list_folder(&variants, specs, "variants", error, error_size)) ||
-        (code = list_folder(&published, specs, "variants/published", error, error_size)))
+        (code = list_folder(&variants, specs, "variants", error, error_size)))
         goto fail;
-    const char *model = pick(all_models, "model", what, model_length, what, &found, error, error_size);
+    const char *model = pick(&models, 1, "model", what, model_length, what, &found, error, error_size);
     if (!model) {
         code = KG_USER;
         goto fail;
@@ -103,12 +121,10 @@ static int compose(kg_text *text, const char *what, char *error, size_t error_si
     while (*list) {
         list++; // the slash or a comma
         const size_t length = strcspn(list, ",");
-        const char *variant = pick(all_variants, "variant", list, length, what, &found, error, error_size);
-        if (!variant) {
-            code = KG_USER;
+        kg_text_add(text, "    ");
+        if ((code = kg_spec_require(text, list, length, what, error, error_size)))
             goto fail;
-        }
-        kg_text_addf(text, "    require \"variants.%s%s\" { model = model },\n", found ? "published." : "", variant);
+        kg_text_add(text, " { model = model },\n");
         list += length;
     }
     kg_text_add(text, "}\n");
@@ -117,7 +133,6 @@ static int compose(kg_text *text, const char *what, char *error, size_t error_si
 fail:
     listing_free(&models);
     listing_free(&variants);
-    listing_free(&published);
     return code;
 }
 

@@ -741,7 +741,11 @@ START_TEST(new_spec)
     ck_assert_int_eq(command("new --from-config config.json -o no/such/folder.lua", output), 2);
     ck_assert_str_eq(output, "no/such/folder.lua: No such file or directory\n");
     ck_assert_int_eq(command("new --from-config config.json --variant kitti", output), 2);
-    ck_assert_str_eq(output, "(new spec):2: require \"variants.kitti\": no variants/kitti.lua in the spec's folder or the shipped specs\n");
+    ck_assert_str_eq(output, "--variant: no shipped variant \"kitti\"; "
+                             "shipped: best_2bit, fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink" PUBLISHED "; did you mean `kitty`?\n");
+    ck_assert_int_eq(command("new --from-config config.json --variant KIVI-4 -o kivi.lua", output), 0);
+    ck_assert_str_eq(load_one("kivi.lua").name, "qwen3.kivi-4");
+    ck_assert_int_eq(unlink("kivi.lua"), 0);
 
     // The language model of a multimodal one; heads = KV heads; head_dim from hidden_size; a scale of its own.
     write_file("nested.json", "{\"architectures\": [\"X\"], \"dtype\": \"float16\", \"text_config\": {\"_name_or_path\": \"org/My Model\", "
@@ -814,10 +818,12 @@ static const struct {
     {"{" SHAPE "}", "--dtype half", "--dtype: \"half\" is not allowed; allowed: \"fp16\", \"bf16\"\n"},
     {"{" SHAPE "}", "--dtype fp16 --name 'a b'",
      "--name: \"a b\" is not allowed; allowed: 1 to 63 letters, digits, '.', '_', '-', the first a letter or digit\n"},
-    {"{" SHAPE "}", "--dtype fp16 --variant 'x\" }'", "--variant: 'x\" }' is not the name of a variant\n"},
+    {"{" SHAPE "}", "--dtype fp16 --variant 'x\" }'",
+     "--variant: no shipped variant \"x\" }\"; shipped: best_2bit, fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink" PUBLISHED "\n"},
     {"{" SHAPE ", \"num_key_value_heads\": 3}", "--dtype fp16",
      "(new spec):6: model.q_heads: 8 with kv_heads 3 is not allowed; allowed: 1 to 16 times kv_heads\n"},
-    {"{" SHAPE ", \"query_pre_attn_scalar\": 0}", "--dtype fp16", "config.json: query_pre_attn_scalar: 0 is not allowed; allowed: a number of at least 1/256\n"},
+    {"{" SHAPE ", \"query_pre_attn_scalar\": 0}", "--dtype fp16",
+     "config.json: query_pre_attn_scalar: 0 is not allowed; allowed: a number of at least 1/256\n"},
     {"{" SHAPE ", \"attention_multiplier\": 0}", "--dtype fp16",
      "config.json: attention_multiplier: 0 is not allowed; allowed: a number above 0, at most 16\n"},
     {"{" SHAPE ", \"attention_multiplier\": 1, \"query_pre_attn_scalar\": 1}", "--dtype fp16",

@@ -244,7 +244,7 @@ int kg_command_new(int argc, char **argv)
     int force = 0, json = 0, code;
     const kg_option list[] = {
         {"--from-config", "FILE", "a Hugging Face config.json", 0, &from},
-        {"-o", "FILE", "the spec to write, - for standard output (default: NAME.lua)", 0, &file},
+        {"-o", "FILE", "the spec to write, a .lua file, - for standard output (default: NAME.lua)", 0, &file},
         {"--variant", "NAME", "a shipped variant (default: kitty-pro)", 0, &variant},
         {"--name", "NAME", "the model's name (default: from the config)", 0, &given_name},
         {"--dtype", "fp16|bf16", "element type, instead of the config's", 0, &dtype},
@@ -258,6 +258,10 @@ int kg_command_new(int argc, char **argv)
         return code;
     if (!from) {
         fprintf(stderr, "kittygen new: --from-config FILE is missing\nusage: %s\n", usage.usage);
+        return KG_USER;
+    }
+    if (file && strcmp(file, "-") && !kg_is_lua(file)) {
+        fprintf(stderr, "kittygen new: -o %s is not allowed; allowed: a name that ends in .lua, - for standard output\n", file);
         return KG_USER;
     }
     char error[KG_ERROR], name[KG_NAME], path[KG_NAME + 8], *data = 0;

@@ -10,11 +10,13 @@
 #include <string.h>
 #include <unistd.h>
 
-static int is_lua(const struct dirent *entry)
+int kg_is_lua(const char *path)
 {
-    const size_t length = strlen(entry->d_name);
-    return length > 4 && !strcmp(entry->d_name + length - 4, ".lua") && *entry->d_name != '.';
+    const size_t length = strlen(path);
+    return length >= 4 && !strcmp(path + length - 4, ".lua");
 }
+
+static int is_lua(const struct dirent *entry) { return kg_is_lua(entry->d_name) && *entry->d_name != '.'; }
 
 typedef struct {
     struct dirent **entries;
@@ -112,6 +114,8 @@ static int compose(kg_text *text, const char *what, char *error, size_t error_si
     const char *model = pick(&models, 1, "model", what, model_length, what, &found, error, error_size);
     if (!model) {
         code = KG_USER;
+        if (!access(what, F_OK))
+            kg_fail(code, error, error_size, "%s: exists, but no shipped model has this name, and the names of spec files end in .lua", what);
         goto fail;
     }
     kg_text_addf(text, "local model = require \"models.%s\"\nreturn {\n", model);
@@ -138,12 +142,11 @@ fail:
 
 int kg_spec_load(const char *what, const kg_spec_options *options, kg_spec **specs, int *count, char *error, size_t error_size)
 {
-    const size_t length = strlen(what);
     *specs = 0;
     *count = 0;
     if (strstr(what, ".lua,") && access(what, F_OK))
         return kg_fail(KG_USER, error, error_size, "%s: no such file; commas are between variants, specs are given one by one: A.lua B.lua", what);
-    if (length < 4 || strcmp(what + length - 4, ".lua")) {
+    if (!kg_is_lua(what)) {
         kg_text text = {0};
         int code = compose(&text, what, error, error_size);
         if (!code)

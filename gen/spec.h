@@ -79,6 +79,9 @@ int kg_spec_load(const char *what, const kg_spec_options *options, kg_spec **spe
 int kg_spec_load_text(const char *name, const char *text, size_t size, const char *folder, const kg_spec_options *options,
                       kg_spec **specs, int *count, char *error, size_t error_size);
 
+// Whether a path is a spec file's: ends in .lua.
+int kg_is_lua(const char *path);
+
 // Adds `require "MODULE"` of the shipped variant that a word of `length` bytes names; `what` was given and begins messages.
 int kg_spec_require(kg_text *out, const char *word, size_t length, const char *what, char *error, size_t error_size);
 

@@ -181,6 +181,7 @@ static const struct {
                     "qwen3_14b, qwen3_32b, qwen3_8b, smollm2_135m"},
     {"quen3-8b", "quen3-8b: no shipped model \"quen3_8b\"; shipped: gemma3_270m, llama3_1_8b, llama3_3_70b, phi3_mini, qwen3_0_6b, "
                  "qwen3_14b, qwen3_32b, qwen3_8b, smollm2_135m; did you mean `qwen3_8b`?"},
+    {"/dev/null", "/dev/null: exists, but no shipped model has this name, and the names of spec files end in .lua"},
     {"no/such.lua", "no/such.lua: No such file or directory"},
     {"/.lua", "/.lua: No such file or directory"},
     {"qwen3_8b/kitty,kitty", "qwen3_8b/kitty,kitty: name: \"qwen3-8b.kitty\" is the name of spec 1 too; give each a `name` or "
@@ -740,6 +741,11 @@ START_TEST(new_spec)
     ck_assert_str_eq(load_one("qwen3.lua").name, "other.int4");
     ck_assert_int_eq(command("new --from-config config.json -o no/such/folder.lua", output), 2);
     ck_assert_str_eq(output, "no/such/folder.lua: No such file or directory\n");
+    ck_assert_int_eq(command("new --from-config config.json -o x.txt", output), 2);
+    ck_assert_str_eq(output, "kittygen new: -o x.txt is not allowed; allowed: a name that ends in .lua, - for standard output\n");
+    ck_assert_int_ne(access("x.txt", F_OK), 0);
+    ck_assert_int_eq(command("new --from-config config.json -o -", output), 0);
+    ck_assert_msg(!strncmp(output, "-- qwen3", 8), "%s", output);
     ck_assert_int_eq(command("new --from-config config.json --variant kitti", output), 2);
     ck_assert_str_eq(output, "--variant: no shipped variant \"kitti\"; "
                              "shipped: best_2bit, fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink" PUBLISHED "; did you mean `kitty`?\n");

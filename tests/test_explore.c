@@ -803,6 +803,8 @@ static const struct {
     {"$D/sweep.lua --kv $D/kv.safetensors --device cuda", KG_MACHINE, "--device cuda: no NVIDIA "},
     {"$D/sweep.lua" KV " -o $D/none/report.html", KG_USER, "/none/report.html: cannot be written: No such file"},
     {"$D/sweep.lua" KV " -o $D", KG_USER, ": is not a file"},
+    {"$D/sweep.lua" KV " --against fp15", KG_USER, "--against: 'fp15' is not allowed; allowed: kitty-pro, ranged, fp16; did you mean `fp16`?"},
+    {"$D/turned.lua" KV " --against kitty_pro", KG_USER, "allowed: kitty-pro, values, across; did you mean `kitty-pro`?"},
     {"$D/sweep.lua" KV " --jsn", KG_USER, "did you mean `--json`?"},
     {"--help", KG_OK, "relative L2"},
 };

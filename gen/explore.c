@@ -1,12 +1,9 @@
 // kittygen explore: what variants cost and what they do to a model's own queries, keys and values.
 #include "explore.h"
 
-#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "command.h"
 #include "parallel.h"
@@ -84,22 +81,6 @@ static int measure_all(kg_explore *x, bool quiet, bool fresh, char *error)
 }
 
 // ---- the command -----------------------------------------------------------------------------------------------------
-
-// A report that cannot be written is refused before anything is measured.
-static int check_report(const char *path, char *error)
-{
-    struct stat info;
-    char folder[KG_PATH];
-    const char *slash = strrchr(path, '/');
-    if (strlen(path) >= KG_PATH - 64)
-        return kg_fail(KG_USER, error, KG_ERROR, "-o: the path is too long");
-    if (!stat(path, &info) && !S_ISREG(info.st_mode))
-        return kg_fail(KG_USER, error, KG_ERROR, "-o: %s: is not a file", path);
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 1, slash ? path : ".");
-    if (access(folder, W_OK))
-        return kg_fail(KG_USER, error, KG_ERROR, "-o: %s: cannot be written: %s", path, strerror(errno));
-    return KG_OK;
-}
 
 // A variant to compare with that was named must be there.
 static int check_against(const kg_explore *x, const char *name, char *error)
@@ -233,7 +214,7 @@ int kg_command_explore(int argc, char **argv)
     else
         code = kg_bench_shapes(shapes ? shapes : default_shapes, x.shapes, &x.shape_count, error);
     if (!code && report)
-        code = check_report(report, error);
+        code = kg_file_probe(report, error, KG_ERROR);
     if (!code)
         code = kg_explore_specs(&x, argv + 1, specs, dtype, error);
     if (!code)

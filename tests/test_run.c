@@ -469,6 +469,9 @@ START_TEST(command_order)
     expect("%/swapped.lua" TINY, 0, "order: kitty > int4 FAILS, in layer 0 (");
     ck_assert_ptr_nonnull(strstr(output, "order does not hold: kitty > int4\n"));
     expect("%/swapped.lua --order" TINY, 1, "order does not hold: kitty > int4\n");
+    // One spec has no order, and is not run to find that out.
+    expect("smollm2-135m/kitty --order --json" TINY, 2, "--order: one spec has no order");
+    ck_assert_msg(!strstr(output, "\"spec\""), "it was run: %s", output);
 }
 END_TEST
 

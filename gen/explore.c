@@ -1,12 +1,9 @@
 // kittygen explore: what variants cost and what they do to a model's own queries, keys and values.
 #include "explore.h"
 
-#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "command.h"
 #include "parallel.h"
@@ -85,20 +82,18 @@ static int measure_all(kg_explore *x, bool quiet, bool fresh, char *error)
 
 // ---- the command -----------------------------------------------------------------------------------------------------
 
-// A report that cannot be written is refused before anything is measured.
-static int check_report(const char *path, char *error)
+// A variant to compare with that was named must be there.
+static int check_against(const kg_explore *x, const char *name, char *error)
 {
-    struct stat info;
-    char folder[KG_PATH];
-    const char *slash = strrchr(path, '/');
-    if (strlen(path) >= KG_PATH - 64)
-        return kg_fail(KG_USER, error, KG_ERROR, "-o: the path is too long");
-    if (!stat(path, &info) && !S_ISREG(info.st_mode))
-        return kg_fail(KG_USER, error, KG_ERROR, "-o: %s: is not a file", path);
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 1, slash ? path : ".");
-    if (access(folder, W_OK))
-        return kg_fail(KG_USER, error, KG_ERROR, "-o: %s: cannot be written: %s", path, strerror(errno));
-    return KG_OK;
+    const char **names = calloc((size_t)x->count + 1, sizeof *names);
+    if (!names)
+        return kg_fail(KG_MACHINE, error, KG_ERROR, "out of memory");
+    for (int i = 0; i < x->count; i++)
+        names[i] = x->variants[i].spec.variant;
+    int chosen;
+    const int code = kg_option_word("explore", "--against", name, names, x->count, &chosen);
+    free(names);
+    return code;
 }
 
 static int find_device(kg_explore *x, int device, char *error)
@@ -171,11 +166,10 @@ int kg_command_explore(int argc, char **argv)
 {
     static const char *const devices[] = {"auto", "cuda", "cpu"};
     static kg_explore x;
-    const char *files[KG_EXPLORE_FILES], *file = 0, *device = 0, *shapes = 0, *report = 0, *layers = 0, *dtype = 0;
+    const char *files[KG_EXPLORE_FILES], *file = 0, *device = 0, *shapes = 0, *report = 0, *layers = 0, *dtype = 0, *against = 0;
     const char *context = "8192";
     int code, file_count = 0, chosen = AUTO, json = 0, fresh = 0;
     long layer_count = 0;
-    x.against = "kitty-pro";
     char error[KG_ERROR] = "";
     const kg_option table[] = {
         {"--kv", "FILE", "captured queries, keys and values (safetensors); again for more layers", 0, &file},
@@ -184,7 +178,7 @@ int kg_command_explore(int argc, char **argv)
         {"-o", "FILE", "write a report as a page of HTML that needs nothing else", 0, &report},
         {"--layers", "N", "layers (default: all in the --kv files)", 0, &layers},
         {"--context", "N", "tokens of the sequence whose bytes are told (default: 8192)", 0, &context},
-        {"--against", "VARIANT", "which to compare with at the end (default: kitty-pro)", 0, &x.against},
+        {"--against", "VARIANT", "which to compare with at the end (default: kitty-pro, where it is there)", 0, &against},
         {"--dtype", "fp16|bf16", "override the model's element type", 0, &dtype},
         {"--fresh", 0, "measure again what an earlier run has kept", &fresh, 0},
         {"--json", 0, "print JSON", &json, 0},
@@ -208,6 +202,7 @@ int kg_command_explore(int argc, char **argv)
     const int specs = kg_options(&usage, argc, argv, &code);
     if (specs < 0)
         return code;
+    x.against = against ? against : "kitty-pro";
     if ((code = kg_option_word("explore", "--device", device, devices, 3, &chosen)) ||
         (layers && (code = kg_option_integer("explore", "--layers", layers, 1, 256, &layer_count))) ||
         (code = kg_option_integer("explore", "--context", context, 256, 1 << 22, &x.context)))
@@ -219,9 +214,11 @@ int kg_command_explore(int argc, char **argv)
     else
         code = kg_bench_shapes(shapes ? shapes : default_shapes, x.shapes, &x.shape_count, error);
     if (!code && report)
-        code = check_report(report, error);
+        code = kg_file_probe(report, error, KG_ERROR);
     if (!code)
         code = kg_explore_specs(&x, argv + 1, specs, dtype, error);
+    if (!code)
+        code = check_against(&x, against, error);
     if (!code)
         code = kg_explore_inputs(&x, files, file_count, (int)layer_count, error);
     if (!code)

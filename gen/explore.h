@@ -75,7 +75,7 @@ typedef struct {
 typedef struct {
     kg_explore_bed bed;
     char data[KG_PATH];          // where the inputs are from
-    char warning[1024];          // what to know about them, or empty
+    kg_text warning;             // what to know about them, or empty
     kg_variant *variants;
     int count;
     long context;                // tokens of a sequence, for bytes_context

@@ -18,8 +18,8 @@ void kg_explore_heading(const kg_explore *x)
     for (int i = 0; i < in->count; i++)
         printf("%s %d", i ? "," : "", x->bed.in.layers[i].origin);
     printf("\n");
-    if (*x->warning)
-        printf("note: %s\n", x->warning);
+    if (x->warning.size)
+        printf("note: %s\n", x->warning.data);
     if (*x->device)
         printf("times: %s\n", x->device);
     else
@@ -152,7 +152,7 @@ void kg_explore_json(kg_text *out, const kg_explore *x)
     kg_text_add(out, "{\"data\": ");
     kg_text_json(out, x->data);
     kg_text_add(out, ", \"warning\": ");
-    kg_text_json(out, x->warning);
+    kg_text_json(out, x->warning.size ? x->warning.data : "");
     kg_text_add(out, ", \"layers_of_model\": [");
     for (int i = 0; i < x->bed.in.count; i++)
         kg_text_addf(out, "%s%d", i ? ", " : "", x->bed.in.layers[i].origin);

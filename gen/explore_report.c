@@ -439,9 +439,9 @@ static void add_header(const page *p)
                  "inputs, in %%, of a head's queries</dd>\n<dt>Times</dt><dd>", x->context);
     kg_html(p->out, *x->device ? x->device : "none");
     kg_text_add(p->out, "</dd>\n</dl>\n");
-    if (*x->warning) {
+    if (x->warning.size) {
         kg_text_add(p->out, "<p class=\"warning\">");
-        kg_html(p->out, x->warning);
+        kg_html(p->out, x->warning.data);
         kg_text_add(p->out, "</p>\n");
     }
     kg_text_addf(p->out, "%s", x->interrupted ? "<p class=\"warning\">Interrupted: not every variant is here.</p>\n" : "");

@@ -1,5 +1,4 @@
 // The variants of an exploration: which, what they cost, how they compare.
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -109,16 +108,7 @@ static void add_program(kt__sha256 *sha)
     kt__sha256_add(sha, text, (size_t)length);
 }
 
-static void warn(kg_explore *x, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static void warn(kg_explore *x, const char *format, ...)
-{
-    const size_t length = strlen(x->warning);
-    const int separator = length ? snprintf(x->warning + length, sizeof x->warning - length, "; ") : 0;
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(x->warning + length + separator, sizeof x->warning - length - (size_t)separator, format, arguments);
-    va_end(arguments);
-}
+static const char *separator(const kg_text *list) { return list->size ? "; " : ""; }
 
 // What python/capture.py writes into the metadata: that the model attends in a window where here every query attends to all tokens before it.
 static int look_at_file(kg_explore *x, const char *path, char *error)
@@ -128,7 +118,8 @@ static int look_at_file(kg_explore *x, const char *path, char *error)
         return KG_USER;
     const char *sliding = kg_safetensors_metadata(file, "sliding");
     if (sliding && strcmp(sliding, "none"))
-        warn(x, "%s: a sliding window in the model (%s), but here queries see all tokens before them", path, sliding);
+        kg_text_addf(&x->warning, "%s%s: a sliding window in the model (%s), but here queries see all tokens before them", separator(&x->warning), path,
+                     sliding);
     kg_safetensors_close(file);
     return KG_OK;
 }
@@ -150,11 +141,11 @@ static int check_layers(kg_explore *x, const kg_variant *v, char *error)
         seen[v->spec.layer_way[layers[i].origin]] = true;
     }
     for (int way = 0; way < v->formats.count && v->spec.more_count; way++) {
-        kg_text list = {0};
-        kg_spec_list_layers(&list, &v->spec, way);
-        if (!seen[way] && !list.failed)
-            warn(x, "%s: the --kv files have none of its layers %s, whose errors are not in the means", v->spec.variant, list.data);
-        kg_text_free(&list);
+        if (seen[way])
+            continue;
+        kg_text_addf(&x->warning, "%s%s: the --kv files have none of its layers ", separator(&x->warning), v->spec.variant);
+        kg_spec_list_layers(&x->warning, &v->spec, way);
+        kg_text_add(&x->warning, ", whose errors are not in the means");
     }
     return KG_OK;
 }
@@ -202,7 +193,7 @@ int kg_explore_inputs(kg_explore *x, const char *const *files, int file_count, i
         kt__sha256_hex(digest, v->digest);
         KG_TRY(kg_explored_open(&x->bed.in, &v->explored, error));
     }
-    return KG_OK;
+    return x->warning.failed ? kg_fail(KG_MACHINE, error, KG_ERROR, "out of memory") : KG_OK;
 }
 
 void kg_explore_close(kg_explore *x)
@@ -212,6 +203,7 @@ void kg_explore_close(kg_explore *x)
         free(x->variants[i].times);
     }
     free(x->variants);
+    kg_text_free(&x->warning);
     kg_explore_bed_close(&x->bed);
     *x = (kg_explore){0};
 }

@@ -88,18 +88,42 @@ char *kg_make_folders(char *path)
     return 0;
 }
 
+static int open_temporary(const char *path, char temporary[KG_PATH], int *file, char *error, size_t error_size)
+{
+    if (snprintf(temporary, KG_PATH, "%s.%ld.tmp", path, (long)getpid()) >= KG_PATH)
+        return kg_fail(KG_USER, error, error_size, "%s: path too long", path);
+    *file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    return *file >= 0 ? KG_OK : kg_fail(user_or_machine(errno), error, error_size, "%s: cannot be written: %s", path, strerror(errno));
+}
+
+int kg_file_probe(const char *path, char *error, size_t error_size)
+{
+    char temporary[KG_PATH];
+    struct stat info;
+    int file;
+    const int there = !stat(path, &info);
+    if (there && !S_ISREG(info.st_mode))
+        return kg_fail(KG_USER, error, error_size, "%s: is not a file", path);
+    if (there && access(path, W_OK))
+        return kg_fail(user_or_machine(errno), error, error_size, "%s: cannot be written: %s", path, strerror(errno));
+    const int code = open_temporary(path, temporary, &file, error, error_size);
+    if (code)
+        return code;
+    close(file);
+    unlink(temporary);
+    return KG_OK;
+}
+
 int kg_file_write(const char *path, const char *data, size_t size, int force, char *error, size_t error_size)
 {
     char temporary[KG_PATH];
     struct stat info;
-    if (snprintf(temporary, sizeof temporary, "%s.%ld.tmp", path, (long)getpid()) >= (int)sizeof temporary)
-        return kg_fail(KG_USER, error, error_size, "%s: path too long", path);
+    int file, placeholder = -1;
     if (!force && !lstat(path, &info))
         return kg_fail(KG_USER, error, error_size, "%s: exists; --force overwrites it", path);
-    int placeholder = -1;
-    const int file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (file < 0)
-        return kg_fail(user_or_machine(errno), error, error_size, "%s: %s", path, strerror(errno));
+    const int opened = open_temporary(path, temporary, &file, error, error_size);
+    if (opened)
+        return opened;
     const int written = write_all(file, data, size);
     if (close(file) || written)
         goto fail;

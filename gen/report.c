@@ -37,7 +37,10 @@ void kg_report_one(const kg_report *r, bool verbose)
     printf("  quantisation error  %.3e in the mean of %ld query heads\n", s->quantisation_error, s->outputs);
     if (verbose)
         print_layers(r);
-    printf("  time                %.3f ms a step of %d layers, until its outputs are read\n", 1e3 * s->step_seconds, r->layers);
+    if (isnan(s->step_seconds))
+        printf("  time                not measured: no step was without a prompt\n");
+    else
+        printf("  time                %.3f ms a step of %d layers, until its outputs are read\n", 1e3 * s->step_seconds, r->layers);
     kg_report_failures(r);
     if (kg_scenario_passed(s))
         printf("  %sall checks held%s; steps aborted and repeated: %ld\n", paint(KG_GREEN), paint(KG_PLAIN), s->aborts);
@@ -47,8 +50,12 @@ void kg_report_row(const kg_report *r, bool first, bool verbose)
 {
     if (first)
         printf("%-28s %12s %8s %13s %19s %9s\n", "spec", "bytes/token", "to exact", "kernel error", "quantisation error", "ms/step");
-    printf("%-28s %12.1f %7.2fx %13.2e %19.3e %9.3f\n", r->spec->name, r->bytes, r->exact_bytes / r->bytes,
-           r->result.kernel_error, r->result.quantisation_error, 1e3 * r->result.step_seconds);
+    printf("%-28s %12.1f %7.2fx %13.2e %19.3e ", r->spec->name, r->bytes, r->exact_bytes / r->bytes, r->result.kernel_error,
+           r->result.quantisation_error);
+    if (isnan(r->result.step_seconds))
+        printf("%9s\n", "-");
+    else
+        printf("%9.3f\n", 1e3 * r->result.step_seconds);
     if (verbose)
         print_layers(r);
     kg_report_failures(r);

@@ -103,6 +103,8 @@ static void describe(const options *o, kg_text *data)
 
 static int run_all(const options *o, const kg_spec *specs, int count, char *error, size_t error_size)
 {
+    if (o->order && count < 2)
+        return kg_fail(KG_USER, error, error_size, "--order: one spec has no order; name several variants, or a model alone");
     kg_report *reports = calloc((size_t)count, sizeof *reports);
     kg_text data = {0}, json = {0};
     kg_progress progress;
@@ -133,8 +135,6 @@ static int run_all(const options *o, const kg_spec *specs, int count, char *erro
         printf(count > 1 ? "[%s]\n" : "%s\n", json.data);
     if (!code && json.failed)
         code = kg_fail(KG_MACHINE, error, error_size, "out of memory");
-    if (!code && o->order && count < 2)
-        code = kg_fail(KG_USER, error, error_size, "--order: one spec has no order; name several variants, or a model alone");
     if (!code && count > 1 && !kg_report_order(reports, count, !o->json) && o->order)
         passed = false;
     for (int i = 0; reports && i < count; i++)

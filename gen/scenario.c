@@ -431,7 +431,7 @@ static int finish(state *s)
         r->outputs += s->layer_outputs[layer];
     }
     r->quantisation_error = sum / (double)r->outputs;
-    r->step_seconds = s->timed ? s->seconds / s->timed : 0;
+    r->step_seconds = s->timed ? s->seconds / s->timed : NAN;
     return KG_OK;
 }
 

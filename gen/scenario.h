@@ -43,7 +43,7 @@ typedef struct {
     long misread;                   // elements that kt_read gave otherwise when a sequence left
     long leaked;                    // pages and slabs missing after the last sequence left
     long nonfinite, overruns;       // as kt_poll reports them
-    double step_seconds;            // mean of the steps without a prompt, from kt_step_begin to the last output
+    double step_seconds;            // mean of the steps without a prompt, from kt_step_begin to the last output; nan: there were none
 } kg_scenario_result;
 
 // Runs the scenario; the result is complete on KG_OK, whatever the errors in it. Returns an exit code (text.h); KG_FAILED:

@@ -42,6 +42,9 @@ int kg_file_read(const char *path, size_t limit, char **data, size_t *size, char
 // Writes a file whole or not at all: into a temporary beside it, then renamed. Without `force` an existing file is kept
 // and KG_USER returned; KG_MACHINE if the disk fails.
 int kg_file_write(const char *path, const char *data, size_t size, int force, char *error, size_t error_size);
+// Whether that will find its place, for what takes long to make: the temporary can be made, and what is there already is a file that may
+// be written to. Leaves nothing behind.
+int kg_file_probe(const char *path, char *error, size_t error_size);
 
 // Makes the folders that the path names before each '/'. Null; else where in the path the one ends that could not be made, with errno.
 char *kg_make_folders(char *path);

@@ -163,13 +163,17 @@ static int open_card(kg_tune *t)
     return KG_OK;
 }
 
-// The table to add to; none yet is an empty one where the file was named.
+// The table to add to; none yet is an empty one where the file was named. One that cannot be written is refused before anything is measured.
 static int open_table(plan *p, const char *to, const kg_bench *b, bool compile, char *error)
 {
+    char why[KG_ERROR];
     if (!to)
         KG_TRY(kg_tuned_path(p->path, error));
     else if (snprintf(p->path, sizeof p->path, "%s", to) >= KG_PATH)
         return kg_fail(KG_USER, error, KG_ERROR, "-o: the path is longer than %d bytes", KG_PATH - 1);
+    const int code = compile ? KG_OK : kg_file_probe(p->path, why, sizeof why);
+    if (code)
+        return kg_fail(code, error, KG_ERROR, "%s; name another file with -o", why);
     if (to && access(to, F_OK) && errno == ENOENT)
         return KG_OK;
     KG_TRY(kg_tuned_read(p->path, &p->table, error));
@@ -177,8 +181,6 @@ static int open_table(plan *p, const char *to, const kg_bench *b, bool compile, 
         if (strncmp(p->table.sets[i].card, b->gpu.name, sizeof p->table.sets[i].card - 1))
             return kg_fail(KG_USER, error, KG_ERROR, "%s: is of %s, and this card is %s; name another file with -o", p->path, p->table.sets[i].card,
                            b->gpu.name);
-    if (access(p->path, W_OK) && !compile)
-        return kg_fail(KG_USER, error, KG_ERROR, "%s: %s; name another file with -o", p->path, strerror(errno));
     return KG_OK;
 }
 

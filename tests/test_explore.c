@@ -345,7 +345,7 @@ START_TEST(by_layer)
     kg_explore x;
     write_text("layers.lua", text);
     open_explore(&x, "layers.lua");
-    ck_assert_msg(strstr(x.warning, "unseen: the --kv files have none of its layers 1, whose errors are not in the means"), "%s", x.warning);
+    ck_assert_msg(strstr(x.warning.data, "unseen: the --kv files have none of its layers 1, whose errors are not in the means"), "%s", x.warning.data);
     kg_variant *v = x.variants;
     for (int i = 0; i < 3; i++) {
         ck_assert_msg(!kg_explore_measure(&x.bed, &v[i].spec, 0, &v[i].explored, error), "%s", error);
@@ -374,6 +374,25 @@ START_TEST(by_layer)
     ck_assert_msg(!kg_explore_specs(&x, specs, 1, 0, error), "%s", error);
     ck_assert_int_eq(kg_explore_inputs(&x, files, 1, 0, error), KG_USER);
     ck_assert_str_eq(error, "m.kitty-pro: its formats are for 2 layers, and layer 0 of the --kv files is the model's layer 2");
+    kg_explore_close(&x);
+}
+END_TEST
+
+// Of a sweep by layer every variant has its note, however many there are.
+START_TEST(notes_of_many)
+{
+    enum { MANY = 40 };
+    kg_explore x;
+    write_text("many.lua", "local model = { name = 'm', layers = 3, q_heads = 4, kv_heads = 2, head_dim = 64, dtype = 'fp16' }\n"
+                           "local many = {}\nfor i = 1, 40 do\n    many[i] = require 'variants.kitty_pro' { model = model, variant = 'unseen-' .. i, page = 64,\n"
+                           "        value = { window = 64 }, layers = { { first = 1, value = { bits = 3 } } } }\nend\nreturn many\n");
+    open_explore(&x, "many.lua");
+    ck_assert_ptr_nonnull(strstr(x.warning.data, "kv.safetensors: a sliding window in the model"));
+    for (int i = 1; i <= MANY; i++) {
+        char note[128];
+        snprintf(note, sizeof note, "; unseen-%d: the --kv files have none of its layers 1, whose errors are not in the means", i);
+        ck_assert_msg(strstr(x.warning.data, note), "no note \"%s\" in: %s", note, x.warning.data);
+    }
     kg_explore_close(&x);
 }
 END_TEST
@@ -784,6 +803,8 @@ static const struct {
     {"$D/sweep.lua --kv $D/kv.safetensors --device cuda", KG_MACHINE, "--device cuda: no NVIDIA "},
     {"$D/sweep.lua" KV " -o $D/none/report.html", KG_USER, "/none/report.html: cannot be written: No such file"},
     {"$D/sweep.lua" KV " -o $D", KG_USER, ": is not a file"},
+    {"$D/sweep.lua" KV " --against fp15", KG_USER, "--against: 'fp15' is not allowed; allowed: kitty-pro, ranged, fp16; did you mean `fp16`?"},
+    {"$D/turned.lua" KV " --against kitty_pro", KG_USER, "allowed: kitty-pro, values, across; did you mean `kitty-pro`?"},
     {"$D/sweep.lua" KV " --jsn", KG_USER, "did you mean `--json`?"},
     {"--help", KG_OK, "relative L2"},
 };
@@ -820,6 +841,7 @@ int main(void)
     tcase_add_loop_test(tests, errors_are_those_of_decoding, 0, 2);
     tcase_add_test(tests, calibrated);
     tcase_add_test(tests, by_layer);
+    tcase_add_test(tests, notes_of_many);
     tcase_add_test(tests, codes_of_other_kinds);
     tcase_add_test(tests, logits_channels_and_codes);
     tcase_add_test(tests, fronts);

@@ -453,6 +453,16 @@ START_TEST(command_json)
 }
 END_TEST
 
+// The first steps all have a prompt among them, and no time is one of steps without.
+START_TEST(command_untimed)
+{
+    expect("smollm2-135m/kitty --steps 3 --layers 1", 0, "  time                not measured: no step was without a prompt\n");
+    expect("smollm2-135m/kitty,fp16 --steps 3 --layers 1", 0, " 0.000e+00         -\n");
+    expect("smollm2-135m/kitty --steps 3 --layers 1 --json", 0, "\"step_seconds\": null, ");
+    expect("smollm2-135m/kitty" TINY, 0, " ms a step of 1 layers");
+}
+END_TEST
+
 START_TEST(command_order)
 {
     expect("smollm2-135m/int4,fp16 --order" TINY, 0, "order holds: int4 > fp16 = 0\n");
@@ -469,6 +479,9 @@ START_TEST(command_order)
     expect("%/swapped.lua" TINY, 0, "order: kitty > int4 FAILS, in layer 0 (");
     ck_assert_ptr_nonnull(strstr(output, "order does not hold: kitty > int4\n"));
     expect("%/swapped.lua --order" TINY, 1, "order does not hold: kitty > int4\n");
+    // One spec has no order, and is not run to find that out.
+    expect("smollm2-135m/kitty --order --json" TINY, 2, "--order: one spec has no order");
+    ck_assert_msg(!strstr(output, "\"spec\""), "it was run: %s", output);
 }
 END_TEST
 
@@ -570,6 +583,7 @@ int main(void)
     tcase_add_test(command, command_runs);
     tcase_add_test(command, command_layers);
     tcase_add_test(command, command_json);
+    tcase_add_test(command, command_untimed);
     tcase_add_test(command, command_order);
     tcase_add_test(command, command_files);
     tcase_add_test(command, command_cleans_up);

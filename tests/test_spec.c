@@ -740,7 +740,7 @@ START_TEST(new_spec)
     ck_assert_str_eq(output, "{\"file\": \"qwen3.lua\", \"model\": \"other\"}\n");
     ck_assert_str_eq(load_one("qwen3.lua").name, "other.int4");
     ck_assert_int_eq(command("new --from-config config.json -o no/such/folder.lua", output), 2);
-    ck_assert_str_eq(output, "no/such/folder.lua: No such file or directory\n");
+    ck_assert_str_eq(output, "no/such/folder.lua: cannot be written: No such file or directory\n");
     ck_assert_int_eq(command("new --from-config config.json -o x.txt", output), 2);
     ck_assert_str_eq(output, "kittygen new: -o x.txt is not allowed; allowed: a name that ends in .lua, - for standard output\n");
     ck_assert_int_ne(access("x.txt", F_OK), 0);

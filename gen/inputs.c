@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fields.h"
 #include "safetensors.h"
 #include "text.h"
 
@@ -148,10 +149,11 @@ static int read_scale(const kg_safetensors *file, double *scale, char *error, si
         return KG_OK;
     char *end;
     *scale = strtod(text, &end);
-    if (end != text && !*end && *scale > 0 && isfinite(*scale))
+    const kg_field *field = kg_field_find("model.scale");
+    if (end != text && !*end && *scale >= field->least && *scale <= field->high)
         return KG_OK;
-    return kg_fail(KG_USER, error, error_size, "%s: metadata \"scale\" is \"%s\", expected a positive number",
-                   kg_safetensors_path(file), text);
+    return kg_fail(KG_USER, error, error_size, "%s: metadata \"scale\" is \"%.64s\"; allowed: %g to %d", kg_safetensors_path(file), text,
+                   field->least, field->high);
 }
 
 // The next number of metadata such as "0,7,15", or `otherwise` where there is none; moves on.

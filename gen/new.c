@@ -110,10 +110,17 @@ static int read_shape(config *c, kg_spec *spec)
     const cJSON *scalar = find(c, "query_pre_attn_scalar");
     if (!scalar)
         return KG_OK;
-    if (!cJSON_IsNumber(scalar) || !(scalar->valuedouble > 0) || 1 / sqrt(scalar->valuedouble) > 16)
-        return refuse(c, "query_pre_attn_scalar", "not allowed; allowed: a number above 0");
+    const kg_field *field = kg_field_find("model.scale");
+    const double scale = cJSON_IsNumber(scalar) ? 1 / sqrt(scalar->valuedouble) : 0;
+    if (!(scale >= field->least && scale <= field->high)) {
+        char why[128], *value = cJSON_PrintUnformatted(scalar);
+        snprintf(why, sizeof why, "%.32s is not allowed; allowed: numbers of which 1 / sqrt, the softmax scale, is %g to %d", value ? value : "?",
+                 field->least, field->high);
+        cJSON_free(value);
+        return refuse(c, "query_pre_attn_scalar", why);
+    }
     // Equal to head_dim it is the default.
-    spec->model.scale = scalar->valuedouble == head_dim ? 0 : 1 / sqrt(scalar->valuedouble);
+    spec->model.scale = scalar->valuedouble == head_dim ? 0 : scale;
     return KG_OK;
 }
 

@@ -480,6 +480,10 @@ START_TEST(command_files)
     write_kv("cut", "F16", 9, 50, 2, "", 0);
     write_kv("type", "U16", 9, 50, 0, "", 0);
     write_kv("scale", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"-1\"},", 0);
+    write_kv("small", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"1e-300\"},", 0);
+    write_kv("great", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"1e300\"},", 0);
+    write_kv("least", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"1e-30\"},", 0);
+    write_kv("most", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"16\"},", 0);
     write_kv("none", "F16", 9, 0, 0, "", 0);
     write_kv("nan", "F16", 9, 50, 0, "", 0x7e00);
     write_kv("large", "BF16", 9, 50, 0, "", 0x4780); // 65536
@@ -496,7 +500,11 @@ START_TEST(command_files)
         {"%/cut", 2, "kittygen run: %/cut: truncated: tensor \"v.0\" ends at byte 96000 of the data, the file at 95998\n"},
         {"%/heads", 2, "kittygen run: %/heads: tensor \"q.0\" has shape [50, 8, 64], expected [tokens, 9, 64]\n"},
         {"%/type", 2, "kittygen run: %/type: tensor \"q.0\" has dtype U16, expected one of F16 BF16 F32\n"},
-        {"%/scale", 2, "kittygen run: %/scale: metadata \"scale\" is \"-1\", expected a positive number\n"},
+        {"%/scale", 2, "kittygen run: %/scale: metadata \"scale\" is \"-1\"; allowed: 1e-30 to 16\n"},
+        {"%/small", 2, "kittygen run: %/small: metadata \"scale\" is \"1e-300\"; allowed: 1e-30 to 16\n"},
+        {"%/great", 2, "kittygen run: %/great: metadata \"scale\" is \"1e300\"; allowed: 1e-30 to 16\n"},
+        {"%/least", 0, "all checks held"},
+        {"%/most", 0, "all checks held"},
         {"%/none", 2, "kittygen run: %/none: tensor \"q.0\" has 0 tokens; 1 to 16777216 are allowed\n"},
         {"%/nan", 2, "kittygen run: %/nan: tensor \"k.0\": element 5, nan, is not finite in fp16\n"},
         {"%/large", 2, "kittygen run: %/large: tensor \"k.0\": element 5, 65536, is not finite in fp16\n"},

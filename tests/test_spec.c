@@ -733,6 +733,7 @@ START_TEST(new_spec)
 END_TEST
 
 #define SHAPE "\"model_type\": \"m\", \"num_attention_heads\": 8, \"num_hidden_layers\": 2, \"head_dim\": 128"
+#define SCALAR " is not allowed; allowed: numbers of which 1 / sqrt, the softmax scale, is 1e-30 to 16\n"
 static const struct {
     const char *config, *options, *message;
 } bad_configs[] = {
@@ -759,7 +760,9 @@ static const struct {
     {"{" SHAPE "}", "--dtype fp16 --variant 'x\" }'", "--variant: 'x\" }' is not the name of a variant\n"},
     {"{" SHAPE ", \"num_key_value_heads\": 3}", "--dtype fp16",
      "(new spec):6: model.q_heads: 8 with kv_heads 3 is not allowed; allowed: 1 to 16 times kv_heads\n"},
-    {"{" SHAPE ", \"query_pre_attn_scalar\": 0}", "--dtype fp16", "config.json: query_pre_attn_scalar: not allowed; allowed: a number above 0\n"},
+    {"{" SHAPE ", \"query_pre_attn_scalar\": 0}", "--dtype fp16", "config.json: query_pre_attn_scalar: 0" SCALAR},
+    {"{" SHAPE ", \"query_pre_attn_scalar\": 1e308}", "--dtype fp16", "config.json: query_pre_attn_scalar: 1e+308" SCALAR},
+    {"{" SHAPE ", \"query_pre_attn_scalar\": \"64\"}", "--dtype fp16", "config.json: query_pre_attn_scalar: \"64\"" SCALAR},
     {"{" SHAPE ", \"attn_logit_softcapping\": 50.0}", "--dtype fp16",
      "config.json: attn_logit_softcapping: a soft cap on logits is not supported\n"},
     {"{" SHAPE ", \"kv_lora_rank\": 512}", "--dtype fp16",

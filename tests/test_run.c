@@ -472,6 +472,7 @@ START_TEST(command_order)
 }
 END_TEST
 
+#define LAYER "; allowed: a layer of the model, 0 to 29, for each of the file's (1), joined by commas\n"
 START_TEST(command_files)
 {
     write_kv("good", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"0.5\"},", 0);
@@ -484,6 +485,12 @@ START_TEST(command_files)
     write_kv("great", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"1e300\"},", 0);
     write_kv("least", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"1e-30\"},", 0);
     write_kv("most", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"16\"},", 0);
+    static const char *const origins[][2] = {{"word", "foo"}, {"far", "5000000000"}, {"beyond", "30"}, {"few", ""}, {"many", "3,4"}, {"last", "29"}};
+    for (size_t i = 0; i < sizeof origins / sizeof *origins; i++) {
+        char metadata[64];
+        snprintf(metadata, sizeof metadata, "\"__metadata__\":{\"layers\":\"%s\"},", origins[i][1]);
+        write_kv(origins[i][0], "F16", 9, 50, 0, metadata, 0);
+    }
     write_kv("none", "F16", 9, 0, 0, "", 0);
     write_kv("nan", "F16", 9, 50, 0, "", 0x7e00);
     write_kv("large", "BF16", 9, 50, 0, "", 0x4780); // 65536
@@ -503,6 +510,12 @@ START_TEST(command_files)
         {"%/scale", 2, "kittygen run: %/scale: metadata \"scale\" is \"-1\"; allowed: 1e-30 to 16\n"},
         {"%/small", 2, "kittygen run: %/small: metadata \"scale\" is \"1e-300\"; allowed: 1e-30 to 16\n"},
         {"%/great", 2, "kittygen run: %/great: metadata \"scale\" is \"1e300\"; allowed: 1e-30 to 16\n"},
+        {"%/word", 2, "kittygen run: %/word: metadata \"layers\" is \"foo\"" LAYER},
+        {"%/far", 2, "kittygen run: %/far: metadata \"layers\" is \"5000000000\"" LAYER},
+        {"%/beyond", 2, "kittygen run: %/beyond: metadata \"layers\" is \"30\"" LAYER},
+        {"%/few", 2, "kittygen run: %/few: metadata \"layers\" is \"\"" LAYER},
+        {"%/many", 2, "kittygen run: %/many: metadata \"layers\" is \"3,4\"" LAYER},
+        {"%/last", 0, "all checks held"},
         {"%/least", 0, "all checks held"},
         {"%/most", 0, "all checks held"},
         {"%/none", 2, "kittygen run: %/none: tensor \"q.0\" has 0 tokens; 1 to 16777216 are allowed\n"},

@@ -19,7 +19,8 @@ void kg_text_bytes(kg_text *text, const char *data, size_t size);
 void kg_text_add(kg_text *text, const char *string);
 void kg_text_addf(kg_text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-// A JSON string with its quotes; also how values are shown in messages. Control characters become \uXXXX.
+// A JSON string with its quotes; also how values are shown in messages. Control characters become \uXXXX,
+// bytes that are not UTF-8 U+FFFD.
 void kg_text_json(kg_text *text, const char *string);
 // The shortest decimal that reads back as the same double.
 void kg_text_number(kg_text *text, double number);

@@ -431,11 +431,27 @@ START_TEST(nearest)
 }
 END_TEST
 
+#define KEPT "\u00e9\u20ac\ufffd\U0001f600\U0010ffff\ud7ff\ue000\u0800\U00010000"
 START_TEST(texts)
 {
     kg_text t = {0};
     kg_text_json(&t, "a\"\\\n\t\x7f" "é");
     ck_assert_str_eq(t.data, "\"a\\\"\\\\\\n\\u0009\\u007f" "é\"");
+    // What is UTF-8 stays; every other byte is replaced, also of what is cut off, too long a form, a surrogate, beyond U+10FFFF.
+    static const char *const utf8[][2] = {
+        {KEPT, "\"" KEPT "\""},
+        {"b\xff.st", "\"b\ufffd.st\""},
+        {"\x80\xe2\x82", "\"\ufffd\ufffd\ufffd\""},
+        {"\xe2\"\xf0\x9f\x98", "\"\ufffd\\\"\ufffd\ufffd\ufffd\""},
+        {"\xc0\xaf\xe0\x9f\xbf", "\"\ufffd\ufffd\ufffd\ufffd\ufffd\""},
+        {"\xed\xa0\x80\xf4\x90\x80\x80", "\"\ufffd\ufffd\ufffd\ufffd\ufffd\ufffd\ufffd\""},
+        {"\xf0\x8f\xbf\xbf\xf5", "\"\ufffd\ufffd\ufffd\ufffd\ufffd\""},
+    };
+    for (size_t i = 0; i < sizeof utf8 / sizeof *utf8; i++) {
+        t.size = 0;
+        kg_text_json(&t, utf8[i][0]);
+        ck_assert_str_eq(t.data, utf8[i][1]);
+    }
     const double numbers[] = {0, 0.1, 1.0 / 3, 0.0625, 1e300, -2.5};
     for (int i = 0; i < 6; i++) {
         t.size = 0;

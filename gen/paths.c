@@ -94,6 +94,8 @@ int kg_file_write(const char *path, const char *data, size_t size, int force, ch
     struct stat info;
     if (snprintf(temporary, sizeof temporary, "%s.%ld.tmp", path, (long)getpid()) >= (int)sizeof temporary)
         return kg_fail(KG_USER, error, error_size, "%s: path too long", path);
+    if (!stat(path, &info) && !S_ISREG(info.st_mode))
+        return kg_fail(KG_USER, error, error_size, "%s: not a regular file; nothing else is replaced", path);
     if (!force && !lstat(path, &info))
         return kg_fail(KG_USER, error, error_size, "%s: exists; --force overwrites it", path);
     int placeholder = -1;

@@ -40,8 +40,8 @@ int kg_fail(int code, char *error, size_t error_size, const char *format, ...) _
 // Returns KG_OK, KG_USER (no such file, a folder, too large) or KG_MACHINE; the message begins with the path.
 int kg_file_read(const char *path, size_t limit, char **data, size_t *size, char *error, size_t error_size);
 
-// Writes a file whole or not at all: into a temporary beside it, then renamed. Without `force` an existing file is kept
-// and KG_USER returned; KG_MACHINE if the disk fails.
+// Writes a file whole or not at all: into a temporary beside it, then renamed. Without `force` an existing file, and in
+// any case what is no regular file, is kept and KG_USER returned; KG_MACHINE if the disk fails.
 int kg_file_write(const char *path, const char *data, size_t size, int force, char *error, size_t error_size);
 
 // Makes the folders that the path names before each '/'. Null; else where in the path the one ends that could not be made, with errno.

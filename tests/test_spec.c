@@ -722,6 +722,19 @@ START_TEST(new_spec)
     ck_assert_int_eq(command("new --from-config config.json --force --name other --variant int4 -o qwen3.lua --json", output), 0);
     ck_assert_str_eq(output, "{\"file\": \"qwen3.lua\", \"model\": \"other\"}\n");
     ck_assert_str_eq(load_one("qwen3.lua").name, "other.int4");
+    // What is no file is not replaced, whatever leads to it.
+    struct stat info;
+    ck_assert(!mkfifo("fifo", 0600) && !symlink("fifo", "link") && !mkdir("folder", 0700));
+    static const char *const others[] = {"fifo", "link", "folder"};
+    for (int i = 0; i < 3; i++) {
+        char arguments[64], expected[64];
+        snprintf(arguments, sizeof arguments, "new --from-config config.json --force -o %s", others[i]);
+        snprintf(expected, sizeof expected, "%s: not a regular file; nothing else is replaced\n", others[i]);
+        ck_assert_int_eq(command(arguments, output), 2);
+        ck_assert_str_eq(output, expected);
+    }
+    ck_assert(!lstat("fifo", &info) && S_ISFIFO(info.st_mode) && !lstat("link", &info) && S_ISLNK(info.st_mode));
+    ck_assert(!unlink("fifo") && !unlink("link") && !rmdir("folder"));
     ck_assert_int_eq(command("new --from-config config.json -o no/such/folder.lua", output), 2);
     ck_assert_str_eq(output, "no/such/folder.lua: No such file or directory\n");
     ck_assert_int_eq(command("new --from-config config.json --variant kitti", output), 2);

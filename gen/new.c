@@ -239,6 +239,10 @@ int kg_command_new(int argc, char **argv)
         fprintf(stderr, "kittygen new: --from-config FILE is missing\nusage: %s\n", usage.usage);
         return KG_USER;
     }
+    if (file && !strcmp(file, "-") && json) {
+        fprintf(stderr, "kittygen new: -o - prints the spec; it does not go with --json\n");
+        return KG_USER;
+    }
     char error[KG_ERROR], name[KG_NAME], path[KG_NAME + 8], *data = 0;
     size_t size;
     kg_text out = {0}, line = {0};

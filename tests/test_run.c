@@ -524,6 +524,8 @@ START_TEST(command_files)
         {"%/good --layers 2", 2, "kittygen run: --layers 2: the --kv files hold 1\n"},
         {"%/good --device gpu", 2, "kittygen run: --device: 'gpu' is not allowed; allowed: auto, cuda, cpu"},
         {"%/good --keys mold", 2, "did you mean `mild`?"},
+        {"%/good --keys outlier", 2, "kittygen run: --keys is of random inputs; it does not go with --kv\n"},
+        {"%/good --seed 1", 2, "kittygen run: --seed is of random inputs; it does not go with --kv\n"},
         {"%/good --steps 0", 2, "--steps: '0' is not allowed; allowed: 1 to 100000\n"},
         {"%/good --layers 2x", 2, "--layers: '2x' is not allowed; allowed: 1 to 256\n"},
         {"", 2, "kittygen run: --kv needs a value: FILE\n"},

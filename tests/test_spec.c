@@ -667,6 +667,9 @@ static const struct {
     {"check no.lua qwen3_8b/int4", 2, "no.lua: No such file or directory\nqwen3-8b.int4\n"},
     {"check qwen3_8b/int4 > /dev/full", 3, "kittygen: cannot write to the standard output\n"},
     {"new", 2, "kittygen new: --from-config FILE is missing\n"},
+    {"new --from-config c.json -o - --json", 2, "kittygen new: -o - prints the spec; it does not go with --json\n"},
+    {"emit qwen3_8b/int4 --kernel attend -o out", 2, "kittygen emit: --kernel prints a source; it does not go with -o\n"},
+    {"emit qwen3_8b/int4 --kernel attend --json", 2, "kittygen emit: --kernel prints a source; it does not go with --json\n"},
     {"new x", 2, "kittygen new: too many arguments\n"},
 };
 

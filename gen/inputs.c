@@ -156,7 +156,8 @@ static int read_scale(const kg_safetensors *file, double *scale, char *error, si
                    field->least, field->high);
 }
 
-// Which of the model's layers the file's `count` are, of which `room` are taken: its metadata, such as "0,7,15", else as they are counted here.
+// Which of the model's layers the file's `count` are, of which `room` are taken: what its metadata says, such as "0,7,15", else as they are
+// counted here.
 static int read_origins(const kg_safetensors *file, const kg_spec *spec, int count, int first, int room, kg_layer *layers, char *error,
                         size_t error_size)
 {

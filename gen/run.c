@@ -176,8 +176,9 @@ int kg_command_run(int argc, char **argv)
         "left unwritten, and what was sealed must not change. SPEC may stand for several (MODEL: every variant); then their\n"
         "order by quantisation error is reported.\n\n"
         "A --kv file holds q.<i> [tokens, q_heads, head_dim], k.<i> and v.<i> [tokens, kv_heads, head_dim], keys rotated, for\n"
-        "i = 0, 1, ..., as F16, BF16 or F32, and may name the softmax scale in its metadata (\"scale\"). Sequences start at\n"
-        "different tokens of it and wrap around at its end.\n",
+        "i = 0, 1, ..., as F16, BF16 or F32, and may name the softmax scale in its metadata (\"scale\": \"0.125\") and\n"
+        "which of the model's layers they are (\"layers\": \"1,10\"). Sequences start at different tokens of it and wrap around at its\n"
+        "end.\n",
         table, 1, 1};
     int code, chosen = 0;
     if ((argc = kg_option_files("run", "--kv", argc, argv, o.files, FILES, &o.file_count)) < 0)

@@ -5,11 +5,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "calibration.h"
 #include "kitty.h"
 #include "sha256.h"
 #include "template.h"
+#include "temporary.h"
 #include "tuned.h"
 
 static int in_comment(const char *body, const char *at)
@@ -243,10 +245,39 @@ static int make_folder(const char *folder, char *error, size_t error_size)
     return kg_fail(KG_MACHINE, error, error_size, "%s: cannot make the folder: %s", path, strerror(errno));
 }
 
+// Cuts the last name off a path.
+static void cut(char *path)
+{
+    char *slash = strrchr(path, '/');
+    *(slash ? slash : path) = 0;
+}
+
+// How much of the path is there.
+static size_t existing(const char *folder)
+{
+    char path[KG_PATH];
+    snprintf(path, sizeof path, "%s", folder);
+    while (*path && access(path, F_OK))
+        cut(path);
+    return strlen(path);
+}
+
+// Removes the folder with what is in it and the parents that were made for it, if they are empty: what of the path is beyond `kept`.
+static void remove_made(const char *folder, size_t kept)
+{
+    char path[KG_PATH];
+    snprintf(path, sizeof path, "%s", folder);
+    if (strlen(path) > kept)
+        kg_temporary_remove(path);
+    for (; strlen(path) > kept; cut(path))
+        rmdir(path);
+}
+
 int kg_package_write(const kg_package *package, const char *folder, char *error, size_t error_size)
 {
     char path[KG_PATH + 80];
     kg_text manifest = {0};
+    const size_t kept = existing(folder);
     int code = make_folder(folder, error, error_size);
     for (int i = 0; i < package->count && !code; i++) {
         snprintf(path, sizeof path, "%s/%s.cu", folder, package->kernels[i].name);
@@ -262,6 +293,8 @@ int kg_package_write(const kg_package *package, const char *folder, char *error,
         code = manifest.failed ? kg_fail(KG_MACHINE, error, error_size, "out of memory")
                                : kg_file_write(path, manifest.data, manifest.size, 1, error, error_size);
     }
+    if (code)
+        remove_made(folder, kept);
     kg_text_free(&manifest);
     return code;
 }

@@ -48,8 +48,8 @@ int kg_command_emit(int argc, char **argv)
     if (count < 0)
         return code;
 
-    if (only && json) {
-        fprintf(stderr, "kittygen emit: --kernel prints a source; it does not go with --json\n");
+    if (only && (json || to)) {
+        fprintf(stderr, "kittygen emit: --kernel prints a source; it does not go with %s\n", json ? "--json" : "-o");
         return KG_USER;
     }
     char error[KG_ERROR];

@@ -31,8 +31,8 @@ const kg_field kg_fields[] = {
      .comment = "channels of a head"},
     {.path = "model.dtype", .kind = KG_FIELD_WORD, .offset = AT(model.dtype), .words = {"fp16", "bf16"},
      .comment = "element type of q, k, v and the output"},
-    {.path = "model.scale", .kind = KG_FIELD_NUMBER, .offset = AT(model.scale), .low = 0, .high = 16, .fallback = "0",
-     .comment = "softmax scale; 0: 1 / sqrt(head_dim)"},
+    {.path = "model.scale", .kind = KG_FIELD_NUMBER, .offset = AT(model.scale), .low = 0, .high = 16, .least = 1e-30,
+     .fallback = "0", .comment = "softmax scale; 0: 1 / sqrt(head_dim)"},
     {.path = "key.bits", .kind = KG_FIELD_INTEGER, .offset = AT(key.bits), .choices = {1, 2, 3, 4, 8, 16}, .fallback = "2",
      .comment = "bits of a key channel; 16: exact"},
     {.path = "key.group", .kind = KG_FIELD_GROUP, .offset = AT(key.group), .choices = {32, 64, 128, 256}, .words = {"page", "head"},
@@ -153,7 +153,10 @@ void kg_field_allowed(kg_text *out, const kg_field *field)
         kg_text_addf(out, "a path of 1 to %d letters, digits, '.', '_', '-', '/', down from the folder", KG_FILE - 1);
         return;
     case KG_FIELD_NUMBER:
-        kg_text_addf(out, "%d to %d", field->low, field->high);
+        if (field->least > 0)
+            kg_text_addf(out, "%d, %g to %d", field->low, field->least, field->high);
+        else
+            kg_text_addf(out, "%d to %d", field->low, field->high);
         return;
     case KG_FIELD_INTEGER:
         if (!field->choices[0])
@@ -215,7 +218,7 @@ static int store(kg_spec *spec, const kg_field *field, const kg_value *value)
         memcpy(target, value->text, strlen(value->text) + 1);
         return 1;
     case KG_FIELD_NUMBER:
-        if (!number || !(value->number >= field->low && value->number <= field->high))
+        if (!number || !(value->number >= field->low && value->number <= field->high) || (value->number > 0 && value->number < field->least))
             return 0;
         *(double *)target = value->number;
         return 1;

@@ -18,6 +18,7 @@ typedef struct {
     kg_field_kind kind;
     size_t offset;        // in kg_spec
     int low, high;
+    double least;         // NUMBER: of what is not 0
     int choices[8];       // ends with 0; then low and high are not used
     const char *words[6]; // ends with null
     const char *fallback; // the default as text; null: the field must be given; "": computed

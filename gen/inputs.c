@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fields.h"
 #include "safetensors.h"
 #include "text.h"
 
@@ -148,21 +149,30 @@ static int read_scale(const kg_safetensors *file, double *scale, char *error, si
         return KG_OK;
     char *end;
     *scale = strtod(text, &end);
-    if (end != text && !*end && *scale > 0 && isfinite(*scale))
+    const kg_field *field = kg_field_find("model.scale");
+    if (end != text && !*end && *scale >= field->least && *scale <= field->high)
         return KG_OK;
-    return kg_fail(KG_USER, error, error_size, "%s: metadata \"scale\" is \"%s\", expected a positive number",
-                   kg_safetensors_path(file), text);
+    return kg_fail(KG_USER, error, error_size, "%s: metadata \"scale\" is \"%.64s\"; allowed: %g to %d", kg_safetensors_path(file), text,
+                   field->least, field->high);
 }
 
-// The next number of metadata such as "0,7,15", or `otherwise` where there is none; moves on.
-static int read_origin(const char **layers, int otherwise)
+// Which of the model's layers the file's `count` are, of which `room` are taken: what its metadata says, such as "0,7,15", else as they are
+// counted here.
+static int read_origins(const kg_safetensors *file, const kg_spec *spec, int count, int first, int room, kg_layer *layers, char *error,
+                        size_t error_size)
 {
-    char *end;
-    const long origin = *layers ? strtol(*layers, &end, 10) : -1;
-    if (origin < 0 || origin >= KG_LAYERS || end == *layers)
-        return otherwise;
-    *layers = *end == ',' ? end + 1 : 0;
-    return (int)origin;
+    const char *text = kg_safetensors_metadata(file, "layers"), *at = text;
+    for (int i = 0; i < count; i++) {
+        char *end = 0;
+        const long origin = text ? strtol(at, &end, 10) : first + i;
+        if (text && (end == at || origin < 0 || origin >= spec->model.layers || *end != (i + 1 < count ? ',' : 0)))
+            return kg_fail(KG_USER, error, error_size, "%s: metadata \"layers\" is \"%.200s\"; allowed: a layer of the model, 0 to %d, for each of "
+                           "the file's (%d), joined by commas", kg_safetensors_path(file), text, spec->model.layers - 1, count);
+        if (i < room)
+            layers[i].origin = (int)origin;
+        at = text ? end + 1 : 0;
+    }
+    return KG_OK;
 }
 
 // Layers of a file: the i of q.0, q.1, ... up to the first that is missing.
@@ -191,9 +201,9 @@ int kg_inputs_read(const kg_spec *spec, const char *const *paths, int path_count
         code = read_scale(file, &scale, error, error_size);
         // A file without q.0 is refused by read_layer, which says so.
         const int count = count_layers(file);
-        const char *origins = kg_safetensors_metadata(file, "layers");
+        if (!code)
+            code = read_origins(file, spec, count, taken, wanted - taken, in->layers + taken, error, error_size);
         for (int i = 0; !code && taken < wanted && (i < count || !i); i++) {
-            in->layers[taken].origin = read_origin(&origins, taken);
             in->layers[taken].scale = scale;
             code = read_layer(file, i, in, &in->layers[taken++], error, error_size);
         }

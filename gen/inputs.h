@@ -31,8 +31,7 @@ int kg_inputs_draw(const kg_spec *spec, int layers, int tokens, kg_keys kind, ui
                    size_t error_size);
 // Tensors q.<i> [tokens, q_heads, head_dim], k.<i> and v.<i> [tokens, kv_heads, head_dim], i = 0, 1, ..., F16, BF16 or F32,
 // of each file in turn, converted to the spec's dtype. The string "scale" in a file's metadata overrides the spec's softmax
-// scale. layers: how many to take; 0: all, but at most `most`. "layers" in
-// the metadata, "0,7,15", says which of the model's they are.
+// scale; "layers", "0,7,15", says which of the model's they are. layers: how many to take; 0: all, but at most `most`.
 int kg_inputs_read(const kg_spec *spec, const char *const *paths, int path_count, int layers, int most, kg_inputs *inputs,
                    char *error, size_t error_size);
 void kg_inputs_free(kg_inputs *inputs);

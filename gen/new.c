@@ -121,10 +121,14 @@ static int read_scale(config *c, kg_spec *spec)
         return refuse(c, "attention_multiplier", "query_pre_attn_scalar is given too; allowed: one of them");
     if (!scalar && !multiplier)
         return KG_OK;
-    const double number = cJSON_GetNumberValue(scalar ? scalar : multiplier), scale = scalar ? 1 / sqrt(number) : number;
-    if (!(scale > 0 && scale <= 16)) { // nan too, of what is no number
-        char why[128];
-        snprintf(why, sizeof why, "%g is not allowed; allowed: a number %s", number, scalar ? "of at least 1/256" : "above 0, at most 16");
+    const kg_field *field = kg_field_find("model.scale");
+    const cJSON *given = scalar ? scalar : multiplier;
+    const double number = cJSON_GetNumberValue(given), scale = scalar ? 1 / sqrt(number) : number;
+    if (!(scale >= field->least && scale <= field->high)) { // nan too, of what is no number
+        char why[128], *value = cJSON_PrintUnformatted(given);
+        snprintf(why, sizeof why, "%.32s is not allowed; allowed: numbers %s %g to %d", value ? value : "?",
+                 scalar ? "of which 1 / sqrt, the softmax scale, is" : "from", field->least, field->high);
+        cJSON_free(value);
         return refuse(c, scalar ? "query_pre_attn_scalar" : "attention_multiplier", why);
     }
     spec->model.scale = scale == 1 / sqrt(spec->model.head_dim) ? 0 : scale; // 0: the default
@@ -262,6 +266,10 @@ int kg_command_new(int argc, char **argv)
     }
     if (file && strcmp(file, "-") && !kg_is_lua(file)) {
         fprintf(stderr, "kittygen new: -o %s is not allowed; allowed: a name that ends in .lua, - for standard output\n", file);
+        return KG_USER;
+    }
+    if (file && !strcmp(file, "-") && json) {
+        fprintf(stderr, "kittygen new: -o - prints the spec; it does not go with --json\n");
         return KG_USER;
     }
     char error[KG_ERROR], name[KG_NAME], path[KG_NAME + 8], *data = 0;

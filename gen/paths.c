@@ -96,6 +96,11 @@ static int open_temporary(const char *path, char temporary[KG_PATH], int *file, 
     return *file >= 0 ? KG_OK : kg_fail(user_or_machine(errno), error, error_size, "%s: cannot be written: %s", path, strerror(errno));
 }
 
+static int no_file(const char *path, char *error, size_t error_size)
+{
+    return kg_fail(KG_USER, error, error_size, "%s: not a regular file; nothing else is replaced", path);
+}
+
 int kg_file_probe(const char *path, char *error, size_t error_size)
 {
     char temporary[KG_PATH];
@@ -103,7 +108,7 @@ int kg_file_probe(const char *path, char *error, size_t error_size)
     int file;
     const int there = !stat(path, &info);
     if (there && !S_ISREG(info.st_mode))
-        return kg_fail(KG_USER, error, error_size, "%s: is not a file", path);
+        return no_file(path, error, error_size);
     if (there && access(path, W_OK))
         return kg_fail(user_or_machine(errno), error, error_size, "%s: cannot be written: %s", path, strerror(errno));
     const int code = open_temporary(path, temporary, &file, error, error_size);
@@ -119,6 +124,8 @@ int kg_file_write(const char *path, const char *data, size_t size, int force, ch
     char temporary[KG_PATH];
     struct stat info;
     int file, placeholder = -1;
+    if (!stat(path, &info) && !S_ISREG(info.st_mode))
+        return no_file(path, error, error_size);
     if (!force && !lstat(path, &info))
         return kg_fail(KG_USER, error, error_size, "%s: exists; --force overwrites it", path);
     const int opened = open_temporary(path, temporary, &file, error, error_size);

@@ -148,8 +148,8 @@ static int run_all(const options *o, const kg_spec *specs, int count, char *erro
 int kg_command_run(int argc, char **argv)
 {
     static const char *const devices[] = {"auto", "cuda", "cpu"};
-    const char *device = 0, *keys = 0, *seed = "1", *steps = 0, *layers = 0, *dtype = 0, *file = 0;
-    options o = {.steps = KG_STEPS};
+    const char *device = 0, *keys = 0, *seed = 0, *steps = 0, *layers = 0, *dtype = 0, *file = 0;
+    options o = {.seed = 1, .steps = KG_STEPS};
     const kg_option table[] = {
         {"--kv", "FILE", "captured inputs (safetensors) instead of random ones; again for more layers", 0, &file},
         {"--device", "auto|cuda|cpu", "where to run (default: auto, which takes the CPU if there is no GPU)", 0, &device},
@@ -176,8 +176,9 @@ int kg_command_run(int argc, char **argv)
         "left unwritten, and what was sealed must not change. SPEC may stand for several (MODEL: every variant); then their\n"
         "order by quantisation error is reported.\n\n"
         "A --kv file holds q.<i> [tokens, q_heads, head_dim], k.<i> and v.<i> [tokens, kv_heads, head_dim], keys rotated, for\n"
-        "i = 0, 1, ..., as F16, BF16 or F32, and may name the softmax scale in its metadata (\"scale\"). Sequences start at\n"
-        "different tokens of it and wrap around at its end.\n",
+        "i = 0, 1, ..., as F16, BF16 or F32, and may name the softmax scale in its metadata (\"scale\": \"0.125\") and\n"
+        "which of the model's layers they are (\"layers\": \"1,10\"). Sequences start at different tokens of it and wrap around at its\n"
+        "end.\n",
         table, 1, 1};
     int code, chosen = 0;
     if ((argc = kg_option_files("run", "--kv", argc, argv, o.files, FILES, &o.file_count)) < 0)
@@ -191,7 +192,11 @@ int kg_command_run(int argc, char **argv)
     if ((code = kg_option_word("run", "--keys", keys, kg_keys_names, KG_KEYS_COUNT, &chosen)))
         return code;
     o.keys = (kg_keys)chosen;
-    if ((code = kg_option_integer("run", "--seed", seed, 0, 1L << 53, &o.seed)) ||
+    if (o.file_count && (keys || seed)) {
+        fprintf(stderr, "kittygen run: %s is of random inputs; it does not go with --kv\n", keys ? "--keys" : "--seed");
+        return KG_USER;
+    }
+    if ((seed && (code = kg_option_integer("run", "--seed", seed, 0, 1L << 53, &o.seed))) ||
         (steps && (code = kg_option_integer("run", "--steps", steps, 1, 100000, &o.steps))) ||
         (layers && (code = kg_option_integer("run", "--layers", layers, 1, 256, &o.layers))))
         return code;

@@ -59,19 +59,37 @@ void kg_text_addf(kg_text *text, const char *format, ...)
     va_end(again);
 }
 
+// Bytes of the well-formed UTF-8 character at `s`; 0: it is none.
+static size_t character(const char *s)
+{
+    const unsigned char *c = (const unsigned char *)s;
+    const size_t size = *c < 0x80 ? 1 : *c < 0xc2 ? 0 : *c < 0xe0 ? 2 : *c < 0xf0 ? 3 : *c < 0xf5 ? 4 : 0;
+    for (size_t i = 1; i < size; i++)
+        if ((c[i] & 0xc0) != 0x80)
+            return 0;
+    // Too long a form, a surrogate, beyond U+10FFFF.
+    if ((*c == 0xe0 && c[1] < 0xa0) || (*c == 0xed && c[1] > 0x9f) || (*c == 0xf0 && c[1] < 0x90) || (*c == 0xf4 && c[1] > 0x8f))
+        return 0;
+    return size;
+}
+
 void kg_text_json(kg_text *text, const char *string)
 {
+    size_t size;
     kg_text_add(text, "\"");
-    for (const char *s = string; *s; s++) {
+    for (const char *s = string; *s; s += size ? size : 1) {
         const unsigned char c = (unsigned char)*s;
+        size = character(s);
         if (c == '"' || c == '\\')
             kg_text_addf(text, "\\%c", c);
         else if (c == '\n')
             kg_text_add(text, "\\n");
         else if (c < 32 || c == 127)
             kg_text_addf(text, "\\u%04x", c);
+        else if (size)
+            kg_text_bytes(text, s, size);
         else
-            kg_text_bytes(text, s, 1);
+            kg_text_add(text, "\uFFFD");
     }
     kg_text_add(text, "\"");
 }

@@ -19,7 +19,8 @@ void kg_text_bytes(kg_text *text, const char *data, size_t size);
 void kg_text_add(kg_text *text, const char *string);
 void kg_text_addf(kg_text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-// A JSON string with its quotes; also how values are shown in messages. Control characters become \uXXXX.
+// A JSON string with its quotes; also how values are shown in messages. Control characters become \uXXXX,
+// bytes that are not UTF-8 U+FFFD.
 void kg_text_json(kg_text *text, const char *string);
 // The shortest decimal that reads back as the same double.
 void kg_text_number(kg_text *text, double number);
@@ -39,8 +40,8 @@ int kg_fail(int code, char *error, size_t error_size, const char *format, ...) _
 // Returns KG_OK, KG_USER (no such file, a folder, too large) or KG_MACHINE; the message begins with the path.
 int kg_file_read(const char *path, size_t limit, char **data, size_t *size, char *error, size_t error_size);
 
-// Writes a file whole or not at all: into a temporary beside it, then renamed. Without `force` an existing file is kept
-// and KG_USER returned; KG_MACHINE if the disk fails.
+// Writes a file whole or not at all: into a temporary beside it, then renamed. Without `force` an existing file, and in
+// any case what is no regular file, is kept and KG_USER returned; KG_MACHINE if the disk fails.
 int kg_file_write(const char *path, const char *data, size_t size, int force, char *error, size_t error_size);
 // Whether that will find its place, for what takes long to make: the temporary can be made, and what is there already is a file that may
 // be written to. Leaves nothing behind.

@@ -74,6 +74,30 @@ START_TEST(unknown_value)
 }
 END_TEST
 
+// Where a disk is full after some kernels nothing is left of the folders that were made, and all of what was there.
+START_TEST(disk_full)
+{
+    static const char *const to[] = {"a/b/out", "mine", "mine/out/"};
+    char command[1024], path[256];
+    snprintf(command, sizeof command,
+             "cp -r \"$KT_TEMPLATES\" '%s/templates' && yes // | head -n 150000 >> '%s/templates/check.cu' && mkdir '%s/mine' && touch '%s/mine/note'",
+             folder, folder, folder, folder);
+    ck_assert_int_eq(run_shell(command, output, sizeof output), 0);
+    for (int i = 0; i < 3; i++) {
+        snprintf(command, sizeof command, "trap '' XFSZ && ulimit -f 200 && KT_TEMPLATES='%s/templates' '%s' emit smollm2-135m/kitty -o '%s/%s' 2>&1",
+                 folder, getenv("KT_KITTYGEN"), folder, to[i]);
+        ck_assert_int_eq(run_shell(command, output, sizeof output), 3);
+        ck_assert_msg(strstr(output, "/check.cu: File too large\n") != 0, "%s", output);
+    }
+    snprintf(path, sizeof path, "%s/mine/note", folder);
+    ck_assert_int_eq(access(path, F_OK), 0);
+    snprintf(path, sizeof path, "%s/mine/out", folder);
+    ck_assert_int_ne(access(path, F_OK), 0);
+    snprintf(path, sizeof path, "%s/a", folder);
+    ck_assert_int_ne(access(path, F_OK), 0);
+}
+END_TEST
+
 START_TEST(bundle)
 {
     char arguments[256];
@@ -120,6 +144,7 @@ int main(void)
     tcase_add_test(all, no_nvrtc);
     tcase_add_test(all, wrong_input);
     tcase_add_test(all, unknown_value);
+    tcase_add_test(all, disk_full);
     if (kt__nvrtc_find(&environment, 0, &nvrtc))
         printf("build: nothing is compiled: %s\n", kt_message());
     else

@@ -71,7 +71,8 @@ static void write_kv(const char *path, uint64_t seed, int tokens)
     free(all);
 }
 
-#define MODEL "local model = { name = 'm', layers = 2, q_heads = 4, kv_heads = 2, head_dim = 64, dtype = 'fp16' }\n"
+#define MODEL MODEL_OF("3")
+#define MODEL_OF(layers) "local model = { name = 'm', layers = " layers ", q_heads = 4, kv_heads = 2, head_dim = 64, dtype = 'fp16' }\n"
 static const char sweep[] = MODEL
     "local pro = require 'variants.kitty_pro'\n"
     "return {\n"
@@ -307,18 +308,20 @@ START_TEST(calibrated)
 
     const char *const files[] = {kv};
     kg_explore_close(&x);
-    snprintf(spec, sizeof spec, "%s", MODEL "return require 'variants.kitty_pro' { model = model, page = 64, key = { boost = { score = 'static' } }, "
-                                           "calibration = 'two.safetensors' }\n");
+    snprintf(spec, sizeof spec, "%s", MODEL_OF("2") "return require 'variants.kitty_pro' { model = model, variant = 'two', page = 64, "
+                                      "key = { boost = { score = 'static' } }, calibration = 'two.safetensors' }\n");
     write_text("two.lua", spec);
     char command[3 * KG_PATH];
     snprintf(command, sizeof command, "cd '%s' && sed 's/\\[3, 2, 16\\]/[2, 2, 16]/; s/96/64/' lists.safetensors | head -c %zu > two.safetensors", folder,
              8 + sizeof header - 1 + 64);
     ck_assert_int_eq(system(command), 0);
-    char *const specs[] = {(char *)in_folder("two.lua")};
+    char two[2 * KG_PATH];
+    snprintf(two, sizeof two, "%s", in_folder("two.lua"));
+    char *const specs[] = {(char *)in_folder("static.lua"), two};
     x = (kg_explore){.context = 8192, .against = "kitty-pro"};
-    ck_assert_msg(!kg_explore_specs(&x, specs, 1, 0, error), "%s", error);
+    ck_assert_msg(!kg_explore_specs(&x, specs, 2, 0, error), "%s", error);
     ck_assert_int_eq(kg_explore_inputs(&x, files, 1, 0, error), KG_USER);
-    ck_assert_str_eq(error, "m.kitty-pro: its calibration is for 2 layers, and layer 0 of the --kv files is the model's layer 2");
+    ck_assert_str_eq(error, "m.two: its calibration is for 2 layers, and layer 0 of the --kv files is the model's layer 2");
     kg_explore_close(&x);
     const char *const twice[] = {kv, kv};
     char *const three[] = {(char *)in_folder("static.lua")};
@@ -369,11 +372,12 @@ START_TEST(by_layer)
 
     char *const specs[] = {(char *)in_folder("layers.lua")};
     const char *const files[] = {kv};
-    write_text("layers.lua", MODEL "return require 'variants.kitty_pro' { model = model, page = 64, layers = { { first = 0, key = { bits = 16 } } } }\n");
+    write_text("layers.lua", MODEL "local pro = require 'variants.kitty_pro'\nlocal of3 = pro { model = model, page = 64 }\nmodel.layers = 2\n"
+                             "return { of3, pro { model = model, variant = 'two', page = 64, layers = { { first = 0, key = { bits = 16 } } } } }\n");
     x = (kg_explore){.context = 8192, .against = "kitty-pro"};
     ck_assert_msg(!kg_explore_specs(&x, specs, 1, 0, error), "%s", error);
     ck_assert_int_eq(kg_explore_inputs(&x, files, 1, 0, error), KG_USER);
-    ck_assert_str_eq(error, "m.kitty-pro: its formats are for 2 layers, and layer 0 of the --kv files is the model's layer 2");
+    ck_assert_str_eq(error, "m.two: its formats are for 2 layers, and layer 0 of the --kv files is the model's layer 2");
     kg_explore_close(&x);
 }
 END_TEST
@@ -802,7 +806,7 @@ static const struct {
     {"$D/sweep.lua --kv $D/kv.safetensors --device tpu", KG_USER, "--device: 'tpu' is not allowed; allowed: auto, cuda, cpu"},
     {"$D/sweep.lua --kv $D/kv.safetensors --device cuda", KG_MACHINE, "--device cuda: no NVIDIA "},
     {"$D/sweep.lua" KV " -o $D/none/report.html", KG_USER, "/none/report.html: cannot be written: No such file"},
-    {"$D/sweep.lua" KV " -o $D", KG_USER, ": is not a file"},
+    {"$D/sweep.lua" KV " -o $D", KG_USER, ": not a regular file; nothing else is replaced"},
     {"$D/sweep.lua" KV " --against fp15", KG_USER, "--against: 'fp15' is not allowed; allowed: kitty-pro, ranged, fp16; did you mean `fp16`?"},
     {"$D/turned.lua" KV " --against kitty_pro", KG_USER, "allowed: kitty-pro, values, across; did you mean `kitty-pro`?"},
     {"$D/sweep.lua" KV " --jsn", KG_USER, "did you mean `--json`?"},

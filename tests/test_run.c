@@ -485,6 +485,7 @@ START_TEST(command_order)
 }
 END_TEST
 
+#define LAYER "; allowed: a layer of the model, 0 to 29, for each of the file's (1), joined by commas\n"
 START_TEST(command_files)
 {
     write_kv("good", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"0.5\"},", 0);
@@ -493,6 +494,16 @@ START_TEST(command_files)
     write_kv("cut", "F16", 9, 50, 2, "", 0);
     write_kv("type", "U16", 9, 50, 0, "", 0);
     write_kv("scale", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"-1\"},", 0);
+    write_kv("small", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"1e-300\"},", 0);
+    write_kv("great", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"1e300\"},", 0);
+    write_kv("least", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"1e-30\"},", 0);
+    write_kv("most", "F16", 9, 50, 0, "\"__metadata__\":{\"scale\":\"16\"},", 0);
+    static const char *const origins[][2] = {{"word", "foo"}, {"far", "5000000000"}, {"beyond", "30"}, {"few", ""}, {"many", "3,4"}, {"last", "29"}};
+    for (size_t i = 0; i < sizeof origins / sizeof *origins; i++) {
+        char metadata[64];
+        snprintf(metadata, sizeof metadata, "\"__metadata__\":{\"layers\":\"%s\"},", origins[i][1]);
+        write_kv(origins[i][0], "F16", 9, 50, 0, metadata, 0);
+    }
     write_kv("none", "F16", 9, 0, 0, "", 0);
     write_kv("nan", "F16", 9, 50, 0, "", 0x7e00);
     write_kv("large", "BF16", 9, 50, 0, "", 0x4780); // 65536
@@ -509,13 +520,25 @@ START_TEST(command_files)
         {"%/cut", 2, "kittygen run: %/cut: truncated: tensor \"v.0\" ends at byte 96000 of the data, the file at 95998\n"},
         {"%/heads", 2, "kittygen run: %/heads: tensor \"q.0\" has shape [50, 8, 64], expected [tokens, 9, 64]\n"},
         {"%/type", 2, "kittygen run: %/type: tensor \"q.0\" has dtype U16, expected one of F16 BF16 F32\n"},
-        {"%/scale", 2, "kittygen run: %/scale: metadata \"scale\" is \"-1\", expected a positive number\n"},
+        {"%/scale", 2, "kittygen run: %/scale: metadata \"scale\" is \"-1\"; allowed: 1e-30 to 16\n"},
+        {"%/small", 2, "kittygen run: %/small: metadata \"scale\" is \"1e-300\"; allowed: 1e-30 to 16\n"},
+        {"%/great", 2, "kittygen run: %/great: metadata \"scale\" is \"1e300\"; allowed: 1e-30 to 16\n"},
+        {"%/word", 2, "kittygen run: %/word: metadata \"layers\" is \"foo\"" LAYER},
+        {"%/far", 2, "kittygen run: %/far: metadata \"layers\" is \"5000000000\"" LAYER},
+        {"%/beyond", 2, "kittygen run: %/beyond: metadata \"layers\" is \"30\"" LAYER},
+        {"%/few", 2, "kittygen run: %/few: metadata \"layers\" is \"\"" LAYER},
+        {"%/many", 2, "kittygen run: %/many: metadata \"layers\" is \"3,4\"" LAYER},
+        {"%/last", 0, "all checks held"},
+        {"%/least", 0, "all checks held"},
+        {"%/most", 0, "all checks held"},
         {"%/none", 2, "kittygen run: %/none: tensor \"q.0\" has 0 tokens; 1 to 16777216 are allowed\n"},
         {"%/nan", 2, "kittygen run: %/nan: tensor \"k.0\": element 5, nan, is not finite in fp16\n"},
         {"%/large", 2, "kittygen run: %/large: tensor \"k.0\": element 5, 65536, is not finite in fp16\n"},
         {"%/good --layers 2", 2, "kittygen run: --layers 2: the --kv files hold 1\n"},
         {"%/good --device gpu", 2, "kittygen run: --device: 'gpu' is not allowed; allowed: auto, cuda, cpu"},
         {"%/good --keys mold", 2, "did you mean `mild`?"},
+        {"%/good --keys outlier", 2, "kittygen run: --keys is of random inputs; it does not go with --kv\n"},
+        {"%/good --seed 1", 2, "kittygen run: --seed is of random inputs; it does not go with --kv\n"},
         {"%/good --steps 0", 2, "--steps: '0' is not allowed; allowed: 1 to 100000\n"},
         {"%/good --layers 2x", 2, "--layers: '2x' is not allowed; allowed: 1 to 256\n"},
         {"", 2, "kittygen run: --kv needs a value: FILE\n"},

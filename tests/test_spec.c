@@ -432,11 +432,27 @@ START_TEST(nearest)
 }
 END_TEST
 
+#define KEPT "\u00e9\u20ac\ufffd\U0001f600\U0010ffff\ud7ff\ue000\u0800\U00010000"
 START_TEST(texts)
 {
     kg_text t = {0};
     kg_text_json(&t, "a\"\\\n\t\x7f" "é");
     ck_assert_str_eq(t.data, "\"a\\\"\\\\\\n\\u0009\\u007f" "é\"");
+    // What is UTF-8 stays; every other byte is replaced, also of what is cut off, too long a form, a surrogate, beyond U+10FFFF.
+    static const char *const utf8[][2] = {
+        {KEPT, "\"" KEPT "\""},
+        {"b\xff.st", "\"b\ufffd.st\""},
+        {"\x80\xe2\x82", "\"\ufffd\ufffd\ufffd\""},
+        {"\xe2\"\xf0\x9f\x98", "\"\ufffd\\\"\ufffd\ufffd\ufffd\""},
+        {"\xc0\xaf\xe0\x9f\xbf", "\"\ufffd\ufffd\ufffd\ufffd\ufffd\""},
+        {"\xed\xa0\x80\xf4\x90\x80\x80", "\"\ufffd\ufffd\ufffd\ufffd\ufffd\ufffd\ufffd\""},
+        {"\xf0\x8f\xbf\xbf\xf5", "\"\ufffd\ufffd\ufffd\ufffd\ufffd\""},
+    };
+    for (size_t i = 0; i < sizeof utf8 / sizeof *utf8; i++) {
+        t.size = 0;
+        kg_text_json(&t, utf8[i][0]);
+        ck_assert_str_eq(t.data, utf8[i][1]);
+    }
     const double numbers[] = {0, 0.1, 1.0 / 3, 0.0625, 1e300, -2.5};
     for (int i = 0; i < 6; i++) {
         t.size = 0;
@@ -684,6 +700,9 @@ static const struct {
     {"check no.lua qwen3_8b/int4", 2, "no.lua: No such file or directory\nqwen3-8b.int4\n"},
     {"check qwen3_8b/int4 > /dev/full", 3, "kittygen: cannot write to the standard output\n"},
     {"new", 2, "kittygen new: --from-config FILE is missing\n"},
+    {"new --from-config c.json -o - --json", 2, "kittygen new: -o - prints the spec; it does not go with --json\n"},
+    {"emit qwen3_8b/int4 --kernel attend -o out", 2, "kittygen emit: --kernel prints a source; it does not go with -o\n"},
+    {"emit qwen3_8b/int4 --kernel attend --json", 2, "kittygen emit: --kernel prints a source; it does not go with --json\n"},
     {"new x", 2, "kittygen new: too many arguments\n"},
 };
 
@@ -739,6 +758,19 @@ START_TEST(new_spec)
     ck_assert_int_eq(command("new --from-config config.json --force --name other --variant int4 -o qwen3.lua --json", output), 0);
     ck_assert_str_eq(output, "{\"file\": \"qwen3.lua\", \"model\": \"other\"}\n");
     ck_assert_str_eq(load_one("qwen3.lua").name, "other.int4");
+    // What is no file is not replaced, whatever leads to it.
+    struct stat info;
+    ck_assert(!mkfifo("fifo.lua", 0600) && !symlink("fifo.lua", "link.lua") && !mkdir("folder.lua", 0700));
+    static const char *const others[] = {"fifo.lua", "link.lua", "folder.lua"};
+    for (int i = 0; i < 3; i++) {
+        char arguments[64], expected[64];
+        snprintf(arguments, sizeof arguments, "new --from-config config.json --force -o %s", others[i]);
+        snprintf(expected, sizeof expected, "%s: not a regular file; nothing else is replaced\n", others[i]);
+        ck_assert_int_eq(command(arguments, output), 2);
+        ck_assert_str_eq(output, expected);
+    }
+    ck_assert(!lstat("fifo.lua", &info) && S_ISFIFO(info.st_mode) && !lstat("link.lua", &info) && S_ISLNK(info.st_mode));
+    ck_assert(!unlink("fifo.lua") && !unlink("link.lua") && !rmdir("folder.lua"));
     ck_assert_int_eq(command("new --from-config config.json -o no/such/folder.lua", output), 2);
     ck_assert_str_eq(output, "no/such/folder.lua: cannot be written: No such file or directory\n");
     ck_assert_int_eq(command("new --from-config config.json -o x.txt", output), 2);
@@ -801,6 +833,7 @@ START_TEST(new_spec)
 END_TEST
 
 #define SHAPE "\"model_type\": \"m\", \"num_attention_heads\": 8, \"num_hidden_layers\": 2, \"head_dim\": 128"
+#define SCALAR " is not allowed; allowed: numbers of which 1 / sqrt, the softmax scale, is 1e-30 to 16\n"
 static const struct {
     const char *config, *options, *message;
 } bad_configs[] = {
@@ -828,10 +861,11 @@ static const struct {
      "--variant: no shipped variant \"x\" }\"; shipped: best_2bit, fp16, int4, kitty, kitty_pro, kivi_2, kivi_2_sink" PUBLISHED "\n"},
     {"{" SHAPE ", \"num_key_value_heads\": 3}", "--dtype fp16",
      "(new spec):6: model.q_heads: 8 with kv_heads 3 is not allowed; allowed: 1 to 16 times kv_heads\n"},
-    {"{" SHAPE ", \"query_pre_attn_scalar\": 0}", "--dtype fp16",
-     "config.json: query_pre_attn_scalar: 0 is not allowed; allowed: a number of at least 1/256\n"},
+    {"{" SHAPE ", \"query_pre_attn_scalar\": 0}", "--dtype fp16", "config.json: query_pre_attn_scalar: 0" SCALAR},
+    {"{" SHAPE ", \"query_pre_attn_scalar\": 1e308}", "--dtype fp16", "config.json: query_pre_attn_scalar: 1e+308" SCALAR},
+    {"{" SHAPE ", \"query_pre_attn_scalar\": \"64\"}", "--dtype fp16", "config.json: query_pre_attn_scalar: \"64\"" SCALAR},
     {"{" SHAPE ", \"attention_multiplier\": 0}", "--dtype fp16",
-     "config.json: attention_multiplier: 0 is not allowed; allowed: a number above 0, at most 16\n"},
+     "config.json: attention_multiplier: 0 is not allowed; allowed: numbers from 1e-30 to 16\n"},
     {"{" SHAPE ", \"attention_multiplier\": 1, \"query_pre_attn_scalar\": 1}", "--dtype fp16",
      "config.json: attention_multiplier: query_pre_attn_scalar is given too; allowed: one of them\n"},
     {"{" SHAPE ", \"layer_types\": \"foo\", \"sliding_window\": 4096}", "--dtype fp16",

@@ -322,7 +322,7 @@ static const struct {
     {"tune qwen3_8b/kitty -o $D/no/such/t.json --shapes 1x512", KG_USER, "$D/no/such/t.json: cannot be written: No such file"},
     {"tune qwen3_8b/kitty -o $D/empty.json/t.json --shapes 1x512", KG_USER, "$D/empty.json/t.json: cannot be written: Not a directory; name"},
     {"tune qwen3_8b/kitty -o /proc/version --shapes 1x512", KG_USER, "/proc/version: cannot be written: "},
-    {"tune qwen3_8b/kitty -o $D", KG_USER, "$D: is not a file"},
+    {"tune qwen3_8b/kitty -o $D", KG_USER, "$D: not a regular file; nothing else is replaced"},
     {"bench qwen3_8b/kitty --tune", KG_USER, "unknown option '--tune'"},
     {"bench a.lua,b.lua", KG_USER, "a.lua,b.lua: no such file; commas are between variants, specs are given one by one: A.lua B.lua"},
     {"tune --help", KG_OK, "--limit-s"},

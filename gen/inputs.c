@@ -163,14 +163,17 @@ static int read_origins(const kg_safetensors *file, const kg_spec *spec, int cou
 {
     const char *text = kg_safetensors_metadata(file, "layers"), *at = text;
     for (int i = 0; i < count; i++) {
-        char *end = 0;
-        const long origin = text ? strtol(at, &end, 10) : first + i;
-        if (text && (end == at || origin < 0 || origin >= spec->model.layers || *end != (i + 1 < count ? ',' : 0)))
-            return kg_fail(KG_USER, error, error_size, "%s: metadata \"layers\" is \"%.200s\"; allowed: a layer of the model, 0 to %d, for each of "
-                           "the file's (%d), joined by commas", kg_safetensors_path(file), text, spec->model.layers - 1, count);
+        long origin = first + i;
+        if (text) {
+            char *end;
+            origin = strtol(at, &end, 10);
+            if (end == at || origin < 0 || origin >= spec->model.layers || *end != (i + 1 < count ? ',' : 0))
+                return kg_fail(KG_USER, error, error_size, "%s: metadata \"layers\" is \"%.200s\"; allowed: a layer of the model, 0 to %d, for each of "
+                               "the file's (%d), joined by commas", kg_safetensors_path(file), text, spec->model.layers - 1, count);
+            at = end + 1;
+        }
         if (i < room)
             layers[i].origin = (int)origin;
-        at = text ? end + 1 : 0;
     }
     return KG_OK;
 }

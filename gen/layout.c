@@ -155,8 +155,8 @@ bool kg_attend_fit(const kt_format *f, int warps, int stages, int tiles, int blo
     // After the last page the stages are reused for each warp's partial result: head_dim outputs (the rows
     // padded by four), maximum and sum.
     const int64_t partial = (int64_t)warps * c->columns * (f->head_dim + 6) * 4;
-    // Up to 4 columns in natural order only; more, in eights, as an operand too; of two eights also each warp's q', at most 2 bytes
-    // of 32 rows of keys at a time.
+    // Up to 4 columns in natural order only; more, in eights, as an operand too; of two eights also each warp's q' in
+    // halves, 32 rows of keys at a time.
     const int eights = (c->columns + 7) / 8, more = f->key_boost_bits - f->key_bits;
     const int steps = f->head_dim / 32 + (words(f->key_boosted, more / 2 * 2) + 1) / 2 + words(f->key_boosted, more % 2);
     const int query = (c->columns <= 4 ? round_up(f->head_dim * c->columns * 2, 128) : eights * f->head_dim * 32) +

@@ -210,7 +210,7 @@ static int read_name(config *c, kg_spec *spec, const char *given)
 static int add_spec(config *c, kg_text *out, const kg_spec *spec, const char *variant)
 {
     kg_text_addf(out, "-- %s, from its config.json.\nreturn ", spec->model.name);
-    const int code = kg_spec_require(out, variant, strlen(variant), "--variant", c->error, c->error_size);
+    const int code = kg_spec_require(out, variant, "--variant", c->error, c->error_size);
     kg_text_addf(out, " {\n    model = {\n        name = \"%s\",\n        layers = %d,\n        q_heads = %d,\n        kv_heads = %d,\n",
                  spec->model.name, spec->model.layers, spec->model.q_heads, spec->model.kv_heads);
     kg_text_addf(out, "        head_dim = %d,\n        dtype = \"%s\",\n", spec->model.head_dim,

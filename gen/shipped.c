@@ -80,21 +80,32 @@ static const char *pick(const listing *lists, int listings, const char *kind, co
     return 0;
 }
 
-int kg_spec_require(kg_text *out, const char *word, size_t length, const char *what, char *error, size_t error_size)
+// The project's own, and those published for other methods.
+static int list_variants(listing variants[2], const char *specs, char *error, size_t error_size)
+{
+    const int code = list_folder(&variants[0], specs, "variants", error, error_size);
+    return code ? code : list_folder(&variants[1], specs, "variants/published", error, error_size);
+}
+
+static int add_require(kg_text *out, const listing variants[2], const char *word, size_t length, const char *what, char *error, size_t error_size)
+{
+    int found;
+    const char *variant = pick(variants, 2, "variant", word, length, what, &found, error, error_size);
+    if (!variant)
+        return KG_USER;
+    kg_text_addf(out, "require \"variants.%s%s\"", found ? "published." : "", variant);
+    return KG_OK;
+}
+
+int kg_spec_require(kg_text *out, const char *word, const char *what, char *error, size_t error_size)
 {
     char specs[KG_PATH];
-    listing variants[2] = {{0}}; // the project's own, and those published for other methods
-    const char *variant;
-    int found, code = kg_find_folder("specs", "KT_SPECS", specs, error, error_size);
-    if (code || (code = list_folder(&variants[0], specs, "variants", error, error_size)) ||
-        (code = list_folder(&variants[1], specs, "variants/published", error, error_size)))
-        goto fail;
-    variant = pick(variants, 2, "variant", word, length, what, &found, error, error_size);
-    if (variant)
-        kg_text_addf(out, "require \"variants.%s%s\"", found ? "published." : "", variant);
-    else
-        code = KG_USER;
-fail:
+    listing variants[2] = {{0}};
+    int code = kg_find_folder("specs", "KT_SPECS", specs, error, error_size);
+    if (!code)
+        code = list_variants(variants, specs, error, error_size);
+    if (!code)
+        code = add_require(out, variants, word, strlen(word), what, error, error_size);
     listing_free(&variants[0]);
     listing_free(&variants[1]);
     return code;
@@ -104,12 +115,12 @@ fail:
 static int compose(kg_text *text, const char *what, char *error, size_t error_size)
 {
     char specs[KG_PATH];
-    listing models = {0}, variants = {0};
+    listing models = {0}, variants[2] = {{0}};
     int found;
     const size_t model_length = strcspn(what, "/");
     int code = kg_find_folder("specs", "KT_SPECS", specs, error, error_size);
     if (code || (code = list_folder(&models, specs, "models", error, error_size)) ||
-        (code = list_folder(&variants, specs, "variants", error, error_size)))
+        (code = list_variants(variants, specs, error, error_size)))
         goto fail;
     const char *model = pick(&models, 1, "model", what, model_length, what, &found, error, error_size);
     if (!model) {
@@ -120,13 +131,13 @@ static int compose(kg_text *text, const char *what, char *error, size_t error_si
     }
     kg_text_addf(text, "local model = require \"models.%s\"\nreturn {\n", model);
     const char *list = what + model_length;
-    for (int i = 0; !*list && i < variants.count; i++)
-        kg_text_addf(text, "    require \"variants.%s\" { model = model },\n", variants.names[i]);
+    for (int i = 0; !*list && i < variants->count; i++)
+        kg_text_addf(text, "    require \"variants.%s\" { model = model },\n", variants->names[i]);
     while (*list) {
         list++; // the slash or a comma
         const size_t length = strcspn(list, ",");
         kg_text_add(text, "    ");
-        if ((code = kg_spec_require(text, list, length, what, error, error_size)))
+        if ((code = add_require(text, variants, list, length, what, error, error_size)))
             goto fail;
         kg_text_add(text, " { model = model },\n");
         list += length;
@@ -136,7 +147,8 @@ static int compose(kg_text *text, const char *what, char *error, size_t error_si
         code = kg_fail(KG_MACHINE, error, error_size, "%s: out of memory", what);
 fail:
     listing_free(&models);
-    listing_free(&variants);
+    listing_free(&variants[0]);
+    listing_free(&variants[1]);
     return code;
 }
 

@@ -82,8 +82,8 @@ int kg_spec_load_text(const char *name, const char *text, size_t size, const cha
 // Whether a path is a spec file's: ends in .lua.
 int kg_is_lua(const char *path);
 
-// Adds `require "MODULE"` of the shipped variant that a word of `length` bytes names; `what` was given and begins messages.
-int kg_spec_require(kg_text *out, const char *word, size_t length, const char *what, char *error, size_t error_size);
+// Adds `require "MODULE"` of the shipped variant that a word names; `what` begins messages.
+int kg_spec_require(kg_text *out, const char *word, const char *what, char *error, size_t error_size);
 
 // ---- fields (fields.c) -----------------------------------------------------------------------------------------------
 

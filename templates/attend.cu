@@ -1,6 +1,6 @@
 //@ local key_by_token = KEY_BITS < 16 and KEY_ALONG == 1
 //@ local key_by_channel = KEY_BITS < 16 and KEY_ALONG == 0
-//@ local key_halves = KEY_BITS < 16 and KEY_ALONG == 0 and KEY_BITS % 2 + KEY_BOOST_BITS % 2 > 0 -- 1-bit planes
+//@ local key_halves = key_by_channel and KEY_BITS % 2 + KEY_BOOST_BITS % 2 > 0 -- 1-bit planes
 //@ local value_by_channel = VALUE_BITS < 16 and VALUE_ALONG == 1
 //@ local value_halves = VALUE_BITS < 16 and VALUE_BITS % 2 == 1
 //@ local passes = -(-GROUP_HEADS // (HEAD_DIM <= 128 and 16 or 8)) -- as kg_attend_passes has them
@@ -484,7 +484,8 @@ __device__ __forceinline__ void score_codes(float (&s)[HALVES][most][4], int at,
             x = words.get(FURTHER + EXTRA + (extra - EXTRA_TILES) / 2, extra == EXTRA_TILES) >> (extra - EXTRA_TILES) % 2 & 0x55555555u;
 //@ end
         }
-        const uint4 b = operand.stored[k * 32 + lane];
+        const uint4 two = operand.stored[k * 32 + lane];
+        const u32 b[HALVES][2] = {{two.x, two.y}, {two.z, two.w}};
 #pragma unroll
         for (int m = 0; m < groups; m++) {
             if (base && i >= KD && i % KD == 0)
@@ -492,9 +493,7 @@ __device__ __forceinline__ void score_codes(float (&s)[HALVES][most][4], int at,
                 for (int h = 0; h < HALVES; h++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) s[h][at + m][e] *= 4;
-            const u32 word = m0 + m ? x >> 8 : x, a0 = word & 0x00030003u, a1 = word & 0x000c000cu, a2 = word & 0x00300030u, a3 = word & 0x00c000c0u;
-            mma_half(s[0][at + m], a0, a1, a2, a3, b.x, b.y);
-            mma_half(s[HALVES - 1][at + m], a0, a1, a2, a3, b.z, b.w);
+            mma_codes(s, at + m, m0 + m ? x >> 8 : x, b, 0);
         }
     }
 #pragma unroll

@@ -255,7 +255,7 @@ int kg_command_tune(int argc, char **argv)
     };
     const kg_usage usage = {
         "kittygen tune SPEC... [options]",
-        "Finds the fastest attend kernels of the specs on this card: compiles those that fit and do not spill, times them at every\n"
+        "Finds the fastest attend kernels of the specs on this card: compiles those that fit and hardly spill, times them at every\n"
         "shape (sequences x tokens, one new token each), chooses at most four, and puts which to take up to which shape into the\n"
         "tuned table, by which packages are made from then on. Specs that were not measured go by the nearest that was.\n"
         "Each kernel's output is checked; where it is wrong it is left out, and the exit code is 1. Ctrl-C ends with what is done.\n"

@@ -8,6 +8,7 @@
 #include "tune.h"
 
 enum { LEAST_BUFFERS = 64 * 1024, MOST_WARPS = 16 }; // of a multiprocessor
+enum { FEW_SPILLS = 128 };                           // bytes of a thread that cost next to nothing
 
 static void add(kg_attend_plan *menu, const kg_attend_config *c)
 {
@@ -76,14 +77,14 @@ static int keep_good(kg_tune *t, const kt__compile_job *jobs, int tried)
             return kg_fail(KG_FAILED, t->bench.error, KG_ERROR, "%s", jobs[k].message);
         else if (jobs[k].status)
             broken++;
-        else if (k >= t->kept && (stats->spill_stores > 0 || stats->spill_loads > 0))
+        else if (k >= t->kept && stats->spill_stores > FEW_SPILLS)
             spilling++;
         else
             add(&good, &t->menu.configs[k]);
     }
     if (!t->bench.json)
-        printf("%s: %d attend kernels to measure; left out: %d that spill registers, %d that do not compile, %d for want of time\n", t->spec->name,
-               good.count, spilling, broken, late);
+        printf("%s: %d attend kernels to measure; left out: %d that spill over %d bytes, %d that do not compile, %d for want of time\n", t->spec->name,
+               good.count, spilling, FEW_SPILLS, broken, late);
     fflush(stdout);
     t->menu = good;
     return KG_OK;

@@ -247,7 +247,7 @@ START_TEST(kernels_that_cannot_be_taken)
     kg_tuned t;
     // The fastest spills; the next two do not compile: nobody knows.
     expect(run("FAKE_FEW=4x1x4x3 FAKE_SPILLS=4x1x4x3 FAKE_BROKEN=4x1x4x4,12x1x2x1", "tune qwen3_8b/kitty_pro --shapes 1x512 -o $D/a.json"), 0,
-           "left out: 1 that spill registers, 2 that do not compile, 0 for want of time");
+           "left out: 1 that spill over 128 bytes, 2 that do not compile, 0 for want of time");
     table("a.json", &t);
     ck_assert_str_ne(row(&t, 1, 512), "4x1x4x3");
     kg_tuned_free(&t);

@@ -4,7 +4,7 @@ struct SealedOutput { // nothing is left to the end
     Exponents exponents; // of the page at hand
 //@ end
 };
-constexpr int SPAN = VALUE_GROUP / 32 < HELD ? VALUE_GROUP / 32 : HELD; // tiles that share their scales, of those held
+constexpr int SPAN = VALUE_GROUP / 32 < TILES ? VALUE_GROUP / 32 : TILES; // tiles that share their scales, of those held
 
 __device__ __forceinline__ void start_sealed(State &state, SealedOutput &, int, int lane) {
     // Until here both lanes of a head had the same tokens.
@@ -12,66 +12,60 @@ __device__ __forceinline__ void start_sealed(State &state, SealedOutput &, int, 
 }
 __device__ __forceinline__ void finish_sealed(State &, const SealedOutput &, int, int) {}
 
-// Adds the values of HELD tiles of a chunk, from `first` on; scales and zeros follow the chunk's tiles.
-__device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], SealedOutput (&sealed)[HALVES], int, const float (&p)[HALVES][GROUPS][4],
-                                                  const u8 *stage, int first, int lane) {
+// Adds the values of a chunk; scales and zeros follow the chunk's tiles.
+__device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &sealed, int, const float (&p)[GROUPS][4],
+                                                  const u8 *stage, int lane) {
     const u8 *tiles = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
     constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane has
     const int g = lane >> 2;
     const float unit = power_of_two(P_EXPONENT), back = power_of_two(24 - P_EXPONENT);
 #pragma unroll
-    for (int t0 = 0; t0 < HELD; t0 += SPAN) {
+    for (int t0 = 0; t0 < TILES; t0 += SPAN) {
 //@ if VALUE_META8 == 1 then
-        const u8 *scales = tiles + TILES * VALUE_TILE_BYTES + (first + t0) * 32 / VALUE_GROUP * 2 * D, *zeros = scales + D;
-        const Exponents e8 = sealed[0].exponents;
+        const u8 *scales = tiles + TILES * VALUE_TILE_BYTES + t0 * 32 / VALUE_GROUP * 2 * D, *zeros = scales + D;
+        const Exponents e8 = sealed.exponents;
         auto scale_at = [&](int channel) { return meta8_value(scales[channel], e8.scale); };
         auto zero_at = [&](int channel) { return meta8_value(zeros[channel], e8.zero); };
 //@ else
-        const u16 *scales = (const u16 *)(tiles + TILES * VALUE_TILE_BYTES) + (first + t0) * 32 / VALUE_GROUP * 2 * D, *zeros = scales + D;
+        const u16 *scales = (const u16 *)(tiles + TILES * VALUE_TILE_BYTES) + t0 * 32 / VALUE_GROUP * 2 * D, *zeros = scales + D;
         auto scale_at = [&](int channel) { return half_to_float(scales[channel]); };
         auto zero_at = [&](int channel) { return half_to_float(zeros[channel]); };
 //@ end
-        float sum0[HALVES], sum1[HALVES]; // of probabilities, then over the lanes of a column
-        u32 b[HALVES][4 * SPAN];
+        float sum0 = 0, sum1 = 0; // of probabilities, then over the lanes of a column
+        u32 b[4 * SPAN];
 #pragma unroll
-        for (int h = 0; h < HALVES; h++) {
-            sum0[h] = sum1[h] = 0;
+        for (int t = 0; t < SPAN; t++) {
+            u32 packed[2 * own], spread[4];
 #pragma unroll
-            for (int t = 0; t < SPAN; t++) {
-                u32 packed[2 * own], spread[4];
-#pragma unroll
-                for (int r = 0; r < 2 * own; r++) {
-                    const int j = r & 1;
-                    const float(&from)[4] = p[h][own * (t0 + t) + r / 2];
-                    const float scale = j ? unit * 0.0625f : unit;
-                    sum0[h] += from[2 * j], sum1[h] += from[2 * j + 1];
-                    packed[r] = pack_half(from[2 * j] * scale, from[2 * j + 1] * scale);
-                }
-                spread_weights(spread, packed, lane);
-#pragma unroll
-                for (int r = 0; r < 4; r++) b[h][4 * t + r] = spread[r];
+            for (int r = 0; r < 2 * own; r++) {
+                const int j = r & 1;
+                const float(&from)[4] = p[own * (t0 + t) + r / 2];
+                const float scale = j ? unit * 0.0625f : unit;
+                sum0 += from[2 * j], sum1 += from[2 * j + 1];
+                packed[r] = pack_half(from[2 * j] * scale, from[2 * j + 1] * scale);
             }
+            spread_weights(spread, packed, lane);
 #pragma unroll
-            for (int x = 4; x < 32; x <<= 1) {
-                sum0[h] += __shfl_xor_sync(~0u, sum0[h], x);
-                sum1[h] += __shfl_xor_sync(~0u, sum1[h], x);
-            }
+            for (int r = 0; r < 4; r++) b[4 * t + r] = spread[r];
+        }
+#pragma unroll
+        for (int x = 4; x < 32; x <<= 1) {
+            sum0 += __shfl_xor_sync(~0u, sum0, x);
+            sum1 += __shfl_xor_sync(~0u, sum1, x);
         }
 #pragma unroll
         for (int plane = 0; plane < VALUE_LAYERS; plane++) {
             const float weight = back * (float)(1 << (2 * plane));
 #pragma unroll
             for (int i0 = 0; i0 < KD; i0 += 2) {
-                float sum[HALVES][2][4];
+                float sum[2][4];
 #pragma unroll
-                for (int h = 0; h < HALVES; h++)
+                for (int i = 0; i < 2; i++)
 #pragma unroll
-                    for (int i = 0; i < 2; i++)
-#pragma unroll
-                        for (int e = 0; e < 4; e++) sum[h][i][e] = 0;
+                    for (int e = 0; e < 4; e++) sum[i][e] = 0;
 #pragma unroll
                 for (int t = 0; t < SPAN; t++) {
-                    Words<VALUE_WORDS> words(tiles + (first + t0 + t) * VALUE_TILE_BYTES + VALUE_META_BYTES, lane);
+                    Words<VALUE_WORDS> words(tiles + (t0 + t) * VALUE_TILE_BYTES + VALUE_META_BYTES, lane);
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
                         const u32 x = value_word(words, plane, i0 + i, i == 0);
@@ -84,15 +78,12 @@ __device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], Sealed
                     const int channel = channel_of(i0 + i, g), channel8 = channel_of(i0 + i, g + 8);
                     const float scale = scale_at(channel) * weight, scale8 = scale_at(channel8) * (weight * 0.25f);
                     const float zero = zero_at(channel), zero8 = zero_at(channel8);
-#pragma unroll
-                    for (int h = 0; h < HALVES; h++) {
-                        float(&out)[4] = state[h].out[i0 + i];
-                        out[0] += sum[h][i][0] * scale, out[1] += sum[h][i][1] * scale;
-                        out[2] += sum[h][i][2] * scale8, out[3] += sum[h][i][3] * scale8; // codes times 4
-                        if (plane == 0) {
-                            out[0] += zero * sum0[h], out[1] += zero * sum1[h];
-                            out[2] += zero8 * sum0[h], out[3] += zero8 * sum1[h];
-                        }
+                    float(&out)[4] = state.out[i0 + i];
+                    out[0] += sum[i][0] * scale, out[1] += sum[i][1] * scale;
+                    out[2] += sum[i][2] * scale8, out[3] += sum[i][3] * scale8; // codes times 4
+                    if (plane == 0) {
+                        out[0] += zero * sum0, out[1] += zero * sum1;
+                        out[2] += zero8 * sum0, out[3] += zero8 * sum1;
                     }
                 }
             }

@@ -20,6 +20,7 @@ typedef struct {
 } planted;
 
 static const char pair[] = "d64-g1-kitty", wide[] = "d128-g7-range"; // a head's low parts beside it; apart
+static const char rows[] = "d64-g9-groups";                          // heads as rows
 
 static const planted all[] = {
     {"a dropped barrier", {"wait", "race"}, pair, {KT__ATTEND, "    __syncthreads(); // the stages are free\n", ""}},
@@ -34,7 +35,7 @@ static const planted all[] = {
     {"an off-by-one", {"bounds", "race"}, pair, {KT__ATTEND, "GROUP_HEADS) + head] =", "GROUP_HEADS) + head + 1] ="}},
     {"an off-by-one", {"bounds"}, pair, {KT__ATTEND, "(first_head + column) * p.query_head", "(first_head + column + 1) * p.query_head"}},
     {"an off-by-one", {"differs"}, pair, {KT__APPEND, "table_stride + u.page)", "table_stride + u.page + 1)"}},
-    {"a wrong mask", {"mask"}, pair, {KT__ATTEND, "__shfl_xor_sync(~0u, state[h].sum0, x)", "__shfl_xor_sync(0xffffu, state[h].sum0, x)"}},
+    {"a wrong mask", {"mask"}, pair, {KT__ATTEND, "__shfl_xor_sync(~0u, state.sum0, x)", "__shfl_xor_sync(0xffffu, state.sum0, x)"}},
     {"a wrong mask", {"mask"}, wide, {KT__APPEND, "__shfl_xor_sync(~0u, largest, x)", "__shfl_xor_sync(~1u, largest, x)"}},
     {"a swapped fragment", {"differs"}, pair,
      {KT__ATTEND, "word & 0x000c000cu, word & 0x00300030u", "word & 0x00300030u, word & 0x000c000cu"}},
@@ -45,8 +46,13 @@ static const planted all[] = {
      {KT__APPEND, "const int at = 8 * (y >> 1) + 2 * (y & 1);", "const int at = 8 * (y & 1) + 2 * (y >> 1);"}},
     {"an uninitialised tile", {"uninitialised"}, pair, {KT__ATTEND, "async_copy16(to + i, values + i)", "continue"}},
     {"an uninitialised tile", {"uninitialised"}, pair,
-     {KT__ATTEND, "to[0] = (u16)two, to[PAIR ? COLUMNS : 8 * HALVES]", "to[0]"}},
+     {KT__ATTEND, "to[0] = (u16)two, to[PAIR ? COLUMNS : 8 * EIGHTS]", "to[0]"}},
     {"an uninitialised tile", {"uninitialised"}, wide, {KT__APPEND, "work->dirty = 0, work->damaged = 0", "work->damaged = 0"}},
+    {"a missing wait", {"wait"}, rows, {KT__ATTEND, "    keys_done();\n    values_there();\n", "    keys_done();\n"}},
+    {"a wrong mask", {"mask"}, rows, {KT__ATTEND, "__shfl_xor_sync(~0u, least0, x)", "__shfl_xor_sync(0xffffu, least0, x)"}},
+    {"a swapped fragment", {"differs"}, rows,
+     {KT__ATTEND, "word & 0x00030003u, word & 0x00300030u", "word & 0x00300030u, word & 0x00030003u"}},
+    {"an uninitialised tile", {"uninitialised"}, rows, {KT__ATTEND, "            stored[step * 32 + lane] = y;\n", ""}},
     {"a race in the merge", {"race"}, pair, {KT__ATTEND, "count_in(arrivals)", "atomicAdd(arrivals, 1)"}},
     {"a race in the merge", {"race"}, wide, {KT__ATTEND, "    __syncthreads();\n    int *last", "    int *last"}},
 };

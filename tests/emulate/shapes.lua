@@ -43,6 +43,15 @@ return {
     shape("d64-g11-odd", { 64, 11, "fp16" }, { bits = 3, group = 128, rotation = "hadamard", metadata = "fp8", boost = { bits = 4, fraction = 0.3 } },
         { bits = 3, metadata = "fp8", window = 70 }, { page = 256, sink = 100 }),
     shape("d64-g9-groups", { 64, 9, "fp16" }, { bits = 2, group = 32, boost = { bits = 8, fraction = 0.1 } }, { bits = 4, window = 0 }),
+    -- Every other kind of keys and values too.
+    shape("d96-g9-kitty-bf16", { 96, 9, "bf16" }, { bits = 2, boost = { bits = 4, fraction = 0.25 } }, { bits = 2, window = 32 }, { sink = 7 }),
+    shape("d64-g13-exact-bf16", { 64, 13, "bf16" }, { bits = 16 }, { bits = 16, window = 0 }, { sink = 0 }),
+    shape("d128-g10-across", { 128, 10, "fp16" }, { bits = 4, along = "channels", group = 64 },
+        { bits = 2, along = "tokens", group = 32, window = 40 }, { page = 128 }),
+    shape("d64-g15-across-odd", { 64, 15, "bf16" }, { bits = 3, along = "channels", group = 32, metadata = "fp8", rotation = "hadamard" },
+        { bits = 3, along = "tokens", metadata = "fp8", rotation = "hadamard", window = 7 }, { sink = 15 }),
+    shape("d64-g14-matrix", { 64, 14, "fp16" }, { bits = 1, rotation = "matrix", boost = { bits = 3, fraction = 0.4 } },
+        { bits = 3, group = 32, rotation = "matrix", metadata = "fp8", window = 0 }, { calibration = "calibration.safetensors", sink = 0 }),
     -- The first layer as the first shape has them.
     shape("d64-g1-layers", { 64, 1, "fp16" }, { bits = 2, boost = { bits = 4, fraction = 0.125 } }, { bits = 2, window = 32 },
         { layers = { { first = 1, key = { bits = 4, boost = false, window = 32 }, value = { bits = 16, window = 160 } } } }),

@@ -454,15 +454,12 @@ constexpr __host__ __device__ int lane_word(int w, int words, int lane) {
 // Each warp keeps its own running maximum, sum and output; warps meet once in shared memory, splits once in `partial`, where
 // the last block to arrive merges all of them in split order.
 //
-// Matrix products have tokens (for q k^T) or channels (for the output) as rows and query heads as columns. Lane = 4 g + c.
-// A product has 8 columns. Sealed keys meet q' = q * scale as two signed bytes (m16n8k32). Where a pass has at most 4 heads (PAIR),
-// columns 4..7 carry the low bytes of columns 0..3 in q k^T, and other tokens of the same heads in the output, so that no column is
-// idle. Otherwise a pass takes one or two groups of 8 heads (HALVES) with the same codes, and high and low bytes apart. Of two groups
-// q' is in halves: to split that of 16 heads into bytes and to join what comes of them takes longer than the codes' other form.
+// Query heads are columns of the matrix products where a pass has up to 8 (lib/heads_in_columns.cuh), else rows (lib/heads_in_rows.cuh).
+// Lane = 4 g + c.
 constexpr int D = HEAD_DIM;
 constexpr int KD = D / 16;                 // groups of 16 channels
 constexpr bool PAIR = COLUMNS <= 4;
-constexpr int HALVES = (COLUMNS + 7) / 8;  // products of 8 columns
+constexpr int EIGHTS = (COLUMNS + 7) / 8;  // of query heads
 constexpr int HEAD_MASK = PAIR ? 3 : 7;
 constexpr int PAGE_TILES = PAGE / 32;
 constexpr int PAGE_CHUNKS = PAGE_TILES / TILES;
@@ -475,68 +472,44 @@ constexpr int VALUE_PLANES = VALUE_BITS / 2;
 constexpr int VALUE_GROUPS = D / VALUE_GROUP;
 constexpr int VALUE_WORDS = VALUE_BITS == 16 ? 0 : KD * VALUE_PLANES;
 constexpr int STAGE_BYTES = KEY_TILES + TILES * (KEY_TILE_BYTES + VALUE_TILE_BYTES);
-constexpr bool VALUES_AHEAD = D * HALVES <= 128; // exact values are loaded with their keys, where there are registers for both
+constexpr bool VALUES_AHEAD = D * EIGHTS <= 128; // exact values are loaded with their keys, where there are registers for both
 constexpr int BARRIER_BYTES = (WARPS * STAGES * 16 + 127) / 128 * 128; // a stage has one for keys and one for values
 constexpr int OUT_STRIDE = D + 4;          // floats of a warp's result, off the bank stride
 constexpr float LOG2E = 1.4426950408889634f;
-constexpr int HELD = HALVES == 1 || TILES == 1 ? TILES : 2; // tiles whose logits, and then sums of whose values, are held at once: registers
-constexpr int GROUPS = PAIR ? HELD : 2 * HELD; // of 16 tokens whose logits a lane holds
-constexpr int HEADROOM = 2; // log2 of the largest probability, relative to what State says
 // q' is at most 2^Q_EXPONENT, so that its multiples by the weights of higher planes stay below 65504; products with codes that are
-// subnormal halves are off by 2^-24. Probabilities likewise.
+// subnormal halves are off by 2^-24. What values' codes meet, probabilities times scales, is at most 2^W_EXPONENT likewise.
 constexpr int Q_EXPONENT = 9;
-constexpr int DIGIT = 254; // the low byte of q' is in units of 1 / DIGIT of the high byte, so that halves of these are at most 127
 constexpr int EXTRA_WEIGHT = 4; // of codes of further planes beside those of all channels: what their q' need not carry
-constexpr int KEY_PAIRS = (KD + BOOST_TILES + 1) / 2; // of words that meet q' as bytes; planes of all channels meet the same q'
 constexpr int SCALED_BYTES = 0;
-constexpr int QUERY_BYTES = PAIR ? (D * COLUMNS * 2 + 127) / 128 * 128 : D * HALVES * 32 + WARPS * SCALED_BYTES;
-constexpr int P_EXPONENT = VALUE_BITS == 16 ? 0 : 17 - HEADROOM - VALUE_BITS;
+constexpr int QUERY_BYTES = PAIR ? (D * COLUMNS * 2 + 127) / 128 * 128 : D * EIGHTS * 32 + WARPS * SCALED_BYTES;
+constexpr int W_EXPONENT = 17 - VALUE_BITS;
 static_assert(PAGE_TILES % TILES == 0, "chunks divide a page");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * STAGES * STAGE_BYTES <= SHARED_BYTES, "stages fit");
 static_assert(QUERY_BYTES + BARRIER_BYTES + WARPS * COLUMNS * (OUT_STRIDE + 2) * 4 <= SHARED_BYTES, "partial results fit");
 
-// What a lane knows of the query: column g of each product, channels as channel_of orders them.
+// What a lane knows of the query: heads g and g + 8, of 16 (EIGHTS 2), or g & HEAD_MASK; channels as channel_of orders them.
 struct Query {
-    u32 pair[HALVES][2 * KD];            // element pairs in DTYPE: [2 k + j] channels channel_of(k, 2 c + 8 j) and the next
-    u32 half[PAIR ? 2 * KD : 1];         // the same in fp16, as stored() has them, times 2^(Q_EXPONENT - e) with every |q| of the column's head <= 2^e
-    const uint4 *halves;                 // unless PAIR: that, shared [D / 32, HALVES, 32 lanes]
-    const u16 *all;                      // that of all channels, shared [D, COLUMNS]; unless PAIR [D, 8, HALVES]
-    float back[HALVES];                  // scale * log2(e) * 2^(e - Q_EXPONENT) of the column's head
-    float scale;                         // scale * log2(e)
+    u32 pair[EIGHTS][2 * KD];    // element pairs in DTYPE: [2 k + j] channels channel_of(k, 2 c + 8 j) and the next
+    u32 half[PAIR ? 2 * KD : 1]; // the same in fp16, as stored() has them, times 2^(Q_EXPONENT - e) with every |q| of the head <= 2^e
+    const uint4 *halves;         // unless PAIR: that of all lanes, shared
+    const u16 *all;              // that of all channels, shared [D, COLUMNS]; unless PAIR [D, 8, EIGHTS]
+    float back[EIGHTS];          // scale * log2(e) * 2^(e - Q_EXPONENT) of the heads
+    float scale;                 // scale * log2(e)
 
-    // Of product h, halves 0, 2, 1 and 3 of channels 32 k + 8 c and so on.
-    __device__ __forceinline__ uint4 stored(int h, int k, int lane) const {
+    // Halves 0, 2, 1 and 3 of channels 32 k + 8 c and so on.
+    __device__ __forceinline__ uint4 stored(int k, int lane) const {
         if constexpr (PAIR) return make_uint4(half[4 * k], half[4 * k + 1], half[4 * k + 2], half[4 * k + 3]);
-        else return halves[(k * HALVES + h) * 32 + lane];
+        else return halves[k * 32 + lane];
     }
     // The same in their order.
-    __device__ __forceinline__ uint4 four(int h, int k, int lane) const {
-        const uint4 q = stored(h, k, lane);
+    __device__ __forceinline__ uint4 four(int k, int lane) const {
+        const uint4 q = stored(k, lane);
         return make_uint4(q.x, q.z, q.y, q.w);
     }
 };
 
-// Running softmax of a warp, per product. Heads of columns 2 c (0) and 2 c + 1 (1); rows of `out` are channels channel_of(i, g + 8 half).
-// What probabilities are relative to is the largest logit when one was last above it by more than HEADROOM, so that it seldom grows.
-struct State {
-    float out[KD][4];
-    float max0, max1;   // that logit, in units of log2; 0 before the first
-    float sum0, sum1;   // this lane's tokens only
-};
-
-// The lanes of columns 4..7, where those repeat the heads of columns 0..3.
-__device__ __forceinline__ bool second_lane(int lane) { return PAIR && (lane & 2); }
-
 __device__ __forceinline__ float low_element(u32 pair) { return element_to_float((u16)pair); }
 __device__ __forceinline__ float high_element(u32 pair) { return element_to_float((u16)(pair >> 16)); }
-
-// Elements nearest to x and y; in the lanes that carry low parts, what these leave over.
-__device__ __forceinline__ u32 pack_element_part(float x, float y, bool low_part) {
-    u32 high = pack_element(x, y);
-    if (!PAIR) return high;
-    u32 low = pack_element(x - low_element(high), y - high_element(high));
-    return low_part ? low : high;
-}
 
 // Words of a lane out of a tile of `words` per lane, read in ascending order and as vectors of four; w must be a constant after
 // unrolling, `first` true for the first word read and wherever the order starts anew.
@@ -544,6 +517,7 @@ template <int words> struct Words {
     const u32 *base;
     int lane;
     uint4 four;
+    Words() = default;
     __device__ __forceinline__ Words(const u8 *tile, int lane) : base((const u32 *)tile), lane(lane) {}
     __device__ __forceinline__ u32 get(int w, bool first) {
         const int start = w & ~3, left = words - start, r = w & 3;
@@ -563,13 +537,79 @@ template <int words> struct Words {
     }
 };
 
-// One word's codes as subnormal halves, times the weights 1, 4, 16, 64 of their bit positions, times product h's b[h][at], b[h][at + 1];
+// The boosted channels' rows 2 c + 8 j and the next of their k-th tile: q of the lane's columns, scales, and the weights of their
+// planes, less what the codes carry.
+__device__ __forceinline__ void gather_boosted(u32 (&q)[EIGHTS], u32 &scale, u32 &weight, const Query &query, const u8 *block,
+                                              const u16 *scales, int k, int j, int lane) {
+    const int g = lane >> 2, head = g & HEAD_MASK;
+    u32 both[2], two[2];
+    float times[2];
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        const int row = k * 16 + 2 * (lane & 3) + 8 * j + e, plane = row / BOOST_LIST;
+        const bool real = row < KEY_EXTRA * KEY_BOOSTED && head < COLUMNS;
+        const int channel = real ? block[KEY_INDEX + row - plane * BOOST_LIST] : 0;
+        times[e] = real ? (float)(1 << (KEY_BITS + 2 * (KEY_EXTRA > 1 ? plane : 0))) / EXTRA_WEIGHT : 0;
+        if constexpr (EIGHTS == 2) both[e] = real ? ((const u32 *)query.all + g)[channel * 8] : 0;
+        else both[e] = real ? query.all[channel * (PAIR ? COLUMNS : 8) + head] : 0;
+        two[e] = scales[channel];
+    }
+#pragma unroll
+    for (int h = 0; h < EIGHTS; h++) q[h] = __byte_perm(both[0], both[1], h ? 0x7632 : 0x5410);
+    scale = two[0] | two[1] << 16, weight = pack_half(times[0], times[1]);
+}
+
+// Attention of up to 8 query heads, which are the columns of every product: tokens (of q k^T) and then channels (of the output) are its rows.
+// Sealed keys meet q' = q * scale as two signed bytes (m16n8k32). Where a pass has at most 4 heads (PAIR), columns 4..7 carry the low bytes
+// of columns 0..3 in q k^T, and other tokens of the same heads in the output, so that no column is idle; otherwise high and low bytes are apart.
+
+constexpr int GROUPS = PAIR ? TILES : 2 * TILES; // of 16 tokens of a chunk, whose logits a lane holds
+constexpr int EXACT_GROUPS = 1;
+constexpr int HEADROOM = 2; // log2 of by how much a logit may exceed the largest one when State's maximum was last raised
+constexpr int P_EXPONENT = W_EXPONENT - HEADROOM;
+constexpr int LEAST_EXPONENT = -24;              // of the smallest scale there is
+typedef float Probabilities[GROUPS][4];
+constexpr int DIGIT = 254; // the low byte of q' is in units of 1 / DIGIT of the high byte, so that halves of these are at most 127
+constexpr int KEY_PAIRS = (KD + BOOST_TILES + 1) / 2; // of words that meet q' as bytes; planes of all channels meet the same q'
+
+// Running softmax of a warp. Heads of columns 2 c (0) and 2 c + 1 (1); rows of `out` are channels channel_of(i, g + 8 half).
+// What probabilities are relative to is the largest logit when one was last above it by more than HEADROOM, so that it seldom grows.
+struct State {
+    float out[KD][4];
+    float max0, max1;   // that logit, in units of log2; 0 before the first
+    float sum0, sum1;   // this lane's tokens only
+};
+
+// The lanes of columns 4..7, where those repeat the heads of columns 0..3.
+__device__ __forceinline__ bool second_lane(int lane) { return PAIR && (lane & 2); }
+
+template <int count> __device__ __forceinline__ void clear(float (&x)[count][4]) {
+#pragma unroll
+    for (int i = 0; i < count; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) x[i][e] = 0;
+}
+
+__device__ __forceinline__ void scale_output(State &state, float by) {
+#pragma unroll
+    for (int i = 0; i < KD; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) state.out[i][e] *= by;
+}
+
+// Elements nearest to x and y; in the lanes that carry low parts, what these leave over.
+__device__ __forceinline__ u32 pack_element_part(float x, float y, bool low_part) {
+    u32 high = pack_element(x, y);
+    if (!PAIR) return high;
+    u32 low = pack_element(x - low_element(high), y - high_element(high));
+    return low_part ? low : high;
+}
+
+// One word's codes as subnormal halves, times the weights 1, 4, 16, 64 of their bit positions, times b[at], b[at + 1];
 // `word` is shifted by 8 for the second group of 16.
 template <int count, int most>
-__device__ __forceinline__ void mma_codes(float (&c)[HALVES][count][4], int to, u32 word, const u32 (&b)[HALVES][most], int at) {
-#pragma unroll
-    for (int h = 0; h < HALVES; h++)
-        mma_half(c[h][to], word & 0x00030003u, word & 0x000c000cu, word & 0x00300030u, word & 0x00c000c0u, b[h][at], b[h][at + 1]);
+__device__ __forceinline__ void mma_codes(float (&c)[count][4], int to, u32 word, const u32 (&b)[most], int at) {
+    mma_half(c[to], word & 0x00030003u, word & 0x000c000cu, word & 0x00300030u, word & 0x00c000c0u, b[at], b[at + 1]);
 }
 
 // ---- keys ----
@@ -578,30 +618,8 @@ __device__ __forceinline__ void mma_codes(float (&c)[HALVES][count][4], int to, 
 struct KeyOperand {
     // Bytes, of words 2 i and 2 i + 1: x, y high and z, w low ones of rows 2 c and 2 c + 8; PAIR: x, y alone, low ones in columns 4..7.
     uint4 digits[KEY_PAIRS];
-    float factor0[HALVES], factor1[HALVES];              // of the products with codes, to logits in units of log2, columns 2 c and 2 c + 1
-    float zero0[HALVES], zero1[HALVES];                  // q . zero in units of log2, and what rounding q' left over
-
-    // The boosted channels' rows 2 c + 8 j and the next of their k-th tile: q of the lane's columns, scales, and the weights of their
-    // planes, less what the codes carry.
-    __device__ __forceinline__ static void gather(u32 (&q)[HALVES], u32 &scale, u32 &weight, const Query &query, const u8 *block,
-                                                  const u16 *scales, int k, int j, int lane) {
-        const int g = lane >> 2, head = g & HEAD_MASK;
-        u32 both[2], two[2];
-        float times[2];
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            const int row = k * 16 + 2 * (lane & 3) + 8 * j + e, plane = row / BOOST_LIST;
-            const bool real = row < KEY_EXTRA * KEY_BOOSTED && head < COLUMNS;
-            const int channel = real ? block[KEY_INDEX + row - plane * BOOST_LIST] : 0;
-            times[e] = real ? (float)(1 << (KEY_BITS + 2 * (KEY_EXTRA > 1 ? plane : 0))) / EXTRA_WEIGHT : 0;
-            if constexpr (HALVES == 2) both[e] = real ? *(const u32 *)(query.all + (channel * 8 + g) * 2) : 0;
-            else both[e] = real ? query.all[channel * (PAIR ? COLUMNS : 8) + head] : 0;
-            two[e] = scales[channel];
-        }
-#pragma unroll
-        for (int h = 0; h < HALVES; h++) q[h] = __byte_perm(both[0], both[1], h ? 0x7632 : 0x5410);
-        scale = two[0] | two[1] << 16, weight = pack_half(times[0], times[1]);
-    }
+    float factor0, factor1;              // of the products with codes, to logits in units of log2, columns 2 c and 2 c + 1
+    float zero0, zero1;                  // q . zero in units of log2, and what rounding q' left over
 
     // A column's q' becomes high + low / DIGIT, two bytes, times a power of two that its largest |q'| allows: within 2^-14 of that.
     // What rounding leaves over counts for codes in the middle of theirs, and goes to the zeros' share: so only how far codes are from
@@ -617,7 +635,7 @@ struct KeyOperand {
         const u32 base = pack_half(middle, middle), further = pack_half(1.5f * EXTRA_WEIGHT, 1.5f * EXTRA_WEIGHT);
         const u32 last = pack_half(0.5f * EXTRA_WEIGHT, 0.5f * EXTRA_WEIGHT);
         constexpr int BOOST = 4 * KEY_PAIRS - 2 * KD;             // words of boosted channels, and of zeros where those are odd
-        u32 scale[4 * KEY_PAIRS], boosted[HALVES][BOOST ? BOOST : 1]; // scales at most 1, times the weights of higher planes; q
+        u32 scale[4 * KEY_PAIRS], boosted[BOOST ? BOOST : 1]; // scales at most 1, times the weights of higher planes; q
 #pragma unroll
         for (int k = 0; k < D / 32; k++) {
             const uint4 m = *(const uint4 *)(scales + k * 32 + c * 8);
@@ -627,101 +645,90 @@ struct KeyOperand {
 #pragma unroll
         for (int k = 0; k < BOOST; k++) {
             if (k < 2 * BOOST_TILES) {
-                u32 x[HALVES], weight;
-                gather(x, scale[2 * KD + k], weight, query, block, scales, k / 2, k & 1, lane);
+                u32 x[1], weight;
+                gather_boosted(x, scale[2 * KD + k], weight, query, block, scales, k / 2, k & 1, lane);
                 scale[2 * KD + k] = half2_multiply(half2_multiply(scale[2 * KD + k], units), weight);
-#pragma unroll
-                for (int h = 0; h < HALVES; h++) boosted[h][k] = x[h];
+                boosted[k] = x[0];
             } else {
-                scale[2 * KD + k] = boosted[0][k] = boosted[HALVES - 1][k] = 0;
+                scale[2 * KD + k] = boosted[k] = 0;
             }
         }
+        auto words = [&](u32(&q)[4], int i) { // q of words 4 i to 4 i + 3; from shared memory twice rather than kept
+            if (i < KD / 2) {
+                const uint4 x = query.four(i, lane);
+                q[0] = x.x, q[1] = x.y, q[2] = x.z, q[3] = x.w;
+            } else {
 #pragma unroll
-        for (int h = 0; h < HALVES; h++) {
-            auto words = [&](u32(&q)[4], int i) { // q of words 4 i to 4 i + 3; from shared memory twice rather than kept
-                if (i < KD / 2) {
-                    const uint4 x = query.four(h, i, lane);
-                    q[0] = x.x, q[1] = x.y, q[2] = x.z, q[3] = x.w;
-                } else {
-#pragma unroll
-                    for (int e = 0; e < 4; e++) q[e] = boosted[h][4 * i + e - 2 * KD];
-                }
-            };
-            u32 peaks = 0;
-#pragma unroll
-            for (int i = 0; i < KEY_PAIRS; i++) {
-                u32 q[4];
-                words(q, i);
-#pragma unroll
-                for (int e = 0; e < 4; e++)
-                    if (4 * i + e < COUNT) peaks = half2_peak(peaks, half2_multiply(q[e], scale[4 * i + e]));
+                for (int e = 0; e < 4; e++) q[e] = boosted[4 * i + e - 2 * KD];
             }
-            float peak = fmaxf(half_to_float((u16)peaks), half_to_float((u16)(peaks >> 16)));
-            peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, 1));
-            peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, 2));
-            // q' times 2^(7 - x) is at most 126. Where every q' is less than 2^-9 of the largest q times the largest scale, its last bits do
-            // not matter, and x stays where scale * 2^(7 - x) is below 65504.
-            const int x = max(ceil_exponent(peak * (128.0f / 126.0f)), -1);
-            const float grow = power_of_two(7 - x), back = power_of_two(exponent + x - 7) * (1.0f / DIGIT);
-            const u32 grows = pack_half(grow, grow);
-            u32 left = 0; // in units of the low byte
+        };
+        u32 peaks = 0;
 #pragma unroll
-            for (int i = 0; i < KEY_PAIRS; i++) {
-                u32 digit[2][2], q[4];
-                words(q, i);
+        for (int i = 0; i < KEY_PAIRS; i++) {
+            u32 q[4];
+            words(q, i);
 #pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    u32 high[2], low[2];
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        const u32 y = q[2 * e + j], s = half2_multiply(scale[4 * i + 2 * e + j], grows);
-                        high[e] = half2_multiply_add(y, s, ROUND);
-                        const u32 rest = half2_multiply_add(y, s, half2_multiply_add(high[e], 0xbc00bc00u, ROUND)); // less what is in `high`
-                        low[e] = half2_multiply_add(rest, 0x5bf05bf0u, ROUND);                                      // times DIGIT
-                        const u32 over = half2_multiply_add(rest, 0x5bf05bf0u, half2_multiply_add(low[e], 0xbc00bc00u, ROUND));
-                        left = half2_multiply_add(over, i < KD / 2 ? base : i < (KD + EXTRA_TILES) / 2 ? further : last, left);
-                    }
-                    digit[0][j] = __byte_perm(high[0], high[1], 0x6420);
-                    digit[1][j] = __byte_perm(low[0], low[1], 0x6420);
-                }
-                const bool low_part = PAIR && lane >= 16;
-                const uint4 four = make_uint4(low_part ? digit[1][0] : digit[0][0], low_part ? digit[1][1] : digit[0][1], digit[1][0], digit[1][1]);
-                digits[i] = four;
-            }
-            float share = (half_to_float((u16)left) + half_to_float((u16)(left >> 16))) * back;
-            share += __shfl_xor_sync(~0u, share, 1);
-            share += __shfl_xor_sync(~0u, share, 2);
-            const int from = 8 * (c & (HEAD_MASK >> 1)); // lane of column 2 c's head
-            factor0[h] = __shfl_sync(~0u, back, from), factor1[h] = __shfl_sync(~0u, back, from + 4);
-            zero0[h] = __shfl_sync(~0u, share, from), zero1[h] = __shfl_sync(~0u, share, from + 4);
+            for (int e = 0; e < 4; e++)
+                if (4 * i + e < COUNT) peaks = half2_peak(peaks, half2_multiply(q[e], scale[4 * i + e]));
         }
+        float peak = fmaxf(half_to_float((u16)peaks), half_to_float((u16)(peaks >> 16)));
+        peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, 1));
+        peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, 2));
+        // q' times 2^(7 - x) is at most 126. Where every q' is less than 2^-9 of the largest q times the largest scale, its last bits do
+        // not matter, and x stays where scale * 2^(7 - x) is below 65504.
+        const int x = max(ceil_exponent(peak * (128.0f / 126.0f)), -1);
+        const float grow = power_of_two(7 - x), back = power_of_two(exponent + x - 7) * (1.0f / DIGIT);
+        const u32 grows = pack_half(grow, grow);
+        u32 left = 0; // in units of the low byte
+#pragma unroll
+        for (int i = 0; i < KEY_PAIRS; i++) {
+            u32 digit[2][2], q[4];
+            words(q, i);
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                u32 high[2], low[2];
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    const u32 y = q[2 * e + j], s = half2_multiply(scale[4 * i + 2 * e + j], grows);
+                    high[e] = half2_multiply_add(y, s, ROUND);
+                    const u32 rest = half2_multiply_add(y, s, half2_multiply_add(high[e], 0xbc00bc00u, ROUND)); // less what is in `high`
+                    low[e] = half2_multiply_add(rest, 0x5bf05bf0u, ROUND);                                      // times DIGIT
+                    const u32 over = half2_multiply_add(rest, 0x5bf05bf0u, half2_multiply_add(low[e], 0xbc00bc00u, ROUND));
+                    left = half2_multiply_add(over, i < KD / 2 ? base : i < (KD + EXTRA_TILES) / 2 ? further : last, left);
+                }
+                digit[0][j] = __byte_perm(high[0], high[1], 0x6420);
+                digit[1][j] = __byte_perm(low[0], low[1], 0x6420);
+            }
+            const bool low_part = PAIR && lane >= 16;
+            const uint4 four = make_uint4(low_part ? digit[1][0] : digit[0][0], low_part ? digit[1][1] : digit[0][1], digit[1][0], digit[1][1]);
+            digits[i] = four;
+        }
+        float share = (half_to_float((u16)left) + half_to_float((u16)(left >> 16))) * back;
+        share += __shfl_xor_sync(~0u, share, 1);
+        share += __shfl_xor_sync(~0u, share, 2);
+        const int from = 8 * (c & (HEAD_MASK >> 1)); // lane of column 2 c's head
+        factor0 = __shfl_sync(~0u, back, from), factor1 = __shfl_sync(~0u, back, from + 4);
+        zero0 = __shfl_sync(~0u, share, from), zero1 = __shfl_sync(~0u, share, from + 4);
     }
 
     __device__ __forceinline__ void build(const Query &query, const u8 *block, int group, int lane) {
         const u16 *scales = (const u16 *)(block + KEY_META) + group * 2 * D, *zeros = scales + D;
-        float front[HALVES][4], back[HALVES][4];
+        float front[4], back[4];
 #pragma unroll
-        for (int h = 0; h < HALVES; h++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) front[h][i] = back[h][i] = 0;
+        for (int i = 0; i < 4; i++) front[i] = back[i] = 0;
 #pragma unroll
         for (int k = 0; k < D / 32; k++) {
             const uint4 z = *(const uint4 *)(zeros + k * 32 + (lane & 3) * 8);
-#pragma unroll
-            for (int h = 0; h < HALVES; h++) { // rows g of `front` and g + 8 of `back` count
-                const uint4 q = query.stored(h, k, lane);
-                mma_half(front[h], z.x, z.y, z.z, z.w, q.x, q.y);
-                mma_half(back[h], z.x, z.y, z.z, z.w, q.z, q.w);
-            }
+            // rows g of `front` and g + 8 of `back` count
+            const uint4 q = query.stored(k, lane);
+            mma_half(front, z.x, z.y, z.z, z.w, q.x, q.y);
+            mma_half(back, z.x, z.y, z.z, z.w, q.z, q.w);
         }
         build_digits(query, block, scales, lane);
-#pragma unroll
-        for (int h = 0; h < HALVES; h++) {
-            const int from = 8 * (lane & 3 & (HEAD_MASK >> 1)); // lane of column 2 c's head
-            const float back0 = __shfl_sync(~0u, query.back[h], from), back1 = __shfl_sync(~0u, query.back[h], from + 4);
-            factor0[h] *= back0, factor1[h] *= back1;
-            zero0[h] = (front[h][0] + back[h][2] + zero0[h]) * back0, zero1[h] = (front[h][1] + back[h][3] + zero1[h]) * back1;
-        }
+        const int from = 8 * (lane & 3 & (HEAD_MASK >> 1)); // lane of column 2 c's head
+        const float back0 = __shfl_sync(~0u, query.back[0], from), back1 = __shfl_sync(~0u, query.back[0], from + 4);
+        factor0 *= back0, factor1 *= back1;
+        zero0 = (front[0] + back[2] + zero0) * back0, zero1 = (front[1] + back[3] + zero1) * back1;
     }
 };
 
@@ -730,7 +737,7 @@ constexpr int DIGITS = PAIR ? 1 : 2; // products of a group of 8 columns: high a
 // Products of `groups` groups of 16 tokens of a key tile, from group m0 on, with the high and the low bytes of q', exact. Rows are
 // tokens g (elements 0, 1) and g + 8 (2, 3). Codes are bytes too: two words' of a group side by side.
 template <int groups>
-__device__ __forceinline__ void multiply_codes(int (&sum)[groups][HALVES][DIGITS][4], const KeyOperand &operand, const u8 *tile, int m0, int lane) {
+__device__ __forceinline__ void multiply_codes(int (&sum)[groups][DIGITS][4], const KeyOperand &operand, const u8 *tile, int m0, int lane) {
     // Steps, of two words or of one that holds a 1-bit plane of two, by the higher plane first: each is 4 times the next.
     constexpr int PLANE = KD / 2, HALF = KEY_BITS % 2 * PLANE, BASE = HALF + KEY_PLANES * PLANE;
     constexpr int EXTRA = (KEY_EXTRA * KEY_BOOSTED + 15) / 16, FURTHER = BASE + (EXTRA + 1) / 2; // boosted channels' words, steps
@@ -739,11 +746,9 @@ __device__ __forceinline__ void multiply_codes(int (&sum)[groups][HALVES][DIGITS
 #pragma unroll
     for (int m = 0; m < groups; m++)
 #pragma unroll
-        for (int h = 0; h < HALVES; h++)
+        for (int d = 0; d < DIGITS; d++)
 #pragma unroll
-            for (int d = 0; d < DIGITS; d++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) sum[m][h][d][i] = 0;
+            for (int i = 0; i < 4; i++) sum[m][d][i] = 0;
 #pragma unroll
     for (int i = 0; i < STEPS; i++) {
         const bool base = i < BASE, half = i < HALF || i >= FURTHER;
@@ -759,17 +764,14 @@ __device__ __forceinline__ void multiply_codes(int (&sum)[groups][HALVES][DIGITS
         for (int m = 0; m < groups; m++) {
             const u32 codes = __byte_perm(x, y, m0 + m ? 0x7531 : 0x6420), front = base ? codes : codes << 2, next = base ? codes >> 4 : codes >> 2;
             const u32 first = base ? 0x03030303u : 0x0c0c0c0cu, second = first << 2; // further planes are EXTRA_WEIGHT times what they were
+            const uint4 b = operand.digits[row];
 #pragma unroll
-            for (int h = 0; h < HALVES; h++) {
-                const uint4 b = operand.digits[row];
+            for (int d = 0; d < DIGITS; d++) {
+                if (base && i >= PLANE && i % PLANE == 0)
 #pragma unroll
-                for (int d = 0; d < DIGITS; d++) {
-                    if (base && i >= PLANE && i % PLANE == 0)
-#pragma unroll
-                        for (int e = 0; e < 4; e++) sum[m][h][d][e] *= 4;
-                    mma_bytes(sum[m][h][d], front & first, front & second, next & first, next & second,
-                              d ? b.z : b.x, d ? b.w : b.y);
-                }
+                    for (int e = 0; e < 4; e++) sum[m][d][e] *= 4;
+                mma_bytes(sum[m][d], front & first, front & second, next & first, next & second,
+                          d ? b.z : b.x, d ? b.w : b.y);
             }
         }
     }
@@ -780,13 +782,13 @@ __device__ __forceinline__ float join_digits(int a, int u, int b, int v) {
     return KEY_BITS > 2 ? (float)a * (float)u + (float)b * (float)v : (float)(a * u + b * v);
 }
 
-// Logits in units of log2, relative to the running maximum, of one group, product h.
-__device__ __forceinline__ void scale_logits(float (&s)[4], const Query &query, const KeyOperand &operand, const State &state, int h) {
+// Logits in units of log2, relative to the running maximum, of one group.
+__device__ __forceinline__ void scale_logits(float (&s)[4], const Query &query, const KeyOperand &operand, const State &state) {
     if constexpr (KEY_BITS == 16) {
         s[0] = s[0] * query.scale - state.max0, s[1] = s[1] * query.scale - state.max1;
         s[2] = s[2] * query.scale - state.max0, s[3] = s[3] * query.scale - state.max1;
     } else {
-        const float f0 = operand.factor0[h], f1 = operand.factor1[h], zero0 = operand.zero0[h] - state.max0, zero1 = operand.zero1[h] - state.max1;
+        const float f0 = operand.factor0, f1 = operand.factor1, zero0 = operand.zero0 - state.max0, zero1 = operand.zero1 - state.max1;
         s[0] = s[0] * f0 + zero0, s[1] = s[1] * f1 + zero1;
         s[2] = s[2] * (f0 * 0.25f) + zero0, s[3] = s[3] * (f1 * 0.25f) + zero1; // rows g + 8 meet codes times 4
     }
@@ -794,20 +796,16 @@ __device__ __forceinline__ void scale_logits(float (&s)[4], const Query &query, 
 
 // Raw products of `groups` groups of an exact key tile, from m0 on.
 template <int groups, int most>
-__device__ __forceinline__ void score_elements(float (&s)[HALVES][most][4], int at, const Query &query, const u8 *tile, int m0, int lane) {
+__device__ __forceinline__ void score_elements(float (&s)[most][4], int at, const Query &query, const u8 *tile, int m0, int lane) {
     const uint4 *a = (const uint4 *)tile + lane;
 #pragma unroll
     for (int m = 0; m < groups; m++) {
 #pragma unroll
-        for (int h = 0; h < HALVES; h++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) s[h][at + m][i] = 0;
+        for (int i = 0; i < 4; i++) s[at + m][i] = 0;
 #pragma unroll
         for (int k = 0; k < KD; k++) {
             const uint4 w = a[((m0 + m) * KD + k) * 32];
-#pragma unroll
-            for (int h = 0; h < HALVES; h++)
-                mma_element(s[h][at + m], w.x, w.y, w.z, w.w, query.pair[h][2 * k], query.pair[h][2 * k + 1]);
+            mma_element(s[at + m], w.x, w.y, w.z, w.w, query.pair[0][2 * k], query.pair[0][2 * k + 1]);
         }
     }
 }
@@ -817,63 +815,54 @@ __device__ __forceinline__ int own_digit(int lane) { return second_lane(lane) ? 
 __device__ __forceinline__ int other_digit(int lane) { return second_lane(lane) ? DIGIT : 1; }
 
 // Logits of one group of a sealed tile, in all columns.
-__device__ __forceinline__ void score_group(float (&s)[HALVES][1][4], const Query &query, const KeyOperand &operand,
-                                            const State (&state)[HALVES], const u8 *tile, int m, int lane) {
+__device__ __forceinline__ void score_group(float (&s)[1][4], const Query &query, const KeyOperand &operand,
+                                            const State &state, const u8 *tile, int m, int lane) {
     if constexpr (KEY_BITS == 16) {
         score_elements<1>(s, 0, query, tile, m, lane);
     } else {
-        int sum[1][HALVES][DIGITS][4];
+        int sum[1][DIGITS][4];
         multiply_codes<1>(sum, operand, tile, m, lane);
 #pragma unroll
-        for (int h = 0; h < HALVES; h++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int mine = sum[0][h][0][i];
-                if constexpr (PAIR) s[h][0][i] = join_digits(mine, own_digit(lane), __shfl_xor_sync(~0u, mine, 2), other_digit(lane));
-                else s[h][0][i] = join_digits(mine, DIGIT, sum[0][h][DIGITS - 1][i], 1);
-            }
+        for (int i = 0; i < 4; i++) {
+            const int mine = sum[0][0][i];
+            if constexpr (PAIR) s[0][i] = join_digits(mine, own_digit(lane), __shfl_xor_sync(~0u, mine, 2), other_digit(lane));
+            else s[0][i] = join_digits(mine, DIGIT, sum[0][DIGITS - 1][i], 1);
+        }
     }
-#pragma unroll
-    for (int h = 0; h < HALVES; h++) scale_logits(s[h][0], query, operand, state[h], h);
+    scale_logits(s[0], query, operand, state);
 }
 
 // Logits of the t-th sealed tile of a chunk. PAIR: a lane of columns 0..3 gets tokens 0..15 of the tile, one of columns 4..7 the others,
 // of the same heads.
-__device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int t, const Query &query, const KeyOperand &operand,
-                                             const State (&state)[HALVES], const u8 *tile, int lane) {
+__device__ __forceinline__ void score_sealed(float (&s)[GROUPS][4], int t, const Query &query, const KeyOperand &operand,
+                                             const State &state, const u8 *tile, int lane) {
     constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane keeps
     const bool second = second_lane(lane);
     if constexpr (KEY_BITS == 16) {
-        float both[HALVES][2][4];
+        float both[2][4];
         score_elements<2>(both, 0, query, tile, 0, lane);
 #pragma unroll
-        for (int h = 0; h < HALVES; h++)
+        for (int m = 0; m < own; m++)
 #pragma unroll
-            for (int m = 0; m < own; m++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) s[h][own * t + m][i] = PAIR && second ? both[h][1][i] : both[h][m][i];
+            for (int i = 0; i < 4; i++) s[own * t + m][i] = PAIR && second ? both[1][i] : both[m][i];
     } else {
-        int sum[2][HALVES][DIGITS][4];
+        int sum[2][DIGITS][4];
         multiply_codes<2>(sum, operand, tile, 0, lane);
 #pragma unroll
-        for (int h = 0; h < HALVES; h++)
+        for (int m = 0; m < own; m++)
 #pragma unroll
-            for (int m = 0; m < own; m++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int mine = sum[m][h][0][i];
-                    if constexpr (PAIR) {
-                        const int other = sum[1][h][0][i], got = __shfl_xor_sync(~0u, second ? mine : other, 2);
-                        s[h][t][i] = join_digits(second ? other : mine, own_digit(lane), got, other_digit(lane));
-                    } else {
-                        s[h][2 * t + m][i] = join_digits(mine, DIGIT, sum[m][h][DIGITS - 1][i], 1);
-                    }
+            for (int i = 0; i < 4; i++) {
+                const int mine = sum[m][0][i];
+                if constexpr (PAIR) {
+                    const int other = sum[1][0][i], got = __shfl_xor_sync(~0u, second ? mine : other, 2);
+                    s[t][i] = join_digits(second ? other : mine, own_digit(lane), got, other_digit(lane));
+                } else {
+                    s[2 * t + m][i] = join_digits(mine, DIGIT, sum[m][DIGITS - 1][i], 1);
                 }
+            }
     }
 #pragma unroll
-    for (int h = 0; h < HALVES; h++)
-#pragma unroll
-        for (int m = 0; m < own; m++) scale_logits(s[h][own * t + m], query, operand, state[h], h);
+    for (int m = 0; m < own; m++) scale_logits(s[own * t + m], query, operand, state);
 }
 
 // ---- softmax ----
@@ -881,51 +870,46 @@ __device__ __forceinline__ void score_sealed(float (&s)[HALVES][GROUPS][4], int 
 // Turns `groups` groups of logits, relative to the running maximum, into probabilities. Where one is far above it, or none was before
 // (`first`), the maximum is raised, what was summed before is scaled to it by r0 and r1, and the result is true.
 template <int groups>
-__device__ __forceinline__ bool softmax_update(State (&state)[HALVES], float (&s)[HALVES][groups][4], bool first, float (&r0)[HALVES], float (&r1)[HALVES]) {
-    float top0[HALVES], top1[HALVES];
-    bool above = first;
+__device__ __forceinline__ bool softmax_update(State &state, float (&s)[groups][4], bool first, float &r0, float &r1) {
+    float top0 = -infinity(), top1 = -infinity();
 #pragma unroll
-    for (int h = 0; h < HALVES; h++) {
-        top0[h] = top1[h] = -infinity();
-#pragma unroll
-        for (int m = 0; m < groups; m++) {
-            top0[h] = fmaxf(top0[h], fmaxf(s[h][m][0], s[h][m][2]));
-            top1[h] = fmaxf(top1[h], fmaxf(s[h][m][1], s[h][m][3]));
-        }
-        above = above || fmaxf(top0[h], top1[h]) > HEADROOM;
+    for (int m = 0; m < groups; m++) {
+        top0 = fmaxf(top0, fmaxf(s[m][0], s[m][2]));
+        top1 = fmaxf(top1, fmaxf(s[m][1], s[m][3]));
     }
-    const bool raise = __any_sync(~0u, above);
-    if (raise)
+    const bool raise = __any_sync(~0u, first || fmaxf(top0, top1) > HEADROOM);
+    if (raise) {
 #pragma unroll
-        for (int h = 0; h < HALVES; h++) {
+        for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
+            top0 = fmaxf(top0, __shfl_xor_sync(~0u, top0, x));
+            top1 = fmaxf(top1, __shfl_xor_sync(~0u, top1, x));
+        }
+        const float max0 = first || top0 > HEADROOM ? state.max0 + top0 : state.max0;
+        const float max1 = first || top1 > HEADROOM ? state.max1 + top1 : state.max1;
+        const float by0 = max0 - state.max0, by1 = max1 - state.max1; // as rounded
+        r0 = first ? 0 : exp2_fast(-by0), r1 = first ? 0 : exp2_fast(-by1);
+        state.max0 = max0, state.max1 = max1;
+        state.sum0 *= r0, state.sum1 *= r1;
 #pragma unroll
-            for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
-                top0[h] = fmaxf(top0[h], __shfl_xor_sync(~0u, top0[h], x));
-                top1[h] = fmaxf(top1[h], __shfl_xor_sync(~0u, top1[h], x));
-            }
-            State &of = state[h];
-            const float max0 = first || top0[h] > HEADROOM ? of.max0 + top0[h] : of.max0, max1 = first || top1[h] > HEADROOM ? of.max1 + top1[h] : of.max1;
-            const float by0 = max0 - of.max0, by1 = max1 - of.max1; // as rounded
-            r0[h] = first ? 0 : exp2_fast(-by0), r1[h] = first ? 0 : exp2_fast(-by1);
-            of.max0 = max0, of.max1 = max1;
-            of.sum0 *= r0[h], of.sum1 *= r1[h];
-#pragma unroll
-            for (int i = 0; i < KD; i++) {
-                of.out[i][0] *= r0[h], of.out[i][1] *= r1[h];
-                of.out[i][2] *= r0[h], of.out[i][3] *= r1[h];
-            }
-#pragma unroll
-            for (int m = 0; m < groups; m++) s[h][m][0] -= by0, s[h][m][1] -= by1, s[h][m][2] -= by0, s[h][m][3] -= by1;
+        for (int i = 0; i < KD; i++) {
+            state.out[i][0] *= r0, state.out[i][1] *= r1;
+            state.out[i][2] *= r0, state.out[i][3] *= r1;
         }
 #pragma unroll
-    for (int h = 0; h < HALVES; h++)
+        for (int m = 0; m < groups; m++) s[m][0] -= by0, s[m][1] -= by1, s[m][2] -= by0, s[m][3] -= by1;
+    }
 #pragma unroll
-        for (int m = 0; m < groups; m++) {
-            s[h][m][0] = exp2_fast(s[h][m][0]), s[h][m][1] = exp2_fast(s[h][m][1]);
-            s[h][m][2] = exp2_fast(s[h][m][2]), s[h][m][3] = exp2_fast(s[h][m][3]);
-            state[h].sum0 += s[h][m][0] + s[h][m][2], state[h].sum1 += s[h][m][1] + s[h][m][3];
-        }
+    for (int m = 0; m < groups; m++) {
+        s[m][0] = exp2_fast(s[m][0]), s[m][1] = exp2_fast(s[m][1]);
+        s[m][2] = exp2_fast(s[m][2]), s[m][3] = exp2_fast(s[m][3]);
+        state.sum0 += s[m][0] + s[m][2], state.sum1 += s[m][1] + s[m][3];
+    }
     return raise;
+}
+
+__device__ __forceinline__ void exact_probabilities(State &state, float (&s)[1][4], bool first) {
+    float r0, r1;
+    softmax_update<1>(state, s, first, r0, r1);
 }
 
 // ---- sealed values ----
@@ -967,8 +951,8 @@ __device__ __forceinline__ void spread_weights(u32 (&b)[4], const u32 (&packed)[
 }
 
 // Weights of a tile's tokens, as the B operand: probabilities times the scales of group v of their values. Adds zeros up.
-__device__ __forceinline__ void weigh(u32 (&b)[HALVES][4 * HELD], int at, SealedOutput (&sealed)[HALVES], float unit, int v,
-                                      const float (&p)[HALVES][GROUPS][4], int t, const u8 *tile, int lane) {
+__device__ __forceinline__ void weigh(u32 (&b)[4 * TILES], int at, SealedOutput &sealed, float unit, int v,
+                                      const float (&p)[GROUPS][4], int t, const u8 *tile, int lane) {
     constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane has
     // Pairs of tokens g, g + 8, g + 16, g + 24, or of this lane's two.
     u32 pair[2 * own];
@@ -979,41 +963,36 @@ __device__ __forceinline__ void weigh(u32 (&b)[HALVES][4 * HELD], int at, Sealed
         const uint2 back = *(const uint2 *)(pairs + 2);
         pair[2] = back.x, pair[3] = back.y;
     }
+    u32 packed[2 * own], spread[4];
 #pragma unroll
-    for (int h = 0; h < HALVES; h++) {
-        u32 packed[2 * own], spread[4];
-#pragma unroll
-        for (int r = 0; r < 2 * own; r++) {
-            const int j = r & 1;
-            const float(&from)[4] = p[h][own * t + r / 2];
-            const float zero = half_to_float((u16)(pair[r] >> 16));
-            const float scale = half_to_float((u16)pair[r]) * (j ? unit * 0.0625f : unit);
-            sealed[h].zero0[v] += from[2 * j] * zero, sealed[h].zero1[v] += from[2 * j + 1] * zero;
-            packed[r] = pack_half(from[2 * j] * scale, from[2 * j + 1] * scale);
-        }
-        spread_weights(spread, packed, lane);
-#pragma unroll
-        for (int r = 0; r < 4; r++) b[h][4 * at + r] = spread[r];
+    for (int r = 0; r < 2 * own; r++) {
+        const int j = r & 1;
+        const float(&from)[4] = p[own * t + r / 2];
+        const float zero = half_to_float((u16)(pair[r] >> 16));
+        const float scale = half_to_float((u16)pair[r]) * (j ? unit * 0.0625f : unit);
+        sealed.zero0[v] += from[2 * j] * zero, sealed.zero1[v] += from[2 * j + 1] * zero;
+        packed[r] = pack_half(from[2 * j] * scale, from[2 * j + 1] * scale);
     }
+    spread_weights(spread, packed, lane);
+#pragma unroll
+    for (int r = 0; r < 4; r++) b[4 * at + r] = spread[r];
 }
 
-// Adds the values of group v of HELD tiles. Their products are summed apart and then added: the tensor cores cut off what does not
+// Adds the values of group v of a chunk. Their products are summed apart and then added: the tensor cores cut off what does not
 // fit an fp32 sum, always towards zero, and over a long context that would show where codes and zeros nearly cancel.
-__device__ __forceinline__ void add_weighed(State (&state)[HALVES], u32 (&b)[HALVES][4 * HELD], int v, const u8 *tiles, int lane) {
+__device__ __forceinline__ void add_weighed(State &state, u32 (&b)[4 * TILES], int v, const u8 *tiles, int lane) {
 #pragma unroll
     for (int plane = 0; plane < VALUE_PLANES; plane++) {
         constexpr int step = 4; // words of a vector
 #pragma unroll
         for (int i0 = 0; i0 < VALUE_GROUP / 16; i0 += step) {
-            float sum[HALVES][step][4];
+            float sum[step][4];
 #pragma unroll
-            for (int h = 0; h < HALVES; h++)
+            for (int i = 0; i < step; i++)
 #pragma unroll
-                for (int i = 0; i < step; i++)
+                for (int e = 0; e < 4; e++) sum[i][e] = 0;
 #pragma unroll
-                    for (int e = 0; e < 4; e++) sum[h][i][e] = 0;
-#pragma unroll
-            for (int t = 0; t < HELD; t++) {
+            for (int t = 0; t < TILES; t++) {
                 Words<VALUE_WORDS> words(tiles + t * VALUE_TILE_BYTES + VALUE_META_BYTES, lane);
 #pragma unroll
                 for (int i = 0; i < step; i++)
@@ -1024,65 +1003,54 @@ __device__ __forceinline__ void add_weighed(State (&state)[HALVES], u32 (&b)[HAL
                     }
             }
 #pragma unroll
-            for (int h = 0; h < HALVES; h++)
+            for (int i = 0; i < step; i++)
+                if (i0 + i < VALUE_GROUP / 16)
 #pragma unroll
-                for (int i = 0; i < step; i++)
-                    if (i0 + i < VALUE_GROUP / 16)
-#pragma unroll
-                        for (int e = 0; e < 4; e++) state[h].out[v * (VALUE_GROUP / 16) + i0 + i][e] += sum[h][i][e];
+                    for (int e = 0; e < 4; e++) state.out[v * (VALUE_GROUP / 16) + i0 + i][e] += sum[i][e];
         }
         if (plane + 1 < VALUE_PLANES)
 #pragma unroll
-            for (int h = 0; h < HALVES; h++)
-#pragma unroll
-                for (int r = 0; r < 4 * HELD; r++) b[h][r] = half2_multiply(b[h][r], 0x44004400u); // times 4
+            for (int r = 0; r < 4 * TILES; r++) b[r] = half2_multiply(b[r], 0x44004400u); // times 4
     }
 }
 
-// Adds the values of HELD tiles of a chunk, from `first` on.
-__device__ __forceinline__ void add_sealed_values(State (&state)[HALVES], SealedOutput (&sealed)[HALVES], int exponent,
-                                                  const float (&p)[HALVES][GROUPS][4], const u8 *stage, int first, int lane) {
-    const u8 *tiles = stage + KEY_TILES + TILES * KEY_TILE_BYTES + first * VALUE_TILE_BYTES;
+// Adds the values of a chunk.
+__device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &sealed, int exponent,
+                                                  const float (&p)[GROUPS][4], const u8 *stage, int lane) {
+    const u8 *tiles = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
     if constexpr (VALUE_BITS == 16) {
         constexpr int own = PAIR ? 1 : 2; // groups of a tile that a lane has
-        u32 b[HALVES][HELD][4];
+        u32 b[TILES][4];
 #pragma unroll
-        for (int t = 0; t < HELD; t++)
+        for (int t = 0; t < TILES; t++) {
+            u32 packed[2 * own];
 #pragma unroll
-            for (int h = 0; h < HALVES; h++) {
-                u32 packed[2 * own];
-#pragma unroll
-                for (int r = 0; r < 2 * own; r++) {
-                    const float(&from)[4] = p[h][own * t + r / 2];
-                    packed[r] = pack_element(from[2 * (r & 1)], from[2 * (r & 1) + 1]);
-                }
-                spread_weights(b[h][t], packed, lane);
+            for (int r = 0; r < 2 * own; r++) {
+                const float(&from)[4] = p[own * t + r / 2];
+                packed[r] = pack_element(from[2 * (r & 1)], from[2 * (r & 1) + 1]);
             }
+            spread_weights(b[t], packed, lane);
+        }
 #pragma unroll
         for (int i = 0; i < KD; i++) {
-            float sum[HALVES][4];
+            float sum[4];
 #pragma unroll
-            for (int h = 0; h < HALVES; h++)
+            for (int e = 0; e < 4; e++) sum[e] = 0;
 #pragma unroll
-                for (int e = 0; e < 4; e++) sum[h][e] = 0;
-#pragma unroll
-            for (int m = 0; m < 2 * HELD; m++) {
+            for (int m = 0; m < 2 * TILES; m++) {
                 const uint4 w = ((const uint4 *)(tiles + m / 2 * VALUE_TILE_BYTES))[(i * 2 + m % 2) * 32 + lane];
-#pragma unroll
-                for (int h = 0; h < HALVES; h++) mma_element(sum[h], w.x, w.y, w.z, w.w, b[h][m / 2][m % 2 * 2], b[h][m / 2][m % 2 * 2 + 1]);
+                mma_element(sum, w.x, w.y, w.z, w.w, b[m / 2][m % 2 * 2], b[m / 2][m % 2 * 2 + 1]);
             }
 #pragma unroll
-            for (int h = 0; h < HALVES; h++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) state[h].out[i][e] += sum[h][e];
+            for (int e = 0; e < 4; e++) state.out[i][e] += sum[e];
         }
     } else {
         const float unit = power_of_two(P_EXPONENT - exponent);
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) {
-            u32 b[HALVES][4 * HELD];
+            u32 b[4 * TILES];
 #pragma unroll
-            for (int t = 0; t < HELD; t++) weigh(b, t, sealed, unit, v, p, t, tiles + t * VALUE_TILE_BYTES, lane);
+            for (int t = 0; t < TILES; t++) weigh(b, t, sealed, unit, v, p, t, tiles + t * VALUE_TILE_BYTES, lane);
             add_weighed(state, b, v, tiles, lane);
         }
     }
@@ -1110,6 +1078,89 @@ __device__ __forceinline__ void finish_sealed(State &state, const SealedOutput &
     }
 }
 
+// ---- exact tokens ----
+
+// Logits, relative to the running maximum, of 16 exact keys from `first` on, of which this lane holds rows g (x) and g + 8 (y); tokens from
+// `end` on do not exist.
+__device__ __forceinline__ void score_exact(float (&logits)[1][4], const Query &query, const State &state, const uint4 (&x)[D / 32],
+                                            const uint4 (&y)[D / 32], int first, int end, int lane) {
+    float(&s)[4] = logits[0];
+    const int token = first + (lane >> 2);
+    const u32(&q)[2 * KD] = query.pair[0];
+    clear(logits);
+#pragma unroll
+    for (int k = 0; k < D / 32; k++) {
+        mma_element(s, x[k].x, y[k].x, x[k].y, y[k].y, q[4 * k], q[4 * k + 1]);
+        mma_element(s, x[k].z, y[k].z, x[k].w, y[k].w, q[4 * k + 2], q[4 * k + 3]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) s[i] = token + (i >= 2 ? 8 : 0) < end ? s[i] * query.scale - (i & 1 ? state.max1 : state.max0) : -infinity();
+}
+
+__device__ __forceinline__ void add_exact_values(State &state, const float (&p)[1][4], const uint4 (&x)[D / 32],
+                                                 const uint4 (&y)[D / 32], int lane) {
+    const bool low_part = (lane & 3) >= 2;
+    u32 b[2];
+    b[0] = transpose8(pack_element_part(p[0][0], p[0][1], low_part));
+    b[1] = transpose8(pack_element_part(p[0][2], p[0][3], low_part));
+#pragma unroll
+    for (int i = 0; i < KD; i++) {
+        const uint4 &u = x[i / 2], &v = y[i / 2];
+        const u32 a0 = transpose8(i & 1 ? u.z : u.x), a1 = transpose8(i & 1 ? u.w : u.y);
+        const u32 a2 = transpose8(i & 1 ? v.z : v.x), a3 = transpose8(i & 1 ? v.w : v.y);
+        mma_element(state.out[i], a0, a1, a2, a3, b[0], b[1]);
+    }
+}
+
+// ---- chunks and results ----
+
+// A chunk's probabilities; keys_done() once its keys are no longer needed, values_there() before its values are. `tile`: the chunk's first of
+// its page.
+template <class Done, class There>
+__device__ __forceinline__ void chunk_probabilities(Probabilities &p, const Query &query, KeyOperand &operand, State &state, SealedOutput &sealed,
+                                                    bool &fresh, const u8 *stage, int tile, int lane, const Done &keys_done, const There &values_there) {
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
+        if (t == 0 || t * 32 % KEY_GROUP == 0) operand.build(query, stage, (tile + t) * 32 / KEY_GROUP, lane);
+        score_sealed(p, t, query, operand, state, stage + KEY_TILES + t * KEY_TILE_BYTES, lane);
+    }
+    keys_done();
+    float r0, r1;
+    if (softmax_update<GROUPS>(state, p, fresh, r0, r1)) // what was summed before is now r0 and r1 times what it was
+#pragma unroll
+        for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] *= r0, sealed.zero1[v] *= r1;
+    fresh = false;
+    values_there();
+}
+
+// The warp's results, [COLUMNS, OUT_STRIDE], and [COLUMNS] maximum and sum: over all lanes' tokens; columns 4..7 onto columns 0..3 where they
+// are of the same heads.
+__device__ __forceinline__ void store_partial(State &state, float *outs, float2 *stats, int columns, int lane) {
+    const int g = lane >> 2, c = lane & 3;
+#pragma unroll
+    for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
+        state.sum0 += __shfl_xor_sync(~0u, state.sum0, x);
+        state.sum1 += __shfl_xor_sync(~0u, state.sum1, x);
+    }
+    if (PAIR)
+#pragma unroll
+        for (int i = 0; i < KD; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) state.out[i][e] += __shfl_xor_sync(~0u, state.out[i][e], 2);
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        const int column = 2 * c + e;
+        if (column < columns) {
+            float *out = outs + column * OUT_STRIDE;
+#pragma unroll
+            for (int i = 0; i < KD; i++) {
+                out[channel_of(i, g)] = state.out[i][e];
+                out[channel_of(i, g + 8)] = state.out[i][2 + e];
+            }
+            if (g == 0) stats[column] = make_float2(e ? state.max1 : state.max0, e ? state.sum1 : state.sum0);
+        }
+    }
+}
 // ---- exact tokens ----
 
 // Where a slot's exact tokens are: those before the step in its slab, the step's own in the input.
@@ -1168,40 +1219,6 @@ __device__ __forceinline__ bool rows_damaged(const uint4 (&x)[D / 32], const uin
         peak = peak_pair(peak_pair(peak_pair(peak_pair(peak, y[k].x), y[k].y), y[k].z), y[k].w);
     }
     return nonfinite_bits(peak) != 0;
-}
-
-// Logits, relative to the running maximum, of 16 exact keys from `first` on, whose rows x (token g) and y (token g + 8) this lane holds; tokens from `end` on do not
-// exist.
-__device__ __forceinline__ void score_exact(float (&s)[4], const Query &query, int h, const State &state, const uint4 (&x)[D / 32],
-                                            const uint4 (&y)[D / 32], int token, int end) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) s[i] = 0;
-#pragma unroll
-    for (int k = 0; k < D / 32; k++) {
-        mma_element(s, x[k].x, y[k].x, x[k].y, y[k].y, query.pair[h][4 * k], query.pair[h][4 * k + 1]);
-        mma_element(s, x[k].z, y[k].z, x[k].w, y[k].w, query.pair[h][4 * k + 2], query.pair[h][4 * k + 3]);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++) s[i] = token + (i >= 2 ? 8 : 0) < end ? s[i] * query.scale - (i & 1 ? state.max1 : state.max0) : -infinity();
-}
-
-__device__ __forceinline__ void add_exact_values(State (&state)[HALVES], const float (&p)[HALVES][1][4], const uint4 (&x)[D / 32],
-                                                 const uint4 (&y)[D / 32], int lane) {
-    const bool low_part = (lane & 3) >= 2;
-    u32 b[HALVES][2];
-#pragma unroll
-    for (int h = 0; h < HALVES; h++) {
-        b[h][0] = transpose8(pack_element_part(p[h][0][0], p[h][0][1], low_part));
-        b[h][1] = transpose8(pack_element_part(p[h][0][2], p[h][0][3], low_part));
-    }
-#pragma unroll
-    for (int i = 0; i < KD; i++) {
-        const uint4 &u = x[i / 2], &v = y[i / 2];
-        const u32 a0 = transpose8(i & 1 ? u.z : u.x), a1 = transpose8(i & 1 ? u.w : u.y);
-        const u32 a2 = transpose8(i & 1 ? v.z : v.x), a3 = transpose8(i & 1 ? v.w : v.y);
-#pragma unroll
-        for (int h = 0; h < HALVES; h++) mma_element(state[h].out[i], a0, a1, a2, a3, b[h][0], b[h][1]);
-    }
 }
 
 // ---- copies of sealed chunks ----
@@ -1325,7 +1342,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x
 
     const int *table = p.view.table + (long long)slot_index * p.view.table_stride;
     const u8 *blocks = p.view.pages + (long long)kv_head * BLOCK_BYTES;
-    auto block_of = [&](int page) { return blocks + (long long)load_settled(table + page) * p.view.kv_heads * BLOCK_BYTES; };
+    auto block_at = [&](int id) { return blocks + (long long)id * p.view.kv_heads * BLOCK_BYTES; };
+    auto block_of = [&](int page) { return block_at(load_settled(table + page)); };
 
     if (KITTY_BULK) {
         if (lane < 2 * STAGES) barrier_init(barriers + lane, 1);
@@ -1361,7 +1379,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x
     const bool ready = load_through(&p.view.control->ready);
 
     Query query;
-    query.halves = (const uint4 *)(shared_query + (PAIR ? 0 : D * HALVES * 8));
+    query.halves = (const uint4 *)(shared_query + (PAIR ? 0 : D * EIGHTS * 8));
     query.all = shared_query;
     query.scale = p.scale * LOG2E;
     auto load_pairs = [&](int h) {
@@ -1371,11 +1389,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x
         for (int k = 0; k < D / 32; k++) {
             uint4 w = make_uint4(0, 0, 0, 0);
             if (column < columns) w = *(const uint4 *)(q + k * 32 + c * 8);
-            query.pair[h][4 * k] = w.x, query.pair[h][4 * k + 1] = w.y, query.pair[h][4 * k + 2] = w.z, query.pair[h][4 * k + 3] = w.w;
+            u32(&pair)[2 * KD] = query.pair[h];
+            pair[4 * k] = w.x, pair[4 * k + 1] = w.y, pair[4 * k + 2] = w.z, pair[4 * k + 3] = w.w;
         }
     };
 #pragma unroll
-    for (int h = 0; h < HALVES; h++) {
+    for (int h = 0; h < EIGHTS; h++) {
         float largest = 0;
         load_pairs(h);
 #pragma unroll
@@ -1399,155 +1418,92 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x
                 for (int k = 0; k < D / 32; k++)
                     if (k % WARPS == warp) {
                         if constexpr (!PAIR)
-                            ((uint4 *)query.halves)[(k * HALVES + h) * 32 + lane] =
-                                make_uint4(half[4 * k], half[4 * k + 2], half[4 * k + 1], half[4 * k + 3]);
+                            ((uint4 *)query.halves)[k * 32 + lane] = make_uint4(half[4 * k], half[4 * k + 2], half[4 * k + 1], half[4 * k + 3]);
 #pragma unroll
                         for (int i = 0; i < 4; i++) {
                             const u32 two = half[4 * k + i];
-                            u16 *to = shared_query + (PAIR ? (k * 32 + c * 8 + 2 * i) * COLUMNS + g : ((k * 32 + c * 8 + 2 * i) * 8 + g) * HALVES + h);
-                            to[0] = (u16)two, to[PAIR ? COLUMNS : 8 * HALVES] = (u16)(two >> 16);
+                            u16 *to = shared_query + (PAIR ? (k * 32 + c * 8 + 2 * i) * COLUMNS + g : ((k * 32 + c * 8 + 2 * i) * 8 + g) * EIGHTS + h);
+                            to[0] = (u16)two, to[PAIR ? COLUMNS : 8 * EIGHTS] = (u16)(two >> 16);
                         }
                     }
         }
     }
     if constexpr (KEY_BITS != 16 && (!PAIR || KEY_BOOSTED > 0)) __syncthreads();
 
-    State state[HALVES];
+    State state;
     KeyOperand operand;
-#pragma unroll
-    for (int h = 0; h < HALVES; h++) {
-#pragma unroll
-        for (int i = 0; i < KD; i++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) state[h].out[i][e] = 0;
-        state[h].max0 = state[h].max1 = state[h].sum0 = state[h].sum1 = 0;
-    }
+    clear(state.out);
+    state.max0 = state.max1 = state.sum0 = state.sum1 = 0;
 
     bool fresh = true; // until the warp has had logits
     int item = first_item;
     for (; item < units; item += stride) {
         const bool half = unit_half(item);
-        const int token = unit_first(item) + g, limit = item < sink_units ? min(end, SINK) : end;
+        const int first = unit_first(item), token = first + g, limit = item < sink_units ? min(end, SINK) : end;
         uint4 x[D / 32], y[D / 32], value_x[D / 32], value_y[D / 32];
         const u16 *row_x = exact.value(min(token, limit - 1)), *row_y = exact.value(min(token + 8, limit - 1));
         if (VALUES_AHEAD) load_rows(value_x, value_y, row_x, row_y, c);
-        float s[HALVES][1][4], r0[HALVES], r1[HALVES];
+        float s[EXACT_GROUPS][4];
         if (half) {
             const int group = (item - sink_units) % (PAGE / 16);
             const u8 *block = block_of(full_pages + (item - sink_units) / (PAGE / 16));
-            if constexpr (KEY_BITS != 16) operand.build(query, block, group * 16 / KEY_GROUP, lane);
+            operand.build(query, block, group * 16 / KEY_GROUP, lane);
             score_group(s, query, operand, state, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
         } else {
-            if constexpr (HALVES > 1 && KEY_BITS != 16) // again: no registers could keep them
+            if constexpr (EIGHTS > 1 && KEY_BITS != 16) // again: no registers could keep them
 #pragma unroll
-                for (int h = 0; h < HALVES; h++) load_pairs(h);
+                for (int h = 0; h < EIGHTS; h++) load_pairs(h);
             load_rows(x, y, exact.key(min(token, limit - 1)), exact.key(min(token + 8, limit - 1)), c);
             if (__any_sync(~0u, rows_damaged(x, y))) clean_rows(x, y);
-#pragma unroll
-            for (int h = 0; h < HALVES; h++) score_exact(s[h][0], query, h, state[h], x, y, token, limit);
+            score_exact(s, query, state, x, y, first, limit, lane);
         }
-        softmax_update<1>(state, s, fresh, r0, r1);
+        exact_probabilities(state, s, fresh);
         fresh = false;
         if (!VALUES_AHEAD) load_rows(value_x, value_y, row_x, row_y, c);
         if (__any_sync(~0u, rows_damaged(value_x, value_y))) clean_rows(value_x, value_y);
         add_exact_values(state, s, value_x, value_y, lane);
     }
 
-    SealedOutput sealed[HALVES];
-    int exponent = -24; // of the smallest scale there is
-#pragma unroll
-    for (int h = 0; h < HALVES; h++) start_sealed(state[h], sealed[h], exponent, lane);
+    SealedOutput sealed;
+    int exponent = LEAST_EXPONENT;
+    start_sealed(state, sealed, exponent, lane);
     int at = 0, parity = 0;
     for (; item < items; item += stride) {
         u8 *stage = stages + at * STAGE_BYTES;
+        const int next = item + STAGES * stride, next_chunk = next - units, next_tile = next_chunk % PAGE_CHUNKS * TILES;
+        const int next_page = next < items ? load_settled(table + next_chunk / PAGE_CHUNKS) : 0; // now: it takes as long as keys do
         copy_wait<2 * STAGES - 1>(barriers + 2 * at, parity);
         const int tile = (item - units) % PAGE_CHUNKS * TILES;
         const int value_exponent = (signed char)stage[KT_HEADER_VALUE_EXPONENT];
         if (VALUE_BITS != 16 && value_exponent > exponent) {
-            const float by = power_of_two(exponent - value_exponent);
+            scale_output(state, power_of_two(exponent - value_exponent));
             exponent = value_exponent;
-#pragma unroll
-            for (int h = 0; h < HALVES; h++)
-#pragma unroll
-                for (int i = 0; i < KD; i++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++) state[h].out[i][e] *= by;
         }
-        const u8 *keys = stage + KEY_TILES;
-        auto score = [&](float(&s)[HALVES][GROUPS][4], int first) {
-#pragma unroll
-            for (int t = 0; t < HELD; t++) {
-                if constexpr (KEY_BITS != 16)
-                    if (first + t == 0 || (first + t) * 32 % KEY_GROUP == 0)
-                        operand.build(query, stage, (tile + first + t) * 32 / KEY_GROUP, lane);
-                score_sealed(s, t, query, operand, state, keys + (first + t) * KEY_TILE_BYTES, lane);
-            }
-        };
-        const int next = item + STAGES * stride, next_chunk = next - units, next_tile = next_chunk % PAGE_CHUNKS * TILES;
         const u8 *next_block = nullptr;
         auto keys_done = [&] { // by every lane
             __syncwarp();
             if (next < items) {
-                next_block = block_of(next_chunk / PAGE_CHUNKS);
+                next_block = block_at(next_page);
                 copy_keys(stage, next_block, next_tile, barriers + 2 * at, lane);
             }
             copy_commit();
         };
-#pragma unroll 1
-        for (int first = 0; first < TILES; first += HELD) {
-            float s[HALVES][GROUPS][4], r0[HALVES], r1[HALVES];
-            score(s, first);
-            if (first + HELD == TILES) keys_done();
-            if (softmax_update<GROUPS>(state, s, fresh, r0, r1)) // what was summed before is now r0 and r1 times what it was
-#pragma unroll
-                for (int h = 0; h < HALVES; h++)
-#pragma unroll
-                    for (int v = 0; v < VALUE_GROUPS; v++) sealed[h].zero0[v] *= r0[h], sealed[h].zero1[v] *= r1[h];
-            fresh = false;
-            if (first == 0) copy_wait<2 * STAGES - (HELD == TILES ? 1 : 2)>(barriers + 2 * at + 1, parity);
-            add_sealed_values(state, sealed, exponent, s, stage, first, lane);
-        }
+        Probabilities chunk;
+        chunk_probabilities(chunk, query, operand, state, sealed, fresh, stage, tile, lane, keys_done,
+                            [&] { copy_wait<2 * STAGES - 1>(barriers + 2 * at + 1, parity); });
+        add_sealed_values(state, sealed, exponent, chunk, stage, lane);
         __syncwarp(); // every lane is done with the values
         if (next < items) copy_values(stage, next_block, next_tile, barriers + 2 * at, lane);
         copy_commit();
         if (++at == STAGES) at = 0, parity ^= 1;
     }
 
-    // One result per warp: sums over all lanes' tokens; columns 4..7 onto columns 0..3 where they are of the same heads.
-#pragma unroll
-    for (int h = 0; h < HALVES; h++) {
-        if (fresh) state[h].max0 = state[h].max1 = -infinity();
-        finish_sealed(state[h], sealed[h], exponent, lane);
-#pragma unroll
-        for (int x = PAIR ? 2 : 4; x < 32; x <<= 1) {
-            state[h].sum0 += __shfl_xor_sync(~0u, state[h].sum0, x);
-            state[h].sum1 += __shfl_xor_sync(~0u, state[h].sum1, x);
-        }
-        if (PAIR)
-#pragma unroll
-            for (int i = 0; i < KD; i++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) state[h].out[i][e] += __shfl_xor_sync(~0u, state[h].out[i][e], 2);
-    }
+    if (fresh) state.max0 = state.max1 = -infinity();
+    finish_sealed(state, sealed, exponent, lane);
     __syncthreads(); // the stages are free
     float *outs = (float *)(shared_memory() + QUERY_BYTES + BARRIER_BYTES); // [WARPS, COLUMNS, OUT_STRIDE]
     float2 *stats = (float2 *)(outs + WARPS * COLUMNS * OUT_STRIDE);        // [WARPS, COLUMNS] maximum and sum
-#pragma unroll
-    for (int h = 0; h < HALVES; h++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            const State &from = state[h];
-            const int column = 8 * h + 2 * c + e;
-            if (column < columns) {
-                float *out = outs + (warp * COLUMNS + column) * OUT_STRIDE;
-#pragma unroll
-                for (int i = 0; i < KD; i++) {
-                    out[channel_of(i, g)] = from.out[i][e];
-                    out[channel_of(i, g + 8)] = from.out[i][2 + e];
-                }
-                if (g == 0) stats[warp * COLUMNS + column] = make_float2(e ? from.max1 : from.max0, e ? from.sum1 : from.sum0);
-            }
-        }
+    store_partial(state, outs + warp * COLUMNS * OUT_STRIDE, stats + warp * COLUMNS, columns, lane);
     __syncthreads();
     const long long first_row = (long long)row * (p.view.kv_heads * GROUP_HEADS) + first_head; // of [rows, heads]
     for (int i = threadIdx.x; i < columns * (D / 4); i += WARPS * 32) {

@@ -234,6 +234,26 @@ static char *read_named(reader *r, const char *folder, const cJSON *object, char
 
 // ---- parts of the manifest -------------------------------------------------------------------------------------------
 
+// Words of a lane for codes of a tile's `channels`: 16 each of a 2-bit plane, 32 of a 1-bit one.
+static int64_t plane_words(int channels, int bits) { return (bits / 2 * channels + 15) / 16 + (bits % 2 * channels + 31) / 32; }
+
+static void check_codes(reader *r, const kt_format *f)
+{
+    const int spans[] = {f->key_along ? f->head_dim : f->page, f->value_along ? f->page : f->head_dim};
+    for (int part = 0; part < 2; part++) {
+        const int bits = part ? f->value_bits : f->key_bits, group = part ? f->value_group : f->key_group;
+        if (bits > 4 && bits != 8 && bits != 16)
+            refuse(r, part ? "value_bits" : "key_bits", "%d is not allowed; allowed: 1, 2, 3, 4, 8, 16", bits);
+        if (spans[part] % group || group % TILE)
+            refuse(r, part ? "value_group" : "key_group", "%d is not a multiple of %d that divides %s %d", group, TILE,
+                   (part ? f->value_along : !f->key_along) ? "page" : "head_dim", spans[part]);
+    }
+    if (f->key_boosted && f->key_along)
+        refuse(r, "key_boosted", "%d with groups along channels, where a channel has no scale of its own; expected 0", f->key_boosted);
+    if (f->key_boosted && f->key_boost_bits > 8)
+        refuse(r, "key_boost_bits", "%d is not allowed where channels are boosted; allowed: up to 8", f->key_boost_bits);
+}
+
 static void read_format(reader *r, const cJSON *object, kt_format *f)
 {
     static const struct { const char *field; int low, high, multiple; } rules[] = {
@@ -262,6 +282,10 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
     if (r->status)
         return;
 
+    check_codes(r, f);
+    if (r->status)
+        return;
+
     // What a table must hold.
     const int64_t matrices = 4 * (int64_t)f->head_dim * f->head_dim;
     int64_t table = f->key_score == 4 ? (int64_t)f->table_boosted + f->key_boosted : 0;
@@ -272,15 +296,25 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
 
     // Regions must follow each other inside their block or slab, and groups must divide what they cut.
     const int64_t tiles = f->page / TILE, token = 2 * (int64_t)f->head_dim;
+    const bool codes = f->key_bits < 16, value_codes = f->value_bits < 16;
+    const int64_t pair = f->key_meta8 ? 2 : 4, value_pair = f->value_meta8 ? 2 : 4;
+    const int64_t key_metas = codes && !f->key_along ? f->page / f->key_group * f->head_dim * pair : 0;
+    const int64_t key_tile_metas = codes && f->key_along ? f->head_dim / f->key_group * TILE * pair : 0;
+    const int64_t key_words = codes ? plane_words(f->head_dim, f->key_bits) + plane_words(f->key_boosted, f->key_boost_bits - f->key_bits) : 0;
+    const int64_t value_tile_metas = value_codes && !f->value_along ? f->head_dim / f->value_group * TILE * value_pair : 0;
+    const int64_t value_words = value_codes ? plane_words(f->head_dim, f->value_bits) : 0;
     const struct { const char *field; int64_t value, low, high; } bounds[] = {
         {"key_boosted", f->key_boosted, 0, f->head_dim},
         {"key_boost_bits", f->key_boost_bits, f->key_bits, 16},
         {"key_meta", f->key_meta, KT_HEADER_BYTES, f->key_index},
-        {"key_index", f->key_index, f->key_meta, f->key_tiles},
+        {"key_index", f->key_index, f->key_meta + key_metas, f->key_tiles},
+        {"key_rows", f->key_rows, 16 * key_words, 4096},
+        {"key_meta_bytes", f->key_meta_bytes, key_tile_metas, f->key_tile_bytes},
+        {"key_tile_bytes", f->key_tile_bytes, codes ? f->key_meta_bytes + key_words * 128 : TILE * token, BYTES_LIMIT},
         {"key_tiles", f->key_tiles, f->key_index + f->key_boosted * (f->key_bits < 16), f->value_tiles},
         {"value_tiles", f->value_tiles, f->key_tiles + tiles * f->key_tile_bytes, f->block_bytes},
-        {"key_meta_bytes", f->key_meta_bytes, 0, f->key_tile_bytes},
-        {"value_meta_bytes", f->value_meta_bytes, 0, f->value_tile_bytes},
+        {"value_meta_bytes", f->value_meta_bytes, value_tile_metas, f->value_tile_bytes},
+        {"value_tile_bytes", f->value_tile_bytes, value_codes ? f->value_meta_bytes + value_words * 128 : TILE * token, BYTES_LIMIT},
         {"value_meta", f->value_meta, f->value_along ? f->value_tiles + tiles * f->value_tile_bytes : 0, f->block_bytes},
         {"block_bytes", f->block_bytes, f->value_tiles + tiles * f->value_tile_bytes, BYTES_LIMIT},
         {"slab_sink_value", f->slab_sink_value, f->sink * token, BYTES_LIMIT},
@@ -297,16 +331,8 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
                    (long long)bounds[i].low, (long long)bounds[i].high);
     if ((f->key_rotation == 1 || f->value_rotation == 1) && f->head_dim & (f->head_dim - 1))
         refuse(r, f->key_rotation == 1 ? "key_rotation" : "value_rotation", "1, Hadamard, with head_dim %d, which is no power of two", f->head_dim);
-    const int spans[] = {f->key_along ? f->head_dim : f->page, f->value_along ? f->page : f->head_dim};
-    const int groups[] = {f->key_group, f->value_group};
-    for (int part = 0; part < 2; part++)
-        if (spans[part] % groups[part])
-            refuse(r, part ? "value_group" : "key_group", "%d does not divide %s %d", groups[part],
-                   (part ? f->value_along : !f->key_along) ? "page" : "head_dim", spans[part]);
     if (f->value_along && f->value_bits < 16 && f->value_meta + f->page / f->value_group * f->head_dim * (f->value_meta8 ? 2 : 4) > f->block_bytes)
         refuse(r, "value_meta", "%d leaves no room for the scales in a block of %d", f->value_meta, f->block_bytes);
-    if (f->key_along && f->key_boosted)
-        refuse(r, "key_boosted", "%d with groups along channels, where a channel has no scale of its own; expected 0", f->key_boosted);
     if (f->block_bytes % 16 || f->slab_bytes % 16)
         refuse(r, f->block_bytes % 16 ? "block_bytes" : "slab_bytes", "%d is not a multiple of 16",
                f->block_bytes % 16 ? f->block_bytes : f->slab_bytes);

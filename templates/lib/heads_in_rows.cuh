@@ -5,7 +5,7 @@ constexpr int EXACT_GROUPS = 2;
 constexpr int LEAST_EXPONENT = 0;        // smaller scales need no other unit
 typedef uint4 Probabilities[2 * TILES];  // the A operand of 16 tokens each: in DTYPE where values are exact, else halves
 constexpr int ABOVE = 5; // log2 of by how much the limit is above the largest logit: seldom raised, and few probabilities are subnormal halves
-constexpr u32 HALF_ONES = 0x3c003c00u, ELEMENT_ONES = DTYPE == 0 ? HALF_ONES : 0x3f803f80u;
+constexpr u32 HALF_ONES = 0x3c003c00u;
 constexpr u32 SIXTEENTHS = 0x2c002c00u;
 
 // Running softmax of a warp. Probabilities are relative to a limit that is ABOVE the largest logit when one last was above it; logits are kept
@@ -13,8 +13,14 @@ constexpr u32 SIXTEENTHS = 0x2c002c00u;
 struct State {
     float out[2 * KD][4]; // [2 i + j] heads g (elements 0, 1) and g + 8 (2, 3), channels channel_of(i, 8 j + 2 c) and the next
     float max0, max1;     // that limit, in units of log2; 0 before the first
-    float sum0, sum1;
+    float sum0, sum1;     // this lane's tokens only, where their values are exact, until add_up
 };
+
+// Sums of all lanes' tokens.
+__device__ __forceinline__ void add_up(State &state) {
+#pragma unroll
+    for (int x = 1; x < 4; x <<= 1) state.sum0 += __shfl_xor_sync(~0u, state.sum0, x), state.sum1 += __shfl_xor_sync(~0u, state.sum1, x);
+}
 
 template <int count> __device__ __forceinline__ void clear(float (&x)[count][4]) {
 #pragma unroll
@@ -52,19 +58,17 @@ struct TokenPairs {
         return n == 0 ? from.x : n == 1 ? from.y : n == 2 ? from.z : from.w;
     }
 };
-//@ end
-//@ if KEY_BITS < 16 and KEY_ALONG == 1 and KEY_META8 == 1 or VALUE_BITS < 16 and VALUE_ALONG == 0 and VALUE_META8 == 1 then
-__device__ __forceinline__ TokenPairs token_pairs(const u8 *tile, int v, int lane, const Exponents &exponents) {
-    const uint4 bytes = *(const uint4 *)(tile + v * 64 + (lane & 3) * 16);
-    auto pair = [&](u32 two) { return pair_of_bytes(two & 0xff, two >> 8 & 0xff, exponents); };
-    return {make_uint4(pair(bytes.x), pair(bytes.x >> 16), pair(bytes.y), pair(bytes.y >> 16)),
-            make_uint4(pair(bytes.z), pair(bytes.z >> 16), pair(bytes.w), pair(bytes.w >> 16))};
-}
-//@ end
-//@ if KEY_BITS < 16 and KEY_ALONG == 1 and KEY_META8 == 0 or VALUE_BITS < 16 and VALUE_ALONG == 0 and VALUE_META8 == 0 then
-__device__ __forceinline__ TokenPairs token_pairs(const u8 *tile, int v, int lane) {
-    const uint4 *pairs = (const uint4 *)(tile + v * 128) + (lane & 3) * 2;
-    return {pairs[0], pairs[1]};
+// `of` knows the page's exponents where scales and zeros are a byte each.
+template <int meta8, class Of> __device__ __forceinline__ TokenPairs token_pairs(const u8 *tile, int v, const Of &of, int lane) {
+    if constexpr (meta8 == 1) {
+        const uint4 bytes = *(const uint4 *)(tile + v * 64 + (lane & 3) * 16);
+        auto pair = [&](u32 two) { return pair_of_bytes(two & 0xff, two >> 8 & 0xff, of.exponents); };
+        return {make_uint4(pair(bytes.x), pair(bytes.x >> 16), pair(bytes.y), pair(bytes.y >> 16)),
+                make_uint4(pair(bytes.z), pair(bytes.z >> 16), pair(bytes.w), pair(bytes.w >> 16))};
+    } else {
+        const uint4 *pairs = (const uint4 *)(tile + v * 128) + (lane & 3) * 2;
+        return {pairs[0], pairs[1]};
+    }
 }
 //@ end
 
@@ -149,11 +153,7 @@ __device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const 
             }
             if ((last + 1) * 16 % KEY_GROUP) continue;
             const float weight = (float)(1 << (2 * p)) * 16777216.0f; // of the plane; codes are subnormal halves
-            const TokenPairs pairs = token_pairs(from, v, lane
-//@ if KEY_META8 == 1 then
-                                                 , operand.exponents
-//@ end
-            );
+            const TokenPairs pairs = token_pairs<KEY_META8>(from, v, operand, lane);
 #pragma unroll
             for (int n = 0; n < 2 * groups; n++)
 #pragma unroll
@@ -172,7 +172,7 @@ __device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const 
 //@ else
 // q' = q * scale for one group of a sealed key page, as the A operand, and the zeros' share of the logits, of heads g and g + 8.
 struct KeyOperand {
-    uint4 *stored;          // the warp's [KEY_STEPS, 32 lanes], shared: halves of 16 rows of the page
+    uint4 *stored;          // the warp's [KEY_STEPS, 32 lanes], shared: halves of 16 rows of the page; a lane's are its own affair
     float factor0, factor1; // of the products with codes, to logits in units of log2
     float zero0, zero1;     // q . zero in units of log2, and what rounding q' left over
 
@@ -189,7 +189,7 @@ struct KeyOperand {
         const bool odd = lane & 4; // of columns of scales, the others are of zeros
         const int c = lane & 3, exponent = max((int)(signed char)block[KT_HEADER_KEY_EXPONENT], -15);
         const float unit = power_of_two(-exponent), back = power_of_two(exponent);
-        const u32 units = pack_half(unit, unit), sixteenths = 0x2c002c00u;
+        const u32 units = pack_half(unit, unit), units8 = half2_multiply(units, SIXTEENTHS); // of rows 2 c and 2 c + 8
         float sum[2][4], left[3][4]; // q . zero and q . scale, by columns; rest of all channels, of further planes of 2 bits and of 1 bit
         clear(sum), clear(left);
         auto store = [&](int step, float(&rest)[4], const uint4 &q, u32 scale, u32 scale8) {
@@ -209,9 +209,8 @@ struct KeyOperand {
             const uint4 q = query.rows(2 * k, lane), next = query.rows(2 * k + 1, lane);
             mma_half(sum[0], q.x, q.y, q.z, q.w, z.x, z.y);
             mma_half(sum[1], next.x, next.y, next.z, next.w, z.z, z.w);
-            const u32 eights = half2_multiply(units, sixteenths);
-            store(2 * k, left[0], q, half2_multiply(m.x, units), half2_multiply(m.y, eights));
-            store(2 * k + 1, left[0], next, half2_multiply(m.z, units), half2_multiply(m.w, eights));
+            store(2 * k, left[0], q, half2_multiply(m.x, units), half2_multiply(m.y, units8));
+            store(2 * k + 1, left[0], next, half2_multiply(m.z, units), half2_multiply(m.w, units8));
         }
 #pragma unroll
         for (int k = 0; k < BOOST_TILES; k++) {
@@ -225,12 +224,12 @@ struct KeyOperand {
             float(&rest)[4] = left[k >= EXTRA_TILES ? 2 : KEY_BITS == 2 ? 0 : 1];
             const uint4 both = make_uint4(q[0][0], q[0][1], q[1][0], q[1][1]);
             mma_half(rest, both.x, both.y, both.z, both.w, scale[0], scale[1]);
-            store(KD + k, rest, both, scale[0], half2_multiply(scale[1], sixteenths));
+            store(KD + k, rest, both, scale[0], half2_multiply(scale[1], SIXTEENTHS));
         }
         auto rest = [&](int e) { return ((sum[0][e + 1] + sum[1][e + 1]) * unit + left[0][e]) * middle + left[1][e] * 1.5f + left[2][e] * 0.5f; };
         zero0 = (sum[0][0] + sum[1][0] + rest(0) * back) * query.back[0], zero1 = (sum[0][2] + sum[1][2] + rest(2) * back) * query.back[1];
         factor0 = query.back[0] * back * 16777216.0f, factor1 = query.back[1] * back * 16777216.0f; // codes are subnormal halves
-        __syncwarp();
+        __syncwarp(); // not for memory: mixed with the products that follow, this takes more registers than there are
     }
 };
 
@@ -297,13 +296,6 @@ __device__ __forceinline__ void score_group(float (&s)[2][4], const Query &query
 
 // ---- softmax ----
 
-// A pair of probabilities as the output's product wants it.
-//@ if VALUE_BITS == 16 then
-__device__ __forceinline__ u32 pack_pair(float x, float y) { return pack_element(x, y); }
-//@ else
-__device__ __forceinline__ u32 pack_pair(float x, float y) { return pack_half(x, y); }
-//@ end
-
 // Whether a logit is above the limit.
 template <int count> __device__ __forceinline__ bool above_limit(const float (&s)[count][4]) {
     int signs = 0;
@@ -343,16 +335,11 @@ template <int count> __device__ __forceinline__ void raise_limit(State &state, f
 //@ if VALUE_BITS == 16 then
 struct SealedOutput {};
 __device__ __forceinline__ void start_sealed(State &, SealedOutput &, int, int) {}
-__device__ __forceinline__ void finish_sealed(State &, const SealedOutput &, int, int) {}
+__device__ __forceinline__ void finish_sealed(State &state, const SealedOutput &, int, int) { add_up(state); }
 
 // Adds the values of a chunk. Their products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum.
 __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &, int, const Probabilities &p, const u8 *stage, int lane) {
     const u8 *tiles = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
-    float total[1][4];
-    clear(total);
-#pragma unroll
-    for (int m = 0; m < 2 * TILES; m++) mma_element(total[0], p[m].x, p[m].y, p[m].z, p[m].w, ELEMENT_ONES, ELEMENT_ONES);
-    state.sum0 += total[0][0], state.sum1 += total[0][2];
 #pragma unroll
     for (int i = 0; i < KD; i += 2) {
         float sum[4][4];
@@ -375,7 +362,7 @@ struct SealedOutput {
     Exponents exponents; // of the page at hand
 //@ end
 };
-__device__ __forceinline__ void start_sealed(State &, SealedOutput &, int, int) {}
+__device__ __forceinline__ void start_sealed(State &state, SealedOutput &, int, int) { add_up(state); }
 __device__ __forceinline__ void finish_sealed(State &, const SealedOutput &, int, int) {}
 
 // Adds the values of a chunk; scales and zeros follow its tiles.
@@ -446,6 +433,7 @@ struct SealedOutput {
 //@ end
 };
 __device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed, int exponent, int) {
+    add_up(state);
 #pragma unroll
     for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] = sealed.zero1[v] = 0;
     const float f = power_of_two(W_EXPONENT - 24 - exponent);
@@ -470,11 +458,7 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
         clear(total);
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
-            const TokenPairs pairs = token_pairs(tiles + t * VALUE_TILE_BYTES, v, lane
-//@ if VALUE_META8 == 1 then
-                                                 , sealed.exponents
-//@ end
-            );
+            const TokenPairs pairs = token_pairs<VALUE_META8>(tiles + t * VALUE_TILE_BYTES, v, sealed, lane);
 #pragma unroll
             for (int m = 0; m < 2; m++) {
                 const u32 x0 = pairs.at(2 * m, 0), x1 = pairs.at(2 * m + 1, 0), y0 = pairs.at(2 * m, 1), y1 = pairs.at(2 * m + 1, 1);
@@ -633,9 +617,7 @@ __device__ __forceinline__ void add_exact_values(State &state, const float (&p)[
                                                  const uint4 (&y)[D / 32], int) {
     const u32 a0 = pack_element(p[0][0], p[0][1]), a1 = pack_element(p[0][2], p[0][3]);
     const u32 a2 = pack_element(p[1][0], p[1][1]), a3 = pack_element(p[1][2], p[1][3]);
-    float total[4] = {0, 0, 0, 0};
-    mma_element(total, a0, a1, a2, a3, ELEMENT_ONES, ELEMENT_ONES);
-    state.sum0 += total[0], state.sum1 += total[2];
+    state.sum0 += p[0][0] + p[0][1] + p[1][0] + p[1][1], state.sum1 += p[0][2] + p[0][3] + p[1][2] + p[1][3];
 #pragma unroll
     for (int i = 0; i < KD; i++) {
         const uint4 &u = x[i / 2], &v = y[i / 2];
@@ -677,9 +659,15 @@ __device__ __forceinline__ void chunk_probabilities(Probabilities &p, const Quer
     fresh = false;
 #pragma unroll
     for (int n = 0; n < 2 * TILES; n++) {
-        const float(&x)[4] = s[2 * n], (&y)[4] = s[2 * n + 1];
-        p[n] = make_uint4(pack_pair(exp2_fast(-x[0]), exp2_fast(-x[1])), pack_pair(exp2_fast(-x[2]), exp2_fast(-x[3])),
-                          pack_pair(exp2_fast(-y[0]), exp2_fast(-y[1])), pack_pair(exp2_fast(-y[2]), exp2_fast(-y[3])));
+        float x[8];
+#pragma unroll
+        for (int e = 0; e < 8; e++) x[e] = exp2_fast(-s[2 * n + e / 4][e % 4]);
+//@ if VALUE_BITS == 16 then
+        state.sum0 += x[0] + x[1] + x[4] + x[5], state.sum1 += x[2] + x[3] + x[6] + x[7];
+        p[n] = make_uint4(pack_element(x[0], x[1]), pack_element(x[2], x[3]), pack_element(x[4], x[5]), pack_element(x[6], x[7]));
+//@ else
+        p[n] = make_uint4(pack_half(x[0], x[1]), pack_half(x[2], x[3]), pack_half(x[4], x[5]), pack_half(x[6], x[7]));
+//@ end
     }
 }
 

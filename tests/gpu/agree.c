@@ -35,7 +35,7 @@ static difference limits_of(const plan *p, int dtype)
 {
     if (p->on_cpu)
         return (difference){error_limit(dtype), 4 * error_limit(dtype), INFINITY};
-    return (difference){dtype == KT_BF16 ? 0x1p-8 : 0x1p-11, 5e-4, 4};
+    return (difference){dtype == KT_BF16 ? 0x1p-8 : 0x1p-11, 5e-4, 6};
 }
 
 static int run_case(const plan *p, const test_case *c, outcome *o)

@@ -58,17 +58,19 @@ struct TokenPairs {
         return n == 0 ? from.x : n == 1 ? from.y : n == 2 ? from.z : from.w;
     }
 };
-// `of` knows the page's exponents where scales and zeros are a byte each.
-template <int meta8, class Of> __device__ __forceinline__ TokenPairs token_pairs(const u8 *tile, int v, const Of &of, int lane) {
-    if constexpr (meta8 == 1) {
-        const uint4 bytes = *(const uint4 *)(tile + v * 64 + (lane & 3) * 16);
-        auto pair = [&](u32 two) { return pair_of_bytes(two & 0xff, two >> 8 & 0xff, of.exponents); };
-        return {make_uint4(pair(bytes.x), pair(bytes.x >> 16), pair(bytes.y), pair(bytes.y >> 16)),
-                make_uint4(pair(bytes.z), pair(bytes.z >> 16), pair(bytes.w), pair(bytes.w >> 16))};
-    } else {
-        const uint4 *pairs = (const uint4 *)(tile + v * 128) + (lane & 3) * 2;
-        return {pairs[0], pairs[1]};
-    }
+//@ end
+//@ if KEY_BITS < 16 and KEY_ALONG == 1 and KEY_META8 == 1 or VALUE_BITS < 16 and VALUE_ALONG == 0 and VALUE_META8 == 1 then
+__device__ __forceinline__ TokenPairs token_pairs(const u8 *tile, int v, int lane, const Exponents &exponents) {
+    const uint4 bytes = *(const uint4 *)(tile + v * 64 + (lane & 3) * 16);
+    auto pair = [&](u32 two) { return pair_of_bytes(two & 0xff, two >> 8 & 0xff, exponents); };
+    return {make_uint4(pair(bytes.x), pair(bytes.x >> 16), pair(bytes.y), pair(bytes.y >> 16)),
+            make_uint4(pair(bytes.z), pair(bytes.z >> 16), pair(bytes.w), pair(bytes.w >> 16))};
+}
+//@ end
+//@ if KEY_BITS < 16 and KEY_ALONG == 1 and KEY_META8 == 0 or VALUE_BITS < 16 and VALUE_ALONG == 0 and VALUE_META8 == 0 then
+__device__ __forceinline__ TokenPairs token_pairs(const u8 *tile, int v, int lane) {
+    const uint4 *pairs = (const uint4 *)(tile + v * 128) + (lane & 3) * 2;
+    return {pairs[0], pairs[1]};
 }
 //@ end
 
@@ -153,7 +155,11 @@ __device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const 
             }
             if ((last + 1) * 16 % KEY_GROUP) continue;
             const float weight = (float)(1 << (2 * p)) * 16777216.0f; // of the plane; codes are subnormal halves
-            const TokenPairs pairs = token_pairs<KEY_META8>(from, v, operand, lane);
+            const TokenPairs pairs = token_pairs(from, v, lane
+//@ if KEY_META8 == 1 then
+                                                 , operand.exponents
+//@ end
+            );
 #pragma unroll
             for (int n = 0; n < 2 * groups; n++)
 #pragma unroll
@@ -172,7 +178,7 @@ __device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const 
 //@ else
 // q' = q * scale for one group of a sealed key page, as the A operand, and the zeros' share of the logits, of heads g and g + 8.
 struct KeyOperand {
-    uint4 *stored;          // the warp's [KEY_STEPS, 32 lanes], shared: halves of 16 rows of the page; a lane's are its own affair
+    uint4 *stored;          // the warp's [KEY_STEPS, 32 lanes], shared: halves of 16 rows of the page
     float factor0, factor1; // of the products with codes, to logits in units of log2
     float zero0, zero1;     // q . zero in units of log2, and what rounding q' left over
 
@@ -189,7 +195,7 @@ struct KeyOperand {
         const bool odd = lane & 4; // of columns of scales, the others are of zeros
         const int c = lane & 3, exponent = max((int)(signed char)block[KT_HEADER_KEY_EXPONENT], -15);
         const float unit = power_of_two(-exponent), back = power_of_two(exponent);
-        const u32 units = pack_half(unit, unit), units8 = half2_multiply(units, SIXTEENTHS); // of rows 2 c and 2 c + 8
+        const u32 units = pack_half(unit, unit), sixteenths = 0x2c002c00u;
         float sum[2][4], left[3][4]; // q . zero and q . scale, by columns; rest of all channels, of further planes of 2 bits and of 1 bit
         clear(sum), clear(left);
         auto store = [&](int step, float(&rest)[4], const uint4 &q, u32 scale, u32 scale8) {
@@ -209,8 +215,9 @@ struct KeyOperand {
             const uint4 q = query.rows(2 * k, lane), next = query.rows(2 * k + 1, lane);
             mma_half(sum[0], q.x, q.y, q.z, q.w, z.x, z.y);
             mma_half(sum[1], next.x, next.y, next.z, next.w, z.z, z.w);
-            store(2 * k, left[0], q, half2_multiply(m.x, units), half2_multiply(m.y, units8));
-            store(2 * k + 1, left[0], next, half2_multiply(m.z, units), half2_multiply(m.w, units8));
+            const u32 eights = half2_multiply(units, sixteenths);
+            store(2 * k, left[0], q, half2_multiply(m.x, units), half2_multiply(m.y, eights));
+            store(2 * k + 1, left[0], next, half2_multiply(m.z, units), half2_multiply(m.w, eights));
         }
 #pragma unroll
         for (int k = 0; k < BOOST_TILES; k++) {
@@ -224,12 +231,12 @@ struct KeyOperand {
             float(&rest)[4] = left[k >= EXTRA_TILES ? 2 : KEY_BITS == 2 ? 0 : 1];
             const uint4 both = make_uint4(q[0][0], q[0][1], q[1][0], q[1][1]);
             mma_half(rest, both.x, both.y, both.z, both.w, scale[0], scale[1]);
-            store(KD + k, rest, both, scale[0], half2_multiply(scale[1], SIXTEENTHS));
+            store(KD + k, rest, both, scale[0], half2_multiply(scale[1], sixteenths));
         }
         auto rest = [&](int e) { return ((sum[0][e + 1] + sum[1][e + 1]) * unit + left[0][e]) * middle + left[1][e] * 1.5f + left[2][e] * 0.5f; };
         zero0 = (sum[0][0] + sum[1][0] + rest(0) * back) * query.back[0], zero1 = (sum[0][2] + sum[1][2] + rest(2) * back) * query.back[1];
         factor0 = query.back[0] * back * 16777216.0f, factor1 = query.back[1] * back * 16777216.0f; // codes are subnormal halves
-        __syncwarp(); // not for memory: mixed with the products that follow, this takes more registers than there are
+        __syncwarp();
     }
 };
 
@@ -458,7 +465,11 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
         clear(total);
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
-            const TokenPairs pairs = token_pairs<VALUE_META8>(tiles + t * VALUE_TILE_BYTES, v, sealed, lane);
+            const TokenPairs pairs = token_pairs(tiles + t * VALUE_TILE_BYTES, v, lane
+//@ if VALUE_META8 == 1 then
+                                                 , sealed.exponents
+//@ end
+            );
 #pragma unroll
             for (int m = 0; m < 2; m++) {
                 const u32 x0 = pairs.at(2 * m, 0), x1 = pairs.at(2 * m + 1, 0), y0 = pairs.at(2 * m, 1), y1 = pairs.at(2 * m + 1, 1);

@@ -207,11 +207,24 @@ static int read_name(config *c, kg_spec *spec, const char *given)
     return code;
 }
 
-static int add_spec(config *c, kg_text *out, const kg_spec *spec, const char *variant)
+// A Lua string.
+static int add_file(config *c, kg_text *out, const char *name)
+{
+    for (const char *s = name; *s; s++)
+        if (iscntrl((unsigned char)*s) || *s == '"' || *s == '\\')
+            return kg_fail(KG_USER, c->error, c->error_size, "--calibration: a name with quotes, backslashes or control characters is not allowed");
+    kg_text_addf(out, "    calibration = \"%s\",\n", name);
+    return KG_OK;
+}
+
+static int add_spec(config *c, kg_text *out, const kg_spec *spec, const char *variant, const char *calibration)
 {
     kg_text_addf(out, "-- %s, from its config.json.\nreturn ", spec->model.name);
-    const int code = kg_spec_require(out, variant, "--variant", c->error, c->error_size);
-    kg_text_addf(out, " {\n    model = {\n        name = \"%s\",\n        layers = %d,\n        q_heads = %d,\n        kv_heads = %d,\n",
+    int code = kg_spec_require(out, variant, "--variant", c->error, c->error_size);
+    kg_text_add(out, " {\n");
+    if (!code && calibration)
+        code = add_file(c, out, calibration);
+    kg_text_addf(out, "    model = {\n        name = \"%s\",\n        layers = %d,\n        q_heads = %d,\n        kv_heads = %d,\n",
                  spec->model.name, spec->model.layers, spec->model.q_heads, spec->model.kv_heads);
     kg_text_addf(out, "        head_dim = %d,\n        dtype = \"%s\",\n", spec->model.head_dim,
                  kg_field_find("model.dtype")->words[spec->model.dtype]);
@@ -224,27 +237,39 @@ static int add_spec(config *c, kg_text *out, const kg_spec *spec, const char *va
     return code;
 }
 
+// Where the spec will be: its calibration is looked for there.
+static char *folder_of(const char *file)
+{
+    const char *slash = file ? strrchr(file, '/') : 0;
+    return slash ? strndup(file, slash == file ? 1 : (size_t)(slash - file)) : strdup(".");
+}
+
 // The whole spec is read back before anything is written, as everyone will read it.
-static int make_spec(config *c, kg_text *out, char *name, const char *variant, const char *given_name, const char *dtype)
+static int make_spec(config *c, kg_text *out, char *name, const char *variant, const char *given_name, const char *dtype, const char *calibration,
+                     const char *file)
 {
     kg_spec spec = {0};
     int code;
     if ((code = check_kind(c)) || (code = read_shape(c, &spec)) || (code = read_dtype(c, &spec, dtype)) ||
-        (code = read_name(c, &spec, given_name)) || (code = add_spec(c, out, &spec, variant)))
+        (code = read_name(c, &spec, given_name)) || (code = add_spec(c, out, &spec, variant, calibration)))
         return code;
-    if (out->failed)
+    char *folder = folder_of(file);
+    if (out->failed || !folder) {
+        free(folder);
         return kg_fail(KG_MACHINE, c->error, c->error_size, "%s: out of memory", c->path);
+    }
     kg_spec *specs;
     int count;
-    code = kg_spec_load_text("(new spec)", out->data, out->size, 0, 0, &specs, &count, c->error, c->error_size);
+    code = kg_spec_load_text("(new spec)", out->data, out->size, folder, 0, &specs, &count, c->error, c->error_size);
     free(specs);
+    free(folder);
     snprintf(name, KG_NAME, "%s", spec.model.name);
     return code;
 }
 
 int kg_command_new(int argc, char **argv)
 {
-    const char *from = 0, *file = 0, *variant = "kitty-pro", *given_name = 0, *dtype = 0;
+    const char *from = 0, *file = 0, *variant = "kitty-pro", *given_name = 0, *dtype = 0, *calibration = 0;
     int force = 0, json = 0, code;
     const kg_option list[] = {
         {"--from-config", "FILE", "a Hugging Face config.json", 0, &from},
@@ -252,6 +277,7 @@ int kg_command_new(int argc, char **argv)
         {"--variant", "NAME", "a shipped variant (default: kitty-pro)", 0, &variant},
         {"--name", "NAME", "the model's name (default: from the config)", 0, &given_name},
         {"--dtype", "fp16|bf16", "element type, instead of the config's", 0, &dtype},
+        {"--calibration", "FILE", "for variants that want one: a .safetensors file, named as the spec finds it from its folder", 0, &calibration},
         {"--force", 0, "overwrite an existing file", &force, 0},
         {"--json", 0, "print what was written as JSON", &json, 0},
         {0},
@@ -277,7 +303,7 @@ int kg_command_new(int argc, char **argv)
     kg_text out = {0}, line = {0};
     config c = {.path = from, .error = error, .error_size = sizeof error};
     code = kg_file_read(from, KG_SANDBOX_FILE, &data, &size, error, sizeof error);
-    if (code || (code = parse(&c, data, size)) || (code = make_spec(&c, &out, name, variant, given_name, dtype)))
+    if (code || (code = parse(&c, data, size)) || (code = make_spec(&c, &out, name, variant, given_name, dtype, calibration, file)))
         goto fail;
     if (file && !strcmp(file, "-")) {
         fputs(out.data, stdout);

@@ -784,6 +784,22 @@ START_TEST(new_spec)
     ck_assert_int_eq(command("new --from-config config.json --variant KIVI-4 -o kivi.lua", output), 0);
     ck_assert_str_eq(load_one("kivi.lua").name, "qwen3.kivi-4");
     ck_assert_int_eq(unlink("kivi.lua"), 0);
+    // A calibration is looked for beside the spec.
+    static const char with[] = "new --from-config config.json --variant kitty-static -o sub/s.lua --calibration";
+    static const struct { const char *file, *expected; } calibrations[] = {
+        {"no.safetensors", "(new spec):3: calibration: no file no.safetensors in the spec's folder or the shipped specs\n"},
+        {"'a\"b'", "--calibration: a name with quotes, backslashes or control characters is not allowed\n"},
+        {"c.safetensors", "(new spec):3: calibration: sub/c.safetensors: truncated: 4 bytes, but the header's length alone takes 8\n"},
+    };
+    ck_assert(!mkdir("sub", 0700));
+    write_file("sub/c.safetensors", "none");
+    for (int i = 0; i < 3; i++) {
+        char arguments[160];
+        snprintf(arguments, sizeof arguments, "%s %s", with, calibrations[i].file);
+        ck_assert_int_eq(command(arguments, output), 2);
+        ck_assert_str_eq(output, calibrations[i].expected);
+    }
+    ck_assert(!unlink("sub/c.safetensors") && !rmdir("sub"));
 
     // The language model of a multimodal one; heads = KV heads; head_dim from hidden_size; a scale of its own.
     write_file("nested.json", "{\"architectures\": [\"X\"], \"dtype\": \"float16\", \"text_config\": {\"_name_or_path\": \"org/My Model\", "

@@ -177,10 +177,14 @@ static int open_table(plan *p, const char *to, const kg_bench *b, bool compile, 
     if (to && access(to, F_OK) && errno == ENOENT)
         return KG_OK;
     KG_TRY(kg_tuned_read(p->path, &p->table, error));
-    for (int i = 0; i < p->table.count && !compile; i++)
+    // Whose table it is, most of its sets say; a few may come from a card that is like it.
+    const kg_tuned_set *other = 0;
+    int others = 0;
+    for (int i = 0; i < p->table.count; i++)
         if (strncmp(p->table.sets[i].card, b->gpu.name, sizeof p->table.sets[i].card - 1))
-            return kg_fail(KG_USER, error, KG_ERROR, "%s: is of %s, and this card is %s; name another file with -o", p->path, p->table.sets[i].card,
-                           b->gpu.name);
+            other = &p->table.sets[i], others++;
+    if (!compile && 2 * others > p->table.count)
+        return kg_fail(KG_USER, error, KG_ERROR, "%s: is of %s, and this card is %s; name another file with -o", p->path, other->card, b->gpu.name);
     return KG_OK;
 }
 

@@ -220,7 +220,12 @@ START_TEST(measured_again)
     ck_assert_str_eq(t.sets[2].spec, "qwen3-8b.kitty-pro");
     ck_assert_int_eq(t.sets[2].count, 3);
     kg_tuned_free(&t);
-    // Another card's rows are not mixed with this one's.
+    // A set of another card may stand among this one's; of a table that is another card's nothing is replaced.
+    expect(run("", "--version; sed -i '/kivi-2/s/Fake H100/Other/' $D/t.json"), 0, "kittygen");
+    expect(run(fast, "tune qwen3_8b/kitty --shapes 1x512 -o $D/t.json"), 0, "chosen:");
+    table("t.json", &t);
+    ck_assert_int_eq(t.count, 4);
+    kg_tuned_free(&t);
     expect(run("", "--version; sed -i 's/Fake H100/Other/' $D/t.json"), 0, "kittygen");
     expect(run(fast, "tune qwen3_8b/kitty --shapes 1x512 -o $D/t.json"), 2, "t.json: is of Other, and this card is Fake H100; name another file with -o");
 }

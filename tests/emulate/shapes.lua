@@ -44,6 +44,7 @@ return {
         { bits = 3, metadata = "fp8", window = 70 }, { page = 256, sink = 100 }),
     shape("d64-g9-groups", { 64, 9, "fp16" }, { bits = 2, group = 32, boost = { bits = 8, fraction = 0.1 } }, { bits = 4, window = 0 }),
     -- Every other kind of keys and values too.
+    shape("d128-g16-pro", { 128, 16, "fp16" }, { bits = 2, boost = { bits = 4, fraction = 0.25 } }, { bits = 2, window = 128 }, { page = 128 }),
     shape("d96-g9-kitty-bf16", { 96, 9, "bf16" }, { bits = 2, boost = { bits = 4, fraction = 0.25 } }, { bits = 2, window = 32 }, { sink = 7 }),
     shape("d64-g13-exact-bf16", { 64, 13, "bf16" }, { bits = 16 }, { bits = 16, window = 0 }, { sink = 0 }),
     shape("d128-g10-across", { 128, 10, "fp16" }, { bits = 4, along = "channels", group = 64 },

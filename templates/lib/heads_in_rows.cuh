@@ -13,14 +13,8 @@ constexpr u32 SIXTEENTHS = 0x2c002c00u;
 struct State {
     float out[2 * KD][4]; // [2 i + j] heads g (elements 0, 1) and g + 8 (2, 3), channels channel_of(i, 8 j + 2 c) and the next
     float max0, max1;     // that limit, in units of log2; 0 before the first
-    float sum0, sum1;     // this lane's tokens only, where their values are exact, until add_up
+    float sum0, sum1;     // this lane's tokens only
 };
-
-// Sums of all lanes' tokens.
-__device__ __forceinline__ void add_up(State &state) {
-#pragma unroll
-    for (int x = 1; x < 4; x <<= 1) state.sum0 += __shfl_xor_sync(~0u, state.sum0, x), state.sum1 += __shfl_xor_sync(~0u, state.sum1, x);
-}
 
 template <int count> __device__ __forceinline__ void clear(float (&x)[count][4]) {
 #pragma unroll
@@ -195,7 +189,7 @@ struct KeyOperand {
         const bool odd = lane & 4; // of columns of scales, the others are of zeros
         const int c = lane & 3, exponent = max((int)(signed char)block[KT_HEADER_KEY_EXPONENT], -15);
         const float unit = power_of_two(-exponent), back = power_of_two(exponent);
-        const u32 units = pack_half(unit, unit), sixteenths = 0x2c002c00u;
+        const u32 units = pack_half(unit, unit);
         float sum[2][4], left[3][4]; // q . zero and q . scale, by columns; rest of all channels, of further planes of 2 bits and of 1 bit
         clear(sum), clear(left);
         auto store = [&](int step, float(&rest)[4], const uint4 &q, u32 scale, u32 scale8) {
@@ -215,7 +209,7 @@ struct KeyOperand {
             const uint4 q = query.rows(2 * k, lane), next = query.rows(2 * k + 1, lane);
             mma_half(sum[0], q.x, q.y, q.z, q.w, z.x, z.y);
             mma_half(sum[1], next.x, next.y, next.z, next.w, z.z, z.w);
-            const u32 eights = half2_multiply(units, sixteenths);
+            const u32 eights = half2_multiply(units, SIXTEENTHS);
             store(2 * k, left[0], q, half2_multiply(m.x, units), half2_multiply(m.y, eights));
             store(2 * k + 1, left[0], next, half2_multiply(m.z, units), half2_multiply(m.w, eights));
         }
@@ -231,7 +225,7 @@ struct KeyOperand {
             float(&rest)[4] = left[k >= EXTRA_TILES ? 2 : KEY_BITS == 2 ? 0 : 1];
             const uint4 both = make_uint4(q[0][0], q[0][1], q[1][0], q[1][1]);
             mma_half(rest, both.x, both.y, both.z, both.w, scale[0], scale[1]);
-            store(KD + k, rest, both, scale[0], half2_multiply(scale[1], sixteenths));
+            store(KD + k, rest, both, scale[0], half2_multiply(scale[1], SIXTEENTHS));
         }
         auto rest = [&](int e) { return ((sum[0][e + 1] + sum[1][e + 1]) * unit + left[0][e]) * middle + left[1][e] * 1.5f + left[2][e] * 0.5f; };
         zero0 = (sum[0][0] + sum[1][0] + rest(0) * back) * query.back[0], zero1 = (sum[0][2] + sum[1][2] + rest(2) * back) * query.back[1];
@@ -342,7 +336,7 @@ template <int count> __device__ __forceinline__ void raise_limit(State &state, f
 //@ if VALUE_BITS == 16 then
 struct SealedOutput {};
 __device__ __forceinline__ void start_sealed(State &, SealedOutput &, int, int) {}
-__device__ __forceinline__ void finish_sealed(State &state, const SealedOutput &, int, int) { add_up(state); }
+__device__ __forceinline__ void finish_sealed(State &, const SealedOutput &, int, int) {}
 
 // Adds the values of a chunk. Their products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum.
 __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &, int, const Probabilities &p, const u8 *stage, int lane) {
@@ -369,7 +363,7 @@ struct SealedOutput {
     Exponents exponents; // of the page at hand
 //@ end
 };
-__device__ __forceinline__ void start_sealed(State &state, SealedOutput &, int, int) { add_up(state); }
+__device__ __forceinline__ void start_sealed(State &, SealedOutput &, int, int) {}
 __device__ __forceinline__ void finish_sealed(State &, const SealedOutput &, int, int) {}
 
 // Adds the values of a chunk; scales and zeros follow its tiles.
@@ -398,7 +392,6 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
             w[m] = make_uint4(half2_multiply(from.x, 0x4c004c00u), half2_multiply(from.y, 0x4c004c00u), from.z, from.w); // + 8 meet codes times 16
         }
         const float sum0 = total[0][0], sum1 = total[0][2];
-        state.sum0 += sum0, state.sum1 += sum1;
 #pragma unroll
         for (int plane = 0; plane < VALUE_LAYERS; plane++) {
             const float weight = (float)(1 << (2 * plane)) * 1048576.0f; // codes are subnormal halves, w 16 times p
@@ -440,7 +433,6 @@ struct SealedOutput {
 //@ end
 };
 __device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed, int exponent, int) {
-    add_up(state);
 #pragma unroll
     for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] = sealed.zero1[v] = 0;
     const float f = power_of_two(W_EXPONENT - 24 - exponent);
@@ -455,7 +447,6 @@ __device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed,
 // long context that would show where codes and zeros nearly cancel.
 __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &sealed, int exponent, const Probabilities &p, const u8 *stage, int lane) {
     const u8 *tiles = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
-    const bool odd = lane & 4; // of columns of ones, the others are of zeros
     const float unit = power_of_two(W_EXPONENT - exponent);
     const u32 unit0 = pack_half(unit, unit), unit1 = pack_half(unit * 0.0625f, unit * 0.0625f); // tokens 2 c + 8 meet codes times 16
 #pragma unroll
@@ -475,14 +466,12 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
                 const u32 x0 = pairs.at(2 * m, 0), x1 = pairs.at(2 * m + 1, 0), y0 = pairs.at(2 * m, 1), y1 = pairs.at(2 * m + 1, 1);
                 const u32 scale0 = half2_multiply(__byte_perm(x0, y0, 0x5410), unit0), scale1 = half2_multiply(__byte_perm(x1, y1, 0x5410), unit1);
                 const uint4 &from = p[2 * t + m];
-                mma_half(total[m], from.x, from.y, from.z, from.w, odd ? HALF_ONES : __byte_perm(x0, y0, 0x7632),
-                         odd ? HALF_ONES : __byte_perm(x1, y1, 0x7632));
+                mma_half(total[m], from.x, from.y, from.z, from.w, __byte_perm(x0, y0, 0x7632), __byte_perm(x1, y1, 0x7632));
                 w[2 * t + m] = make_uint4(half2_multiply(from.x, scale0), half2_multiply(from.y, scale0), half2_multiply(from.z, scale1),
                                           half2_multiply(from.w, scale1));
             }
         }
         sealed.zero0[v] += total[0][0] + total[1][0], sealed.zero1[v] += total[0][2] + total[1][2];
-        if (v == 0) state.sum0 += total[0][1] + total[1][1], state.sum1 += total[0][3] + total[1][3];
 #pragma unroll
 //@ if VALUE_BITS % 2 == 1 then
         for (int plane = 0; plane < VALUE_LAYERS; plane++) {
@@ -673,8 +662,8 @@ __device__ __forceinline__ void chunk_probabilities(Probabilities &p, const Quer
         float x[8];
 #pragma unroll
         for (int e = 0; e < 8; e++) x[e] = exp2_fast(-s[2 * n + e / 4][e % 4]);
-//@ if VALUE_BITS == 16 then
         state.sum0 += x[0] + x[1] + x[4] + x[5], state.sum1 += x[2] + x[3] + x[6] + x[7];
+//@ if VALUE_BITS == 16 then
         p[n] = make_uint4(pack_element(x[0], x[1]), pack_element(x[2], x[3]), pack_element(x[4], x[5]), pack_element(x[6], x[7]));
 //@ else
         p[n] = make_uint4(pack_half(x[0], x[1]), pack_half(x[2], x[3]), pack_half(x[4], x[5]), pack_half(x[6], x[7]));
@@ -683,8 +672,13 @@ __device__ __forceinline__ void chunk_probabilities(Probabilities &p, const Quer
 }
 
 // The warp's results, [COLUMNS, OUT_STRIDE], and [COLUMNS] maximum and sum.
-__device__ __forceinline__ void store_partial(const State &state, float *outs, float2 *stats, int columns, int lane) {
+__device__ __forceinline__ void store_partial(State &state, float *outs, float2 *stats, int columns, int lane) {
     const int c = lane & 3;
+#pragma unroll
+    for (int x = 1; x < 4; x <<= 1) {
+        state.sum0 += __shfl_xor_sync(~0u, state.sum0, x);
+        state.sum1 += __shfl_xor_sync(~0u, state.sum1, x);
+    }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int head = 8 * h + (lane >> 2);

@@ -90,10 +90,16 @@ static int keep(kg_tune *t, plan *p)
     if (code || !done)
         return code;
     p->rows += done;
-    KG_TRY(kg_tuned_write(p->path, &p->table, t->bench.error));
-    if (!t->bench.json)
+    const int written = kg_tuned_write(p->path, &p->table, t->bench.error);
+    if (!t->bench.json && !written)
         kg_tune_print_choice(t, p->path, chosen, count);
-    return KG_OK;
+    if (!t->bench.json && written) { // what took minutes is not lost for a full disk
+        kg_text table = {0};
+        kg_tuned_text(&p->table, &table);
+        printf("  the table, which could not be written:\n%s", table.data ? table.data : "");
+        kg_text_free(&table);
+    }
+    return written;
 }
 
 static bool seen(plan *p, const kt_format *f, int kv_heads)

@@ -280,15 +280,20 @@ static void add_set(kg_text *out, const kg_tuned_set *set)
     }
 }
 
+void kg_tuned_text(const kg_tuned *table, kg_text *out)
+{
+    kg_text_addf(out, "{\"version\": %d, \"tuned\": [", VERSION);
+    for (int i = 0; i < table->count; i++) {
+        kg_text_add(out, i ? ",\n" : "\n");
+        add_set(out, &table->sets[i]);
+    }
+    kg_text_add(out, table->count ? "\n]}\n" : "]}\n");
+}
+
 int kg_tuned_write(const char *path, const kg_tuned *table, char *error)
 {
     kg_text out = {0};
-    kg_text_addf(&out, "{\"version\": %d, \"tuned\": [", VERSION);
-    for (int i = 0; i < table->count; i++) {
-        kg_text_add(&out, i ? ",\n" : "\n");
-        add_set(&out, &table->sets[i]);
-    }
-    kg_text_add(&out, table->count ? "\n]}\n" : "]}\n");
+    kg_tuned_text(table, &out);
     const int code = out.failed ? kg_fail(KG_MACHINE, error, KG_ERROR, "%s: out of memory", path)
                                 : kg_file_write(path, out.data, out.size, 1, error, KG_ERROR);
     kg_text_free(&out);

@@ -4,6 +4,7 @@
 #define KG_TUNED_H
 
 #include "layout.h"
+#include "text.h"
 
 // The fastest measured for so many sequences of so many tokens each, the new one included.
 typedef struct {
@@ -35,6 +36,8 @@ int kg_tuned_path(char path[KG_PATH], char *error);
 // Reads the table; a fault in it is KG_USER: "FILE: tuned[2].rows[0].warps: 40 is not an integer in 1..16". Freed by kg_tuned_free in
 // any case.
 int kg_tuned_read(const char *path, kg_tuned *table, char *error);
+// The table as its file has it.
+void kg_tuned_text(const kg_tuned *table, kg_text *out);
 // Writes the table, whole or not at all.
 int kg_tuned_write(const char *path, const kg_tuned *table, char *error);
 void kg_tuned_free(kg_tuned *table);

@@ -284,6 +284,10 @@ START_TEST(cut_short)
     ck_assert_str_eq(row(&t, 1, 512), "6x2x2x2");
     ck_assert_str_eq(row(&t, 6, 512), "none");
     kg_tuned_free(&t);
+    // Where the table was to go is gone at the end: it is printed.
+    expect(run("mkdir $D/gone; (sleep 2; rm -r $D/gone) & FAKE_STALL_AFTER=700 FAKE_STALL_S=4", "tune qwen3_8b/kitty_pro --shapes 1x512,6x512 -o $D/gone/t.json"),
+           2, "gone/t.json: cannot be written: No such file or directory");
+    ck_assert_msg(strstr(output, "the table, which could not be written:\n{\"version\": 1, \"tuned\": [\n") && strstr(output, "{\"sequences\": 6, "), "%s", output);
     // Out of time, and Ctrl-C, likewise.
     expect(run("FAKE_STALL_AFTER=700 FAKE_STALL_S=10 FAKE_FEW=6x2x2x2", "tune qwen3_8b/kitty_pro --limit-s 10 --shapes 1x512,2x512,4x512,6x512 -o $D/b.json"),
            0, "kittygen tune: qwen3-8b.kitty-pro: out of time after ");

@@ -237,13 +237,6 @@ static int add_spec(config *c, kg_text *out, const kg_spec *spec, const char *va
     return code;
 }
 
-// Where the spec will be: its calibration is looked for there.
-static char *folder_of(const char *file)
-{
-    const char *slash = file ? strrchr(file, '/') : 0;
-    return slash ? strndup(file, slash == file ? 1 : (size_t)(slash - file)) : strdup(".");
-}
-
 // The whole spec is read back before anything is written, as everyone will read it.
 static int make_spec(config *c, kg_text *out, char *name, const char *variant, const char *given_name, const char *dtype, const char *calibration,
                      const char *file)
@@ -253,7 +246,7 @@ static int make_spec(config *c, kg_text *out, char *name, const char *variant, c
     if ((code = check_kind(c)) || (code = read_shape(c, &spec)) || (code = read_dtype(c, &spec, dtype)) ||
         (code = read_name(c, &spec, given_name)) || (code = add_spec(c, out, &spec, variant, calibration)))
         return code;
-    char *folder = folder_of(file);
+    char *folder = kg_folder_of(file ? file : ""); // where the spec will be: its calibration is looked for there
     if (out->failed || !folder) {
         free(folder);
         return kg_fail(KG_MACHINE, c->error, c->error_size, "%s: out of memory", c->path);

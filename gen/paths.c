@@ -157,6 +157,12 @@ static int is_folder(const char *path)
     return !stat(path, &info) && S_ISDIR(info.st_mode);
 }
 
+char *kg_folder_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(".");
+}
+
 int kg_find_folder(const char *name, const char *variable, char path[KG_PATH], char *error, size_t error_size)
 {
     const char *given = getenv(variable);

@@ -166,14 +166,15 @@ int kg_spec_load(const char *what, const kg_spec_options *options, kg_spec **spe
         kg_text_free(&text);
         return code;
     }
-    char *text, folder[KG_PATH];
+    char *text;
     size_t size;
     int code = kg_file_read(what, KG_SANDBOX_FILE, &text, &size, error, error_size);
     if (code)
         return code;
-    const char *slash = strrchr(what, '/');
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - what) : 1, slash ? what : ".");
-    code = kg_spec_load_text(what, text, size, slash == what ? "/" : folder, options, specs, count, error, error_size);
+    char *folder = kg_folder_of(what);
+    code = folder ? kg_spec_load_text(what, text, size, folder, options, specs, count, error, error_size)
+                  : kg_fail(KG_MACHINE, error, error_size, "%s: out of memory", what);
+    free(folder);
     free(text);
     return code;
 }

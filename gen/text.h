@@ -47,6 +47,9 @@ int kg_file_write(const char *path, const char *data, size_t size, int force, ch
 // be written to. Leaves nothing behind.
 int kg_file_probe(const char *path, char *error, size_t error_size);
 
+// The folder that a path's file is in, "." where the path names none; the caller's to free, null without memory.
+char *kg_folder_of(const char *path);
+
 // Makes the folders that the path names before each '/'. Null; else where in the path the one ends that could not be made, with errno.
 char *kg_make_folders(char *path);
 

@@ -91,9 +91,11 @@ static int keep(kg_tune *t, plan *p)
         return code;
     p->rows += done;
     const int written = kg_tuned_write(p->path, &p->table, t->bench.error);
-    if (!t->bench.json && !written)
+    if (t->bench.json)
+        return written;
+    if (!written) {
         kg_tune_print_choice(t, p->path, chosen, count);
-    if (!t->bench.json && written) { // what took minutes is not lost for a full disk
+    } else { // what took minutes is not lost for a full disk
         kg_text table = {0};
         kg_tuned_text(&p->table, &table);
         printf("  the table, which could not be written:\n%s", table.data ? table.data : "");

@@ -162,6 +162,26 @@ __device__ __forceinline__ u32 value_word(Words<VALUE_WORDS> &words, int plane, 
 }
 
 //@ end
+//@ if value_by_channel then
+// Scales and zeros of the channels, of the group of tokens that a held chunk's tile t is in; they follow the chunk's tiles.
+struct ChannelPairs {
+//@ if VALUE_META8 == 1 then
+    const u8 *scales;
+    Exponents exponents;
+    __device__ __forceinline__ ChannelPairs(const u8 *tiles, int t, const Exponents &exponents)
+        : scales(tiles + TILES * VALUE_TILE_BYTES + t * 32 / VALUE_GROUP * 2 * D), exponents(exponents) {}
+    __device__ __forceinline__ float scale(int channel) const { return meta8_value(scales[channel], exponents.scale); }
+    __device__ __forceinline__ float zero(int channel) const { return meta8_value(scales[D + channel], exponents.zero); }
+//@ else
+    const u16 *scales;
+    __device__ __forceinline__ ChannelPairs(const u8 *tiles, int t)
+        : scales((const u16 *)(tiles + TILES * VALUE_TILE_BYTES) + t * 32 / VALUE_GROUP * 2 * D) {}
+    __device__ __forceinline__ float scale(int channel) const { return half_to_float(scales[channel]); }
+    __device__ __forceinline__ float zero(int channel) const { return half_to_float(scales[D + channel]); }
+//@ end
+};
+
+//@ end
 //@ if KEY_ROTATION + VALUE_ROTATION > 0 then
 //@ include "lib/rotate.cuh"
 
@@ -202,6 +222,13 @@ __device__ __forceinline__ void gather_boosted(u32 (&q)[EIGHTS], u32 &scale, u32
 }
 
 //@ end
+template <int count> __device__ __forceinline__ void clear(float (&x)[count][4]) {
+#pragma unroll
+    for (int n = 0; n < count; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) x[n][e] = 0;
+}
+
 //@ if rows then
 //@ include "lib/heads_in_rows.cuh"
 //@ else
@@ -565,8 +592,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
             copy_commit();
         };
         Probabilities chunk;
-        chunk_probabilities(chunk, query, operand, state, sealed, fresh, stage, tile, lane, keys_done,
-                            [&] { copy_wait<2 * STAGES - 1>(barriers + 2 * at + 1, parity); });
+        chunk_probabilities(chunk, query, operand, state, sealed, fresh, stage, tile, lane, keys_done);
+        copy_wait<2 * STAGES - 1>(barriers + 2 * at + 1, parity);
         add_sealed_values(state, sealed, exponent, chunk, stage, lane);
         __syncwarp(); // every lane is done with the values
         if (next < items) copy_values(stage, next_block, next_tile, barriers + 2 * at, lane);

@@ -24,13 +24,6 @@ struct State {
 // The lanes of columns 4..7, where those repeat the heads of columns 0..3.
 __device__ __forceinline__ bool second_lane(int lane) { return PAIR && (lane & 2); }
 
-template <int count> __device__ __forceinline__ void clear(float (&x)[count][4]) {
-#pragma unroll
-    for (int i = 0; i < count; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) x[i][e] = 0;
-}
-
 __device__ __forceinline__ void scale_output(State &state, float by) {
 #pragma unroll
     for (int i = 0; i < KD; i++)
@@ -641,11 +634,10 @@ __device__ __forceinline__ void add_exact_values(State &state, const float (&p)[
 
 // ---- chunks and results ----
 
-// A chunk's probabilities; keys_done() once its keys are no longer needed, values_there() before its values are. `tile`: the chunk's first of
-// its page.
-template <class Done, class There>
+// A chunk's probabilities; keys_done() once its keys are no longer needed. `tile`: the chunk's first of its page.
+template <class Done>
 __device__ __forceinline__ void chunk_probabilities(Probabilities &p, const Query &query, KeyOperand &operand, State &state, SealedOutput &sealed,
-                                                    bool &fresh, const u8 *stage, int tile, int lane, const Done &keys_done, const There &values_there) {
+                                                    bool &fresh, const u8 *stage, int tile, int lane, const Done &keys_done) {
 #pragma unroll
     for (int t = 0; t < TILES; t++) {
 //@ if KEY_BITS < 16 and KEY_ALONG == 0 then
@@ -663,7 +655,6 @@ __device__ __forceinline__ void chunk_probabilities(Probabilities &p, const Quer
         for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] *= r0, sealed.zero1[v] *= r1;
 //@ end
     fresh = false;
-    values_there();
 }
 
 // The warp's results, [COLUMNS, OUT_STRIDE], and [COLUMNS] maximum and sum: over all lanes' tokens; columns 4..7 onto columns 0..3 where they

@@ -13,14 +13,13 @@ constexpr u32 SIXTEENTHS = 0x2c002c00u;
 struct State {
     float out[2 * KD][4]; // [2 i + j] heads g (elements 0, 1) and g + 8 (2, 3), channels channel_of(i, 8 j + 2 c) and the next
     float max0, max1;     // that limit, in units of log2; 0 before the first
-    float sum0, sum1;     // this lane's tokens only
+    float sum0, sum1;     // this lane's tokens only, where their values are exact, until add_up
 };
 
-template <int count> __device__ __forceinline__ void clear(float (&x)[count][4]) {
+// Sums of all lanes' tokens.
+__device__ __forceinline__ void add_up(State &state) {
 #pragma unroll
-    for (int n = 0; n < count; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) x[n][e] = 0;
+    for (int x = 1; x < 4; x <<= 1) state.sum0 += __shfl_xor_sync(~0u, state.sum0, x), state.sum1 += __shfl_xor_sync(~0u, state.sum1, x);
 }
 
 __device__ __forceinline__ void scale_output(State &state, float by) {
@@ -266,7 +265,7 @@ __device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const 
 //@ if KEY_BITS % 2 + KEY_BOOST_BITS % 2 > 0 then
         if (!base && extra >= EXTRA && extra < EXTRA_TILES) continue; // no such rows
 //@ end
-        const uint4 a = operand.stored[k * 32 + lane];
+        const uint4 a = load_anew(operand.stored + k * 32 + lane);
 #pragma unroll
         for (int t = 0; t < tiles; t++) {
             u32 x;
@@ -336,7 +335,7 @@ template <int count> __device__ __forceinline__ void raise_limit(State &state, f
 //@ if VALUE_BITS == 16 then
 struct SealedOutput {};
 __device__ __forceinline__ void start_sealed(State &, SealedOutput &, int, int) {}
-__device__ __forceinline__ void finish_sealed(State &, const SealedOutput &, int, int) {}
+__device__ __forceinline__ void finish_sealed(State &state, const SealedOutput &, int, int) { add_up(state); }
 
 // Adds the values of a chunk. Their products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum.
 __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &, int, const Probabilities &p, const u8 *stage, int lane) {
@@ -363,7 +362,7 @@ struct SealedOutput {
     Exponents exponents; // of the page at hand
 //@ end
 };
-__device__ __forceinline__ void start_sealed(State &, SealedOutput &, int, int) {}
+__device__ __forceinline__ void start_sealed(State &state, SealedOutput &, int, int) { add_up(state); }
 __device__ __forceinline__ void finish_sealed(State &, const SealedOutput &, int, int) {}
 
 // Adds the values of a chunk; scales and zeros follow its tiles.
@@ -373,14 +372,9 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
 #pragma unroll
     for (int t0 = 0; t0 < TILES; t0 += SPAN) {
 //@ if VALUE_META8 == 1 then
-        const u8 *scales = tiles + TILES * VALUE_TILE_BYTES + t0 * 32 / VALUE_GROUP * 2 * D, *zeros = scales + D;
-        const Exponents e8 = sealed.exponents;
-        auto scale_at = [&](int channel) { return meta8_value(scales[channel], e8.scale); };
-        auto zero_at = [&](int channel) { return meta8_value(zeros[channel], e8.zero); };
+        const ChannelPairs pairs(tiles, t0, sealed.exponents);
 //@ else
-        const u16 *scales = (const u16 *)(tiles + TILES * VALUE_TILE_BYTES) + t0 * 32 / VALUE_GROUP * 2 * D, *zeros = scales + D;
-        auto scale_at = [&](int channel) { return half_to_float(scales[channel]); };
-        auto zero_at = [&](int channel) { return half_to_float(zeros[channel]); };
+        const ChannelPairs pairs(tiles, t0);
 //@ end
         uint4 w[2 * SPAN];
         float total[1][4];
@@ -392,6 +386,7 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
             w[m] = make_uint4(half2_multiply(from.x, 0x4c004c00u), half2_multiply(from.y, 0x4c004c00u), from.z, from.w); // + 8 meet codes times 16
         }
         const float sum0 = total[0][0], sum1 = total[0][2];
+        state.sum0 += sum0, state.sum1 += sum1;
 #pragma unroll
         for (int plane = 0; plane < VALUE_LAYERS; plane++) {
             const float weight = (float)(1 << (2 * plane)) * 1048576.0f; // codes are subnormal halves, w 16 times p
@@ -414,7 +409,7 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
                         const int channel = channel_of(i0 + n / 2, n % 2 * 8 + 2 * (lane & 3) + e);
-                        const float scale = scale_at(channel) * (n % 2 ? weight * 0.25f : weight), zero = zero_at(channel); // codes times 4
+                        const float scale = pairs.scale(channel) * (n % 2 ? weight * 0.25f : weight), zero = pairs.zero(channel); // codes times 4
                         float(&out)[4] = state.out[2 * i0 + n];
                         out[e] += sum[n][e] * scale, out[2 + e] += sum[n][2 + e] * scale;
                         if (plane == 0) out[e] += zero * sum0, out[2 + e] += zero * sum1;
@@ -425,16 +420,20 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
 }
 //@ else
 // While sealed chunks are worked on, State::out is in units of 2^(exponent + 24 - W_EXPONENT), exponent that of the largest scale so far or
-// LEAST_EXPONENT, odd ones in a quarter of that: what the products give. Zeros are summed apart.
+// LEAST_EXPONENT, odd ones in a quarter of that: what the products give, added up by the tensor cores. They cut off what does not fit an fp32
+// sum, always towards zero, which would show in large sums of codes that sums of zeros nearly cancel. So codes of every other 16 tokens are
+// counted from the largest code downwards: what State::out sums up is then about how far values are from the middle of their range.
+constexpr float LARGEST_CODE = (1 << VALUE_BITS) - 1;
 struct SealedOutput {
-    float zero0[VALUE_GROUPS], zero1[VALUE_GROUPS];
+    float from0[VALUE_GROUPS], from1[VALUE_GROUPS]; // lanes of even c: p . zero; of odd c: p . scale of tokens that are counted downwards
 //@ if VALUE_META8 == 1 then
     Exponents exponents; // of the page at hand
 //@ end
 };
 __device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed, int exponent, int) {
+    add_up(state);
 #pragma unroll
-    for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] = sealed.zero1[v] = 0;
+    for (int v = 0; v < VALUE_GROUPS; v++) sealed.from0[v] = sealed.from1[v] = 0;
     const float f = power_of_two(W_EXPONENT - 24 - exponent);
 #pragma unroll
     for (int n = 0; n < 2 * KD; n++)
@@ -443,15 +442,16 @@ __device__ __forceinline__ void start_sealed(State &state, SealedOutput &sealed,
 }
 
 // Adds the values of a chunk.
-// Their products are summed apart and then added: the tensor cores cut off what does not fit an fp32 sum, always towards zero, and over a
-// long context that would show where codes and zeros nearly cancel.
 __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &sealed, int exponent, const Probabilities &p, const u8 *stage, int lane) {
+    constexpr int COUNT = VALUE_GROUP / 16;
     const u8 *tiles = stage + KEY_TILES + TILES * KEY_TILE_BYTES;
+    const bool odd = lane & 4; // columns of sums: odd ones of ones, 0 and 4 of zeros, 2 and 6 of scales
+    const u32 pick = lane & 8 ? 0x5410 : 0x7632;
+    const float upwards = lane & 1 ? 0 : 1; // whether tokens that are counted upwards count for SealedOutput
     const float unit = power_of_two(W_EXPONENT - exponent);
     const u32 unit0 = pack_half(unit, unit), unit1 = pack_half(unit * 0.0625f, unit * 0.0625f); // tokens 2 c + 8 meet codes times 16
 #pragma unroll
     for (int v = 0; v < VALUE_GROUPS; v++) {
-        uint4 w[2 * TILES];
         float total[2][4];
         clear(total);
 #pragma unroll
@@ -461,71 +461,59 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
                                                  , sealed.exponents
 //@ end
             );
+            uint4 w[2];
 #pragma unroll
             for (int m = 0; m < 2; m++) {
-                const u32 x0 = pairs.at(2 * m, 0), x1 = pairs.at(2 * m + 1, 0), y0 = pairs.at(2 * m, 1), y1 = pairs.at(2 * m + 1, 1);
-                const u32 scale0 = half2_multiply(__byte_perm(x0, y0, 0x5410), unit0), scale1 = half2_multiply(__byte_perm(x1, y1, 0x5410), unit1);
                 const uint4 &from = p[2 * t + m];
-                mma_half(total[m], from.x, from.y, from.z, from.w, __byte_perm(x0, y0, 0x7632), __byte_perm(x1, y1, 0x7632));
-                w[2 * t + m] = make_uint4(half2_multiply(from.x, scale0), half2_multiply(from.y, scale0), half2_multiply(from.z, scale1),
-                                          half2_multiply(from.w, scale1));
+                const u32 x0 = pairs.at(2 * m, 0), x1 = pairs.at(2 * m + 1, 0), y0 = pairs.at(2 * m, 1), y1 = pairs.at(2 * m + 1, 1);
+                const u32 scale0 = half2_multiply(__byte_perm(x0, y0, 0x5410), m ? half2_negate(unit0) : unit0);
+                const u32 scale1 = half2_multiply(__byte_perm(x1, y1, 0x5410), m ? half2_negate(unit1) : unit1);
+                mma_half(total[m], from.x, from.y, from.z, from.w, odd ? HALF_ONES : __byte_perm(x0, y0, pick),
+                         odd ? HALF_ONES : __byte_perm(x1, y1, pick));
+                w[m] = make_uint4(half2_multiply(from.x, scale0), half2_multiply(from.y, scale0), half2_multiply(from.z, scale1),
+                                  half2_multiply(from.w, scale1));
             }
-        }
-        sealed.zero0[v] += total[0][0] + total[1][0], sealed.zero1[v] += total[0][2] + total[1][2];
+            Words<VALUE_WORDS> words(tiles + t * VALUE_TILE_BYTES + VALUE_META_BYTES, lane);
 #pragma unroll
 //@ if VALUE_BITS % 2 == 1 then
-        for (int plane = 0; plane < VALUE_LAYERS; plane++) {
+            for (int plane = 0; plane < VALUE_LAYERS; plane++) {
 //@ else
-        for (int plane = 0; plane < VALUE_PLANES; plane++) {
+            for (int plane = 0; plane < VALUE_PLANES; plane++) {
 //@ end
-            if (plane > 0)
-#pragma unroll
-                for (int n = 0; n < 2 * TILES; n++)
-                    w[n] = make_uint4(half2_multiply(w[n].x, 0x44004400u), half2_multiply(w[n].y, 0x44004400u), // times 4
-                                      half2_multiply(w[n].z, 0x44004400u), half2_multiply(w[n].w, 0x44004400u));
-            constexpr int COUNT = VALUE_GROUP / 16, STEP = COUNT < 4 ? COUNT : 4; // words of a vector
-#pragma unroll
-            for (int i0 = 0; i0 < COUNT; i0 += STEP) {
-                float sum[2 * STEP][4];
-                clear(sum);
-#pragma unroll
-                for (int t = 0; t < TILES; t++) {
-                    Words<VALUE_WORDS> words(tiles + t * VALUE_TILE_BYTES + VALUE_META_BYTES, lane);
-                    u32 x[STEP];
-#pragma unroll
-                    for (int i = 0; i < STEP; i++)
-                        if (i0 + i < COUNT)
-//@ if VALUE_BITS % 2 == 1 then
-                            x[i] = value_word(words, plane, v * COUNT + i0 + i, i == 0);
-//@ else
-                            x[i] = words.get(plane * KD + v * COUNT + i0 + i, i == 0);
-//@ end
+                if (plane > 0)
 #pragma unroll
                     for (int m = 0; m < 2; m++)
+                        w[m] = make_uint4(half2_multiply(w[m].x, 0x44004400u), half2_multiply(w[m].y, 0x44004400u), // times 4
+                                          half2_multiply(w[m].z, 0x44004400u), half2_multiply(w[m].w, 0x44004400u));
 #pragma unroll
-                        for (int i = 0; i < STEP; i++)
-                            if (i0 + i < COUNT) mma_codes(sum, 2 * i, w[2 * t + m], m ? x[i] >> 8 : x[i]);
+                for (int i = 0; i < COUNT; i++) {
+//@ if VALUE_BITS % 2 == 1 then
+                    const u32 x = value_word(words, plane, v * COUNT + i, i == 0), y = ~(x >> 8) & (plane < VALUE_PLANES ? ~0u : 0x55555555u);
+//@ else
+                    const u32 x = words.get(plane * KD + v * COUNT + i, i == 0), y = ~(x >> 8);
+//@ end
+                    mma_codes(state.out, 2 * (v * COUNT + i), w[0], x);
+                    mma_codes(state.out, 2 * (v * COUNT + i), w[1], y);
                 }
-#pragma unroll
-                for (int i = 0; i < STEP; i++)
-                    if (i0 + i < COUNT)
-#pragma unroll
-                        for (int j = 0; j < 2; j++)
-#pragma unroll
-                            for (int e = 0; e < 4; e++) state.out[2 * (v * COUNT + i0 + i) + j][e] += sum[2 * i + j][e];
             }
         }
+        sealed.from0[v] += total[0][0] * upwards + total[1][0], sealed.from1[v] += total[0][2] * upwards + total[1][2];
+        if (v == 0) state.sum0 += total[0][1] + total[1][1], state.sum1 += total[0][3] + total[1][3];
     }
 }
 
-// state.out in true units, zeros added once.
-__device__ __forceinline__ void finish_sealed(State &state, const SealedOutput &sealed, int exponent, int) {
-    const float f = power_of_two(exponent + 24 - W_EXPONENT);
+// state.out in true units.
+__device__ __forceinline__ void finish_sealed(State &state, const SealedOutput &sealed, int exponent, int lane) {
+    const float f = power_of_two(exponent + 24 - W_EXPONENT), times = lane & 1 ? LARGEST_CODE : 1;
 #pragma unroll
-    for (int n = 0; n < 2 * KD; n++)
+    for (int v = 0; v < VALUE_GROUPS; v++) {
+        float from0 = sealed.from0[v] * times, from1 = sealed.from1[v] * times;
+        from0 += __shfl_xor_sync(~0u, from0, 1), from1 += __shfl_xor_sync(~0u, from1, 1);
 #pragma unroll
-        for (int e = 0; e < 4; e++)
-            state.out[n][e] = state.out[n][e] * (n % 2 ? f * 0.25f : f) + (e / 2 ? sealed.zero1 : sealed.zero0)[n / 2 * 16 / VALUE_GROUP];
+        for (int n = v * VALUE_GROUP / 8; n < (v + 1) * VALUE_GROUP / 8; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) state.out[n][e] = state.out[n][e] * (n % 2 ? f * 0.25f : f) + (e / 2 ? from1 : from0);
+    }
 }
 //@ end
 //@ if VALUE_ROTATION > 0 then
@@ -628,57 +616,62 @@ __device__ __forceinline__ void add_exact_values(State &state, const float (&p)[
 
 // ---- chunks and results ----
 
-// A chunk's probabilities; keys_done() once its keys are no longer needed, values_there() before the compiler may mix the last of this with the
-// values' products. `tile`: the chunk's first of its page.
-template <class Done, class There>
+// A chunk's probabilities; keys_done() once its keys are no longer needed. `tile`: the chunk's first of its page.
+template <class Done>
 __device__ __forceinline__ void chunk_probabilities(Probabilities &p, const Query &query, KeyOperand &operand, State &state, SealedOutput &sealed,
-                                                    bool &fresh, const u8 *stage, int tile, int lane, const Done &keys_done, const There &values_there) {
-    float s[4 * TILES][4];
-//@ if KEY_BITS < 16 and KEY_ALONG == 0 then
-    constexpr int SPAN = KEY_GROUP / 32 < TILES ? KEY_GROUP / 32 : TILES; // tiles that share their scales
+                                                    bool &fresh, const u8 *stage, int tile, int lane, const Done &keys_done) {
+//@ if VALUE_BITS == 16 then
+    constexpr int PART = TILES; // tiles worked on at once
 //@ else
-    constexpr int SPAN = TILES;
+    constexpr int PART = TILES < 2 ? TILES : 2; // tiles worked on at once: the logits of all do not leave enough registers
+//@ end
+//@ if KEY_BITS < 16 and KEY_ALONG == 0 then
+    constexpr int SHARING = KEY_GROUP / 32, SPAN = SHARING < PART ? SHARING : PART; // tiles that share their scales
+//@ else
+    constexpr int SPAN = PART;
 //@ end
 #pragma unroll
-    for (int t = 0; t < TILES; t += SPAN) {
+    for (int t = 0; t < TILES; t += PART) {
+        float s[4 * PART][4];
+#pragma unroll
+        for (int i = 0; i < PART; i += SPAN) {
 //@ if KEY_BITS < 16 and KEY_ALONG == 0 then
-        operand.build(query, stage, (tile + t) * 32 / KEY_GROUP, lane);
+            if ((t + i) % SHARING == 0) operand.build(query, stage, (tile + t + i) / SHARING, lane);
 //@ end
-        score_tiles<SPAN, 2>(s, 4 * t, query, operand, state, stage + KEY_TILES + t * KEY_TILE_BYTES, 0, lane);
-    }
-    keys_done();
-    values_there();
-    if (__any_sync(~0u, fresh || above_limit(s))) {
-        float r0, r1;
-        raise_limit(state, s, fresh, r0, r1);
+            score_tiles<SPAN, 2>(s, 4 * i, query, operand, state, stage + KEY_TILES + (t + i) * KEY_TILE_BYTES, 0, lane);
+        }
+        if (t + PART == TILES) keys_done();
+        if (__any_sync(~0u, fresh || above_limit(s))) {
+            float r0, r1;
+            raise_limit(state, s, fresh, r0, r1);
 //@ if VALUE_BITS < 16 and VALUE_ALONG == 0 then
 #pragma unroll
-        for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] *= r0, sealed.zero1[v] *= r1;
+            for (int v = 0; v < VALUE_GROUPS; v++) sealed.from0[v] *= r0, sealed.from1[v] *= r1;
 //@ end
-    }
-    fresh = false;
+            const u32 by0 = pack_half(r0, r0), by1 = pack_half(r1, r1);
 #pragma unroll
-    for (int n = 0; n < 2 * TILES; n++) {
-        float x[8];
+            for (int n = 0; n < 2 * t; n++)
+                p[n] = make_uint4(half2_multiply(p[n].x, by0), half2_multiply(p[n].y, by1), half2_multiply(p[n].z, by0), half2_multiply(p[n].w, by1));
+        }
+        fresh = false;
 #pragma unroll
-        for (int e = 0; e < 8; e++) x[e] = exp2_fast(-s[2 * n + e / 4][e % 4]);
-        state.sum0 += x[0] + x[1] + x[4] + x[5], state.sum1 += x[2] + x[3] + x[6] + x[7];
+        for (int n = 0; n < 2 * PART; n++) {
+            float x[8];
+#pragma unroll
+            for (int e = 0; e < 8; e++) x[e] = exp2_fast(-s[2 * n + e / 4][e % 4]);
 //@ if VALUE_BITS == 16 then
-        p[n] = make_uint4(pack_element(x[0], x[1]), pack_element(x[2], x[3]), pack_element(x[4], x[5]), pack_element(x[6], x[7]));
+            state.sum0 += x[0] + x[1] + x[4] + x[5], state.sum1 += x[2] + x[3] + x[6] + x[7];
+            p[2 * t + n] = make_uint4(pack_element(x[0], x[1]), pack_element(x[2], x[3]), pack_element(x[4], x[5]), pack_element(x[6], x[7]));
 //@ else
-        p[n] = make_uint4(pack_half(x[0], x[1]), pack_half(x[2], x[3]), pack_half(x[4], x[5]), pack_half(x[6], x[7]));
+            p[2 * t + n] = make_uint4(pack_half(x[0], x[1]), pack_half(x[2], x[3]), pack_half(x[4], x[5]), pack_half(x[6], x[7]));
 //@ end
+        }
     }
 }
 
 // The warp's results, [COLUMNS, OUT_STRIDE], and [COLUMNS] maximum and sum.
-__device__ __forceinline__ void store_partial(State &state, float *outs, float2 *stats, int columns, int lane) {
+__device__ __forceinline__ void store_partial(const State &state, float *outs, float2 *stats, int columns, int lane) {
     const int c = lane & 3;
-#pragma unroll
-    for (int x = 1; x < 4; x <<= 1) {
-        state.sum0 += __shfl_xor_sync(~0u, state.sum0, x);
-        state.sum1 += __shfl_xor_sync(~0u, state.sum1, x);
-    }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int head = 8 * h + (lane >> 2);

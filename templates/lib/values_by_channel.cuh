@@ -22,14 +22,9 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
 #pragma unroll
     for (int t0 = 0; t0 < TILES; t0 += SPAN) {
 //@ if VALUE_META8 == 1 then
-        const u8 *scales = tiles + TILES * VALUE_TILE_BYTES + t0 * 32 / VALUE_GROUP * 2 * D, *zeros = scales + D;
-        const Exponents e8 = sealed.exponents;
-        auto scale_at = [&](int channel) { return meta8_value(scales[channel], e8.scale); };
-        auto zero_at = [&](int channel) { return meta8_value(zeros[channel], e8.zero); };
+        const ChannelPairs pairs(tiles, t0, sealed.exponents);
 //@ else
-        const u16 *scales = (const u16 *)(tiles + TILES * VALUE_TILE_BYTES) + t0 * 32 / VALUE_GROUP * 2 * D, *zeros = scales + D;
-        auto scale_at = [&](int channel) { return half_to_float(scales[channel]); };
-        auto zero_at = [&](int channel) { return half_to_float(zeros[channel]); };
+        const ChannelPairs pairs(tiles, t0);
 //@ end
         float sum0 = 0, sum1 = 0; // of probabilities, then over the lanes of a column
         u32 b[4 * SPAN];
@@ -76,8 +71,8 @@ __device__ __forceinline__ void add_sealed_values(State &state, SealedOutput &se
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const int channel = channel_of(i0 + i, g), channel8 = channel_of(i0 + i, g + 8);
-                    const float scale = scale_at(channel) * weight, scale8 = scale_at(channel8) * (weight * 0.25f);
-                    const float zero = zero_at(channel), zero8 = zero_at(channel8);
+                    const float scale = pairs.scale(channel) * weight, scale8 = pairs.scale(channel8) * (weight * 0.25f);
+                    const float zero = pairs.zero(channel), zero8 = pairs.zero(channel8);
                     float(&out)[4] = state.out[i0 + i];
                     out[0] += sum[i][0] * scale, out[1] += sum[i][1] * scale;
                     out[2] += sum[i][2] * scale8, out[3] += sum[i][3] * scale8; // codes times 4

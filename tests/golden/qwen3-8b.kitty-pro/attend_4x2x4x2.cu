@@ -244,6 +244,12 @@ __device__ __forceinline__ int count_in(int *p) {
     asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(p) : "memory");
     return before;
 }
+// From shared memory, whatever was read there before: what is read once and kept takes registers.
+__device__ __forceinline__ uint4 load_anew(const uint4 *p) {
+    uint4 w;
+    asm volatile("ld.volatile.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "r"(shared_address(p)) : "memory");
+    return w;
+}
 // From the L2 cache.
 __device__ __forceinline__ int load_through(const int *p) {
     int x;
@@ -559,6 +565,13 @@ __device__ __forceinline__ void gather_boosted(u32 (&q)[EIGHTS], u32 &scale, u32
     scale = two[0] | two[1] << 16, weight = pack_half(times[0], times[1]);
 }
 
+template <int count> __device__ __forceinline__ void clear(float (&x)[count][4]) {
+#pragma unroll
+    for (int n = 0; n < count; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) x[n][e] = 0;
+}
+
 // Attention of up to 8 query heads, which are the columns of every product: tokens (of q k^T) and then channels (of the output) are its rows.
 // Sealed keys meet q' = q * scale as two signed bytes (m16n8k32). Where a pass has at most 4 heads (PAIR), columns 4..7 carry the low bytes
 // of columns 0..3 in q k^T, and other tokens of the same heads in the output, so that no column is idle; otherwise high and low bytes are apart.
@@ -582,13 +595,6 @@ struct State {
 
 // The lanes of columns 4..7, where those repeat the heads of columns 0..3.
 __device__ __forceinline__ bool second_lane(int lane) { return PAIR && (lane & 2); }
-
-template <int count> __device__ __forceinline__ void clear(float (&x)[count][4]) {
-#pragma unroll
-    for (int i = 0; i < count; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) x[i][e] = 0;
-}
 
 __device__ __forceinline__ void scale_output(State &state, float by) {
 #pragma unroll
@@ -1114,11 +1120,10 @@ __device__ __forceinline__ void add_exact_values(State &state, const float (&p)[
 
 // ---- chunks and results ----
 
-// A chunk's probabilities; keys_done() once its keys are no longer needed, values_there() before its values are. `tile`: the chunk's first of
-// its page.
-template <class Done, class There>
+// A chunk's probabilities; keys_done() once its keys are no longer needed. `tile`: the chunk's first of its page.
+template <class Done>
 __device__ __forceinline__ void chunk_probabilities(Probabilities &p, const Query &query, KeyOperand &operand, State &state, SealedOutput &sealed,
-                                                    bool &fresh, const u8 *stage, int tile, int lane, const Done &keys_done, const There &values_there) {
+                                                    bool &fresh, const u8 *stage, int tile, int lane, const Done &keys_done) {
 #pragma unroll
     for (int t = 0; t < TILES; t++) {
         if (t == 0 || t * 32 % KEY_GROUP == 0) operand.build(query, stage, (tile + t) * 32 / KEY_GROUP, lane);
@@ -1130,7 +1135,6 @@ __device__ __forceinline__ void chunk_probabilities(Probabilities &p, const Quer
 #pragma unroll
         for (int v = 0; v < VALUE_GROUPS; v++) sealed.zero0[v] *= r0, sealed.zero1[v] *= r1;
     fresh = false;
-    values_there();
 }
 
 // The warp's results, [COLUMNS, OUT_STRIDE], and [COLUMNS] maximum and sum: over all lanes' tokens; columns 4..7 onto columns 0..3 where they
@@ -1489,8 +1493,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) kitty_attend_4x
             copy_commit();
         };
         Probabilities chunk;
-        chunk_probabilities(chunk, query, operand, state, sealed, fresh, stage, tile, lane, keys_done,
-                            [&] { copy_wait<2 * STAGES - 1>(barriers + 2 * at + 1, parity); });
+        chunk_probabilities(chunk, query, operand, state, sealed, fresh, stage, tile, lane, keys_done);
+        copy_wait<2 * STAGES - 1>(barriers + 2 * at + 1, parity);
         add_sealed_values(state, sealed, exponent, chunk, stage, lane);
         __syncwarp(); // every lane is done with the values
         if (next < items) copy_values(stage, next_block, next_tile, barriers + 2 * at, lane);

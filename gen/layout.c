@@ -156,11 +156,11 @@ bool kg_attend_fit(const kt_format *f, int warps, int stages, int tiles, int blo
     // padded by four), maximum and sum.
     const int64_t partial = (int64_t)warps * c->columns * (f->head_dim + 6) * 4;
     // Up to 4 columns in natural order only; more, in eights, as an operand too; of two eights also each warp's q' in
-    // halves, 32 rows of keys at a time.
+    // halves, 32 rows of keys at a time, where there are several planes for it.
     const int eights = (c->columns + 7) / 8, more = f->key_boost_bits - f->key_bits;
     const int steps = f->head_dim / 32 + (words(f->key_boosted, more / 2 * 2) + 1) / 2 + words(f->key_boosted, more % 2);
     const int query = (c->columns <= 4 ? round_up(f->head_dim * c->columns * 2, 128) : eights * f->head_dim * 32) +
-                      (eights > 1 && f->key_bits != 16 && !f->key_along ? warps * eights * steps * 512 : 0);
+                      (eights > 1 && f->key_bits > 2 && f->key_bits != 16 && !f->key_along ? warps * eights * steps * 512 : 0);
     const int64_t buffers = warps * stages * stage, most = buffers > partial ? buffers : partial;
     if (most > limit)
         return false;

@@ -302,6 +302,7 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
     const int64_t key_tile_metas = codes && f->key_along ? f->head_dim / f->key_group * TILE * pair : 0;
     const int64_t key_words = codes ? plane_words(f->head_dim, f->key_bits) + plane_words(f->key_boosted, f->key_boost_bits - f->key_bits) : 0;
     const int64_t value_tile_metas = value_codes && !f->value_along ? f->head_dim / f->value_group * TILE * value_pair : 0;
+    const int64_t value_metas = value_codes && f->value_along ? f->page / f->value_group * f->head_dim * value_pair : 0;
     const int64_t value_words = value_codes ? plane_words(f->head_dim, f->value_bits) : 0;
     const struct { const char *field; int64_t value, low, high; } bounds[] = {
         {"key_boosted", f->key_boosted, 0, f->head_dim},
@@ -315,7 +316,7 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
         {"value_tiles", f->value_tiles, f->key_tiles + tiles * f->key_tile_bytes, f->block_bytes},
         {"value_meta_bytes", f->value_meta_bytes, value_tile_metas, f->value_tile_bytes},
         {"value_tile_bytes", f->value_tile_bytes, value_codes ? f->value_meta_bytes + value_words * 128 : TILE * token, BYTES_LIMIT},
-        {"value_meta", f->value_meta, f->value_along ? f->value_tiles + tiles * f->value_tile_bytes : 0, f->block_bytes},
+        {"value_meta", f->value_meta, f->value_along ? f->value_tiles + tiles * f->value_tile_bytes : 0, f->block_bytes - value_metas},
         {"block_bytes", f->block_bytes, f->value_tiles + tiles * f->value_tile_bytes, BYTES_LIMIT},
         {"slab_sink_value", f->slab_sink_value, f->sink * token, BYTES_LIMIT},
         {"slab_key", f->slab_key, f->slab_sink_value + f->sink * token, BYTES_LIMIT},
@@ -331,8 +332,6 @@ static void read_format(reader *r, const cJSON *object, kt_format *f)
                    (long long)bounds[i].low, (long long)bounds[i].high);
     if ((f->key_rotation == 1 || f->value_rotation == 1) && f->head_dim & (f->head_dim - 1))
         refuse(r, f->key_rotation == 1 ? "key_rotation" : "value_rotation", "1, Hadamard, with head_dim %d, which is no power of two", f->head_dim);
-    if (f->value_along && f->value_bits < 16 && f->value_meta + f->page / f->value_group * f->head_dim * (f->value_meta8 ? 2 : 4) > f->block_bytes)
-        refuse(r, "value_meta", "%d leaves no room for the scales in a block of %d", f->value_meta, f->block_bytes);
     if (f->block_bytes % 16 || f->slab_bytes % 16)
         refuse(r, f->block_bytes % 16 ? "block_bytes" : "slab_bytes", "%d is not a multiple of 16",
                f->block_bytes % 16 ? f->block_bytes : f->slab_bytes);

@@ -5,6 +5,7 @@
 //@ local value_halves = VALUE_BITS < 16 and VALUE_BITS % 2 == 1
 //@ local passes = -(-GROUP_HEADS // (HEAD_DIM <= 128 and 16 or 8)) -- as kg_attend_passes has them
 //@ local rows = -(-GROUP_HEADS // passes) > 8 -- heads are rows of the products, else columns
+//@ local key_again = rows and key_by_channel and KEY_BITS > 2 -- q' meets several planes
 //@ include "lib/kernel.cuh"
 // Attention of a step's queries over sinks, pages and residual: out = softmax(scale q k^T) v.
 //
@@ -77,9 +78,8 @@ constexpr int EXTRA_WEIGHT = 1;
 //@ else
 constexpr int EXTRA_WEIGHT = 4; // of codes of further planes beside those of all channels: what their q' need not carry
 //@ end
-//@ if rows and key_by_channel then
-constexpr int KEY_STEPS = KD + BOOST_TILES;   // of 16 rows of q'
-constexpr int SCALED_BYTES = KEY_STEPS * 512; // q' of a warp: no registers could hold it
+//@ if key_again then
+constexpr int SCALED_BYTES = (KD + BOOST_TILES) * 512; // q' of a warp, by 16 rows: no registers could hold it
 //@ else
 constexpr int SCALED_BYTES = 0;
 //@ end
@@ -511,7 +511,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
     KeyOperand operand;
 //@ if key_by_token then
     operand.build(query, lane);
-//@ elseif rows and key_by_channel then
+//@ elseif key_again then
     operand.stored = (uint4 *)(shared_memory() + D * EIGHTS * 32 + warp * SCALED_BYTES);
 //@ end
     clear(state.out);
@@ -529,13 +529,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) $entry(const __
         if (half) {
             const int group = (item - sink_units) % (PAGE / 16);
             const u8 *block = block_of(full_pages + (item - sink_units) / (PAGE / 16));
-//@ if key_by_channel then
-            operand.build(query, block, group * 16 / KEY_GROUP, lane);
-//@ end
 //@ if key_by_token and KEY_META8 == 1 then
             operand.exponents = exponents_of(block, true);
 //@ end
+//@ if rows then
+            score_group(s, query, operand, state, block, group, lane);
+//@ else
+//@ if key_by_channel then
+            operand.build(query, block, group * 16 / KEY_GROUP, lane);
+//@ end
             score_group(s, query, operand, state, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
+//@ end
         } else {
             if constexpr (EIGHTS > 1 && KEY_BITS != 16) // again: no registers could keep them
 #pragma unroll

@@ -73,10 +73,10 @@ __device__ __forceinline__ TokenPairs token_pairs(const u8 *tile, int v, int lan
 struct KeyOperand {};
 
 // How far logits are below the limit, of 16 (`groups` 1) or 32 tokens each of `tiles` sealed tiles from `tile` on: s[at + 2 groups t +
-// 2 (m - m0) + j] of tokens 16 m + 8 j + 2 c of the t-th and the next.
+// 2 (m - m0) + j] of tokens 16 m + 8 j + 2 c of the t-th and the next. `block`: their page, or the part of it that is held.
 template <int tiles, int groups, int count>
-__device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const Query &query, const KeyOperand &, const State &state, const u8 *tile,
-                                            int m0, int lane) {
+__device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const Query &query, const KeyOperand &, const State &state, const u8 *, int,
+                                            const u8 *tile, int m0, int lane) {
 #pragma unroll
     for (int n = 0; n < 2 * groups * tiles; n++)
 #pragma unroll
@@ -122,7 +122,7 @@ struct KeyOperand {
 // How far logits are below the limit, as of other keys.
 template <int tiles, int groups, int count>
 __device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const Query &query, const KeyOperand &operand, const State &state,
-                                            const u8 *tile, int m0, int lane) {
+                                            const u8 *, int, const u8 *tile, int m0, int lane) {
     constexpr int FULL = KEY_PLANES * KD; // words of 2-bit planes
 #pragma unroll
     for (int t = 0; t < tiles; t++) {
@@ -171,13 +171,16 @@ __device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const 
 //@ else
 // q' = q * scale for one group of a sealed key page, as the A operand, and the zeros' share of the logits, of heads g and g + 8.
 struct KeyOperand {
-    uint4 *stored;          // the warp's [KEY_STEPS, 32 lanes], shared: halves of 16 rows of the page
+//@ if KEY_BITS > 2 then
+    uint4 *stored;          // the warp's [steps of 16 rows, 32 lanes], shared; each lane's own
+//@ end
     float factor0, factor1; // of the products with codes, to logits in units of log2
     float zero0, zero1;     // q . zero in units of log2, and what rounding q' left over
 
-    // Rows 2 c + 8 and the next of 16 meet codes times 16. What rounding leaves over, the exact sum less that of q', counts for codes in
-    // the middle of theirs, and goes to the zeros' share: so only how far codes are from there meets it.
-    __device__ __forceinline__ void build(const Query &query, const u8 *block, int group, int lane) {
+    // use(step, a) has each step of 16 rows as it is made. Rows 2 c + 8 and the next of 16 meet codes times 16. What rounding leaves over, the
+    // exact sum less that of q', counts for codes in the middle of theirs, and goes to the zeros' share: so only how far codes are from there
+    // meets it.
+    template <class Use> __device__ __forceinline__ void build(const Query &query, const u8 *block, int group, int lane, const Use &use) {
 //@ if KEY_META8 == 1 then
         const u16 *scales = (const u16 *)(block + KEY_META) + group * D; // bytes
 //@ else
@@ -194,7 +197,7 @@ struct KeyOperand {
         auto store = [&](int step, float(&rest)[4], const uint4 &q, u32 scale, u32 scale8) {
             const uint4 y = make_uint4(half2_multiply(q.x, scale), half2_multiply(q.y, scale), half2_multiply(q.z, scale8), half2_multiply(q.w, scale8));
             mma_half(rest, y.x, y.y, y.z, y.w, minus_ones, minus_sixteens);
-            stored[step * 32 + lane] = y;
+            use(step, y);
         };
 #pragma unroll
         for (int k = 0; k < D / 32; k++) {
@@ -229,15 +232,13 @@ struct KeyOperand {
         auto rest = [&](int e) { return ((sum[0][e + 1] + sum[1][e + 1]) * unit + left[0][e]) * middle + left[1][e] * 1.5f + left[2][e] * 0.5f; };
         zero0 = (sum[0][0] + sum[1][0] + rest(0) * back) * query.back[0], zero1 = (sum[0][2] + sum[1][2] + rest(2) * back) * query.back[1];
         factor0 = query.back[0] * back * 16777216.0f, factor1 = query.back[1] * back * 16777216.0f; // codes are subnormal halves
-        __syncwarp();
     }
 };
 
-// How far logits are below the limit, of 16 (`groups` 1) or 32 tokens each of `tiles` sealed tiles from `tile` on: s[at + 2 groups t +
-// 2 (m - m0) + j] of tokens 16 m + 8 j + 2 c of the t-th and the next.
+// How far logits are below the limit, as of other keys; q' of the tokens' `group`, which is made first.
 template <int tiles, int groups, int count>
-__device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const Query &, const KeyOperand &operand, const State &state, const u8 *tile,
-                                            int m0, int lane) {
+__device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const Query &query, KeyOperand &operand, const State &state,
+                                            const u8 *block, int group, const u8 *tile, int m0, int lane) {
 #pragma unroll
     for (int n = 0; n < 2 * groups * tiles; n++)
 #pragma unroll
@@ -253,19 +254,12 @@ __device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const 
     Words<KEY_WORDS> words[tiles];
 #pragma unroll
     for (int t = 0; t < tiles; t++) words[t] = Words<KEY_WORDS>(tile + t * KEY_TILE_BYTES, lane);
-#pragma unroll
-    for (int i = 0; i < BASE + BOOST_TILES; i++) {
+    auto score_step = [&](int i, const uint4 &a) {
         const bool base = i < BASE;
-        const int k = base ? i % KD : KD + i - BASE, extra = i - BASE; // of q'
-        if (base && i >= KD && i % KD == 0)
-#pragma unroll
-            for (int n = 0; n < 2 * groups * tiles; n++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) s[at + n][e] *= 4;
+        const int extra = i - BASE;
 //@ if KEY_BITS % 2 + KEY_BOOST_BITS % 2 > 0 then
-        if (!base && extra >= EXTRA && extra < EXTRA_TILES) continue; // no such rows
+        if (!base && extra >= EXTRA && extra < EXTRA_TILES) return; // no such rows
 //@ end
-        const uint4 a = load_anew(operand.stored + k * 32 + lane);
 #pragma unroll
         for (int t = 0; t < tiles; t++) {
             u32 x;
@@ -276,7 +270,21 @@ __device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const 
 #pragma unroll
             for (int m = 0; m < groups; m++) mma_codes(s, at + 2 * groups * t + 2 * m, a, m0 + m ? x >> 8 : x);
         }
+    };
+//@ if KEY_BITS > 2 then
+    operand.build(query, block, group, lane, [&](int step, const uint4 &a) { operand.stored[step * 32 + lane] = a; });
+#pragma unroll
+    for (int i = 0; i < BASE + BOOST_TILES; i++) {
+        if (i < BASE && i >= KD && i % KD == 0)
+#pragma unroll
+            for (int n = 0; n < 2 * groups * tiles; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) s[at + n][e] *= 4;
+        score_step(i, operand.stored[(i < BASE ? i % KD : KD + i - BASE) * 32 + lane]);
     }
+//@ else
+    operand.build(query, block, group, lane, score_step); // one plane of all channels: each step of q' is used once, as it is made
+//@ end
     const float base0 = state.max0 - operand.zero0, base1 = state.max1 - operand.zero1;
 #pragma unroll
     for (int n = 0; n < 2 * groups * tiles; n++) {
@@ -289,9 +297,10 @@ __device__ __forceinline__ void score_tiles(float (&s)[count][4], int at, const 
 
 //@ end
 
-__device__ __forceinline__ void score_group(float (&s)[2][4], const Query &query, const KeyOperand &operand, const State &state, const u8 *tile,
-                                            int m, int lane) {
-    score_tiles<1, 1>(s, 0, query, operand, state, tile, m, lane);
+// Of the page's `group` of 16 tokens.
+__device__ __forceinline__ void score_group(float (&s)[2][4], const Query &query, KeyOperand &operand, const State &state, const u8 *block, int group,
+                                            int lane) {
+    score_tiles<1, 1>(s, 0, query, operand, state, block, group * 16 / KEY_GROUP, block + KEY_TILES + group / 2 * KEY_TILE_BYTES, group % 2, lane);
 }
 
 // ---- softmax ----
@@ -620,52 +629,36 @@ __device__ __forceinline__ void add_exact_values(State &state, const float (&p)[
 template <class Done>
 __device__ __forceinline__ void chunk_probabilities(Probabilities &p, const Query &query, KeyOperand &operand, State &state, SealedOutput &sealed,
                                                     bool &fresh, const u8 *stage, int tile, int lane, const Done &keys_done) {
-//@ if VALUE_BITS == 16 then
-    constexpr int PART = TILES; // tiles worked on at once
-//@ else
-    constexpr int PART = TILES < 2 ? TILES : 2; // tiles worked on at once: the logits of all do not leave enough registers
-//@ end
+    float s[4 * TILES][4];
 //@ if KEY_BITS < 16 and KEY_ALONG == 0 then
-    constexpr int SHARING = KEY_GROUP / 32, SPAN = SHARING < PART ? SHARING : PART; // tiles that share their scales
+    constexpr int SPAN = KEY_GROUP / 32 < TILES ? KEY_GROUP / 32 : TILES; // tiles that share their scales
 //@ else
-    constexpr int SPAN = PART;
+    constexpr int SPAN = TILES;
 //@ end
 #pragma unroll
-    for (int t = 0; t < TILES; t += PART) {
-        float s[4 * PART][4];
-#pragma unroll
-        for (int i = 0; i < PART; i += SPAN) {
-//@ if KEY_BITS < 16 and KEY_ALONG == 0 then
-            if ((t + i) % SHARING == 0) operand.build(query, stage, (tile + t + i) / SHARING, lane);
-//@ end
-            score_tiles<SPAN, 2>(s, 4 * i, query, operand, state, stage + KEY_TILES + (t + i) * KEY_TILE_BYTES, 0, lane);
-        }
-        if (t + PART == TILES) keys_done();
-        if (__any_sync(~0u, fresh || above_limit(s))) {
-            float r0, r1;
-            raise_limit(state, s, fresh, r0, r1);
+    for (int t = 0; t < TILES; t += SPAN)
+        score_tiles<SPAN, 2>(s, 4 * t, query, operand, state, stage, (tile + t) * 32 / KEY_GROUP, stage + KEY_TILES + t * KEY_TILE_BYTES, 0, lane);
+    keys_done();
+    if (__any_sync(~0u, fresh || above_limit(s))) {
+        float r0, r1;
+        raise_limit(state, s, fresh, r0, r1);
 //@ if VALUE_BITS < 16 and VALUE_ALONG == 0 then
 #pragma unroll
-            for (int v = 0; v < VALUE_GROUPS; v++) sealed.from0[v] *= r0, sealed.from1[v] *= r1;
+        for (int v = 0; v < VALUE_GROUPS; v++) sealed.from0[v] *= r0, sealed.from1[v] *= r1;
 //@ end
-            const u32 by0 = pack_half(r0, r0), by1 = pack_half(r1, r1);
+    }
+    fresh = false;
 #pragma unroll
-            for (int n = 0; n < 2 * t; n++)
-                p[n] = make_uint4(half2_multiply(p[n].x, by0), half2_multiply(p[n].y, by1), half2_multiply(p[n].z, by0), half2_multiply(p[n].w, by1));
-        }
-        fresh = false;
+    for (int n = 0; n < 2 * TILES; n++) {
+        float x[8];
 #pragma unroll
-        for (int n = 0; n < 2 * PART; n++) {
-            float x[8];
-#pragma unroll
-            for (int e = 0; e < 8; e++) x[e] = exp2_fast(-s[2 * n + e / 4][e % 4]);
+        for (int e = 0; e < 8; e++) x[e] = exp2_fast(-s[2 * n + e / 4][e % 4]);
 //@ if VALUE_BITS == 16 then
-            state.sum0 += x[0] + x[1] + x[4] + x[5], state.sum1 += x[2] + x[3] + x[6] + x[7];
-            p[2 * t + n] = make_uint4(pack_element(x[0], x[1]), pack_element(x[2], x[3]), pack_element(x[4], x[5]), pack_element(x[6], x[7]));
+        state.sum0 += x[0] + x[1] + x[4] + x[5], state.sum1 += x[2] + x[3] + x[6] + x[7];
+        p[n] = make_uint4(pack_element(x[0], x[1]), pack_element(x[2], x[3]), pack_element(x[4], x[5]), pack_element(x[6], x[7]));
 //@ else
-            p[2 * t + n] = make_uint4(pack_half(x[0], x[1]), pack_half(x[2], x[3]), pack_half(x[4], x[5]), pack_half(x[6], x[7]));
+        p[n] = make_uint4(pack_half(x[0], x[1]), pack_half(x[2], x[3]), pack_half(x[4], x[5]), pack_half(x[6], x[7]));
 //@ end
-        }
     }
 }
 

@@ -247,7 +247,6 @@ __forceinline__ u32 bfloat2_min(u32 a, u32 b) { return emulate_choose(a, b, fals
 __forceinline__ u32 bfloat2_max(u32 a, u32 b) { return emulate_choose(a, b, true, 0x7f80); }
 __forceinline__ u32 half2_reaches(u32 a, u32 b) { return emulate_reaches(a, b, 0x7c00); }
 __forceinline__ u32 bfloat2_reaches(u32 a, u32 b) { return emulate_reaches(a, b, 0x7f80); }
-__forceinline__ uint4 load_anew(const uint4 *p) { return *p; }
 __forceinline__ int load_through(const int *p) { return *p; }
 __forceinline__ uint4 load_through(const uint4 *p) { return *p; }
 __forceinline__ void prefetch_line(const void *) {}

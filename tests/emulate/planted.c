@@ -20,7 +20,7 @@ typedef struct {
 } planted;
 
 static const char pair[] = "d64-g1-kitty", wide[] = "d128-g7-range"; // a head's low parts beside it; apart
-static const char rows[] = "d64-g9-groups";                          // heads as rows
+static const char rows[] = "d64-g9-groups", several[] = "d64-g11-odd"; // heads as rows; with a q' for several planes
 
 static const planted all[] = {
     {"a dropped barrier", {"wait", "race"}, pair, {KT__ATTEND, "    __syncthreads(); // the stages are free\n", ""}},
@@ -54,7 +54,7 @@ static const planted all[] = {
      {KT__ATTEND, "word & 0x00030003u, word & 0x00300030u", "word & 0x00300030u, word & 0x00030003u"}},
     {"codes counted upwards", {"differs"}, rows, {KT__ATTEND, "y = ~(x >> 8)", "y = x >> 8"}},
     {"a sum left out", {"differs"}, rows, {KT__ATTEND, "total[0][0] * upwards", "total[0][0]"}},
-    {"an uninitialised tile", {"uninitialised"}, rows, {KT__ATTEND, "            stored[step * 32 + lane] = y;\n", ""}},
+    {"an uninitialised tile", {"uninitialised"}, several, {KT__ATTEND, "operand.stored[step * 32 + lane] = a;", ""}},
     {"a race in the merge", {"race"}, pair, {KT__ATTEND, "count_in(arrivals)", "atomicAdd(arrivals, 1)"}},
     {"a race in the merge", {"race"}, wide, {KT__ATTEND, "    __syncthreads();\n    int *last", "    int *last"}},
 };

@@ -244,12 +244,6 @@ __device__ __forceinline__ int count_in(int *p) {
     asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(p) : "memory");
     return before;
 }
-// From shared memory, whatever was read there before: what is read once and kept takes registers.
-__device__ __forceinline__ uint4 load_anew(const uint4 *p) {
-    uint4 w;
-    asm volatile("ld.volatile.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "r"(shared_address(p)) : "memory");
-    return w;
-}
 // From the L2 cache.
 __device__ __forceinline__ int load_through(const int *p) {
     int x;

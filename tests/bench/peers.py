@@ -147,26 +147,14 @@ def relative(value, reference):
     return error if math.isfinite(error) else math.inf
 
 
-def bandwidth():
-    """Bytes a second of the card: a sum of 4 GB (read), and a copy of 4 GB (read and written), the best of several."""
-    source = torch.ones(1 << 30, dtype=torch.float32, device="cuda")
-    target = torch.empty_like(source)
-    size = source.numel() * 4
-
-    def best(body, moved):
-        times = []
-        for _ in range(12):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            body()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(start.elapsed_time(end) / 1000)
-        return moved / min(times)
-
-    reads = max(best(lambda: torch.sum(source), size), best(lambda: torch.amax(source), size))
-    copies = best(lambda: target.copy_(source), 2 * size)
-    return reads, copies
+def bandwidth(build):
+    """Bytes a second of the card, read and copied, as kittygen bench measures them."""
+    command = [os.path.join(build, "kittygen"), "bench", "qwen3_8b/kitty_pro", "--ops", "attend", "--shapes", "1x4096", "--json"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        sys.exit(f"peers.py: {' '.join(command)}: exit code {result.returncode}")
+    row = json.loads(result.stdout)[0]
+    return row["read"], row["copy"]
 
 
 def layers_for(layer_bytes, l2):
@@ -408,8 +396,7 @@ def main():
     torch.manual_seed(0)
     device = torch.cuda.get_device_properties(0)
     stream = torch.cuda.Stream()
-    reads, copies = bandwidth()
-    torch.cuda.empty_cache()
+    reads, copies = bandwidth(build)
     fastest = max(reads, copies)
     print(f"{device.name}, {device.multi_processor_count} multiprocessors, {device.L2_cache_size / 1e6:.0f} MB of L2, "
           f"PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}; read {reads / 1e12:.2f} TB/s, "

@@ -194,7 +194,7 @@ struct KeyOperand {
         const u32 units = pack_half(unit, unit);
         float sum[2][4], left[3][4]; // q . zero and q . scale, by columns; rest of all channels, of further planes of 2 bits and of 1 bit
         clear(sum), clear(left);
-        auto store = [&](int step, float(&rest)[4], const uint4 &q, u32 scale, u32 scale8) {
+        auto make = [&](int step, float(&rest)[4], const uint4 &q, u32 scale, u32 scale8) {
             const uint4 y = make_uint4(half2_multiply(q.x, scale), half2_multiply(q.y, scale), half2_multiply(q.z, scale8), half2_multiply(q.w, scale8));
             mma_half(rest, y.x, y.y, y.z, y.w, minus_ones, minus_sixteens);
             use(step, y);
@@ -212,8 +212,8 @@ struct KeyOperand {
             mma_half(sum[0], q.x, q.y, q.z, q.w, z.x, z.y);
             mma_half(sum[1], next.x, next.y, next.z, next.w, z.z, z.w);
             const u32 eights = half2_multiply(units, SIXTEENTHS);
-            store(2 * k, left[0], q, half2_multiply(m.x, units), half2_multiply(m.y, eights));
-            store(2 * k + 1, left[0], next, half2_multiply(m.z, units), half2_multiply(m.w, eights));
+            make(2 * k, left[0], q, half2_multiply(m.x, units), half2_multiply(m.y, eights));
+            make(2 * k + 1, left[0], next, half2_multiply(m.z, units), half2_multiply(m.w, eights));
         }
 #pragma unroll
         for (int k = 0; k < BOOST_TILES; k++) {
@@ -227,7 +227,7 @@ struct KeyOperand {
             float(&rest)[4] = left[k >= EXTRA_TILES ? 2 : KEY_BITS == 2 ? 0 : 1];
             const uint4 both = make_uint4(q[0][0], q[0][1], q[1][0], q[1][1]);
             mma_half(rest, both.x, both.y, both.z, both.w, scale[0], scale[1]);
-            store(KD + k, rest, both, scale[0], half2_multiply(scale[1], SIXTEENTHS));
+            make(KD + k, rest, both, scale[0], half2_multiply(scale[1], SIXTEENTHS));
         }
         auto rest = [&](int e) { return ((sum[0][e + 1] + sum[1][e + 1]) * unit + left[0][e]) * middle + left[1][e] * 1.5f + left[2][e] * 0.5f; };
         zero0 = (sum[0][0] + sum[1][0] + rest(0) * back) * query.back[0], zero1 = (sum[0][2] + sum[1][2] + rest(2) * back) * query.back[1];
